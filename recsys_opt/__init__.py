@@ -1,0 +1,31 @@
+"""recsys_opt: fit a recommendation model's embedding tables into the memory and latency you have."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recsys_opt.embeddings.tt import TTEmbeddingBag as TTEmbeddingBag
+    from recsys_opt.models.dlrm import DLRM as DLRM
+    from recsys_opt.tables import TableConfig as TableConfig
+
+__version__ = "0.1.0"
+__all__ = ["DLRM", "TTEmbeddingBag", "TableConfig", "__version__"]
+
+# Public names load on first use: `recsys-opt --help` and `recsys-opt doctor` must not need torch.
+_HOMES = {
+    "DLRM": "recsys_opt.models.dlrm",
+    "TTEmbeddingBag": "recsys_opt.embeddings.tt",
+    "TableConfig": "recsys_opt.tables",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'recsys_opt' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,16 @@
+"""`recsys-opt bench`: the benchmarks, one module each."""
+
+from __future__ import annotations
+
+import argparse
+
+from recsys_opt.cli.subverbs import add_subverbs
+
+EXAMPLE = "recsys-opt bench train --batch-size 2048"
+
+SUBVERBS: dict[str, tuple[str, str]] = {}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the benchmarks."""
+    add_subverbs(parser, SUBVERBS)

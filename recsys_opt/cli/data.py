@@ -1,0 +1,16 @@
+"""`recsys-opt data`: prepare, synth and their companions, one module each."""
+
+from __future__ import annotations
+
+import argparse
+
+from recsys_opt.cli.subverbs import add_subverbs
+
+EXAMPLE = "recsys-opt data prepare train.txt --out kaggle/"
+
+SUBVERBS: dict[str, tuple[str, str]] = {}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the sub-verbs."""
+    add_subverbs(parser, SUBVERBS)

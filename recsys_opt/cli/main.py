@@ -1,0 +1,103 @@
+"""The `recsys-opt` command: finds the verb's module, runs it, prints its outcome, maps errors to exit codes.
+
+Exit codes: 0 done, 1 a fault, 2 bad arguments or input, 3 infeasible. Results go to stdout (`--json` for a
+machine), progress and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from typing import Any
+
+import recsys_opt
+from recsys_opt.cli.outcome import Outcome
+from recsys_opt.errors import InfeasibleError, InputError, RecsysOptError
+
+# verb: (module, one line of help). A module is imported only when its verb is asked for. A verb with
+# sub-verbs has a table of its own.
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("recsys_opt.cli.demo", "generate data, train dense and tensor-train tables, compare, report"),
+    "doctor": ("recsys_opt.cli.doctor", "print what is installed, what works, and what to do about the rest"),
+    "data": ("recsys_opt.cli.data", "prepare Criteo data, or generate data like it"),
+    "train": ("recsys_opt.cli.train", "train and evaluate a DLRM"),
+    "bench": ("recsys_opt.cli.bench", "measure speed, side by side with the alternatives"),
+}
+
+
+def build_parser(verb: str | None) -> argparse.ArgumentParser:
+    """The whole parser; only `verb`'s own arguments are filled in."""
+    parser = argparse.ArgumentParser(prog="recsys-opt", description=recsys_opt.__doc__)
+    parser.add_argument("--version", action="version", version=f"recsys-opt {recsys_opt.__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, (module_name, summary) in VERBS.items():
+        if name != verb:
+            verbs.add_parser(name, help=summary, add_help=False)
+            continue
+        module = importlib.import_module(module_name)
+        sub = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=f"example:\n  {module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        if "handler" not in sub._defaults:
+            sub.set_defaults(handler=getattr(module, "run", None))
+        add_json_flag(sub)
+    return parser
+
+
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--json` to a verb's parser and to those of its sub-verbs."""
+    subverbs = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not subverbs:
+        parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    for action in subverbs:
+        for sub in action.choices.values():
+            add_json_flag(sub)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command line; returns its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    verb = next((a for a in arguments if a in VERBS), None)
+    try:
+        args = build_parser(verb).parse_args(arguments)
+        outcome: Outcome = args.handler(args)
+        emit(outcome, as_json=args.json)
+        return outcome.exit_code
+    except InputError as error:
+        return fail(error, 2)
+    except InfeasibleError as error:
+        return fail(error, 3)
+    except RecsysOptError as error:
+        return fail(error, 1)
+    except KeyboardInterrupt:
+        return fail("interrupted; run the same command again to go on", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return fail(error, 1)
+
+
+def emit(outcome: Outcome, *, as_json: bool) -> None:
+    """Prints an outcome on stdout."""
+    text = json.dumps(outcome.result, indent=2, allow_nan=False) if as_json else outcome.text
+    if text:
+        print(text, flush=True)
+
+
+def fail(error: Any, code: int) -> int:
+    """Prints one error on stderr; returns the exit code."""
+    print(f"recsys-opt: error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

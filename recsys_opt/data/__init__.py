@@ -1,0 +1,1 @@
+"""Datasets: preparing, generating, reading."""

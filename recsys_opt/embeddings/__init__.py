@@ -1,0 +1,1 @@
+"""Representations of embedding tables, and collections of tables."""

@@ -1,0 +1,53 @@
+"""The one interface that every representation of an embedding table has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from recsys_opt.tables import TableConfig
+
+
+class EmbeddingRepresentation(nn.Module, ABC):
+    """How one table's rows are made. A subclass is one file, named in `recsys_opt.embeddings.registry`."""
+
+    num_embeddings: int
+    embedding_dim: int
+
+    @classmethod
+    @abstractmethod
+    def from_config(
+        cls,
+        config: TableConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """The module for a table; raises InputError when `config.options` does not fit."""
+
+    @abstractmethod
+    def forward(
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """Pooled rows, with the arguments and meaning of `nn.EmbeddingBag.forward`.
+
+        input               [N] or [B, L] int32 or int64 ids
+        offsets             [B] starts of the bags, with a 1-D input
+        per_sample_weights  same shape as `input`; sum pooling only
+        returns             [B, embedding_dim]
+        """
+
+    @abstractmethod
+    def materialize(self) -> Tensor:
+        """The whole table, [num_embeddings, embedding_dim]."""
+
+    @abstractmethod
+    def storage_bytes(self) -> int:
+        """Bytes of the parameters that make the rows."""
+
+    @abstractmethod
+    def flops_per_lookup(self) -> int:
+        """Floating-point operations (a multiply-add is 2) to make one row, without reuse between rows."""

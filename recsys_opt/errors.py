@@ -1,0 +1,16 @@
+"""The library's exceptions. Messages name the value, the place, the limit and the remedy.
+
+Only the command line turns them into exit codes.
+"""
+
+
+class RecsysOptError(Exception):
+    """A fault in the work itself (exit code 1)."""
+
+
+class InputError(RecsysOptError, ValueError):
+    """Arguments, a file or a configuration that the caller must change (exit code 2)."""
+
+
+class InfeasibleError(RecsysOptError):
+    """No solution exists under the given limits (exit code 3)."""

@@ -1,0 +1,113 @@
+"""Files that appear whole, carry a format and a version, and have one writer.
+
+Every stage of recsys_opt hands over to the next through files; this module holds the three rules they share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from recsys_opt.errors import InputError, RecsysOptError
+
+
+def fsync_dir(path: Path) -> None:
+    """Makes the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; on success it is fsynced and renamed to `path`, else removed.
+
+    The temporary name starts with "." and ends in ".partial", so that leftovers of a killed process are
+    recognisable. One writer at a time is assumed (see `FolderLock`).
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        with open(partial, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+        fsync_dir(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.errno is None:
+            raise
+        raise RecsysOptError(f"cannot write {path}: {error.strerror}") from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole text file atomically."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, format_name: str, version: int, content: Mapping[str, Any]) -> None:
+    """Writes `content` as JSON that says its format and version, atomically."""
+    document = {"format": format_name, "version": version, **content}
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, format_name: str, version: int) -> dict[str, Any]:
+    """Reads a file of `write_json`; refuses another format or version, naming the one it wants."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not whole, readable JSON: {error}") from None
+    if not isinstance(document, dict) or document.get("format") != format_name:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise InputError(f"{path} is not a {format_name} file: its format is {found!r}")
+    if document.get("version") != version:
+        raise InputError(
+            f"{path} has version {document.get('version')!r} of {format_name}; this recsys_opt reads version "
+            f"{version}: make it again, or use the recsys_opt that wrote it"
+        )
+    return document
+
+
+class FolderLock:
+    """One writer per folder: a second process that wants the same folder is refused at once.
+
+    The lock is the kernel's (flock on `.lock`), so a killed writer leaves no stale lock behind.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / ".lock"
+        self._fd: int | None = None
+
+    def __enter__(self) -> FolderLock:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise InputError(
+                f"{self._path.parent} is being written by another process (pid {owner}); "
+                "wait for it to end, or choose another folder"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.write(fd, str(os.getpid()).encode())
+        self._fd = fd
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

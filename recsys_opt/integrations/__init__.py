@@ -1,0 +1,1 @@
+"""Adapters of optional packages: the only modules that import them."""

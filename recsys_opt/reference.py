@@ -1,0 +1,1 @@
+"""Readable torch versions of the native ops: the specification that tests hold them to."""

@@ -1,0 +1,1 @@
+"""Reports: self-contained pages made from the files of a run."""

@@ -1,0 +1,25 @@
+"""Fixtures that every test may use."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "criteo"
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def criteo_sample() -> Path:
+    """137,139 real Kaggle rows; they may not be redistributed, so they lie outside the repository."""
+    path = SHARED_DATA / "kaggle_sample.tsv.gz"
+    if not path.exists():
+        pytest.skip(
+            f"the real Criteo sample is not here ({path}); the generated-data tests cover the same code"
+        )
+    return path

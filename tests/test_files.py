@@ -1,0 +1,69 @@
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from recsys_opt.errors import InputError, RecsysOptError
+from recsys_opt.files import FolderLock, atomic_path, read_json, write_json
+
+
+def test_json_round_trip_and_refusals(tmp_path: Path):
+    path = tmp_path / "a.json"
+    write_json(path, "thing", 3, {"x": [1, 2]})
+    assert read_json(path, "thing", 3)["x"] == [1, 2]
+    with pytest.raises(InputError, match="version 3 of thing; this recsys_opt reads version 2"):
+        read_json(path, "thing", 2)
+    with pytest.raises(InputError, match="not a other file"):
+        read_json(path, "other", 3)
+    path.write_text(path.read_text()[:10])
+    with pytest.raises(InputError, match="not whole, readable JSON"):
+        read_json(path, "thing", 3)
+    with pytest.raises(InputError, match="does not exist"):
+        read_json(tmp_path / "b.json", "thing", 3)
+
+
+def test_json_refuses_nan(tmp_path: Path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", "thing", 1, {"x": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_atomic_path_leaves_the_old_file_on_failure(tmp_path: Path):
+    path = tmp_path / "a"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_full_disk_is_one_clear_error(tmp_path: Path):
+    with (
+        pytest.raises(RecsysOptError, match=r"cannot write .*: No space left on device"),
+        atomic_path(tmp_path / "a"),
+        open("/dev/full", "w") as f,
+    ):
+        f.write("x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _try_lock(folder: str) -> str:
+    try:
+        with FolderLock(Path(folder)):
+            return "locked"
+    except InputError as error:
+        return str(error)
+
+
+def test_second_writer_is_refused(tmp_path: Path):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with FolderLock(tmp_path):
+            assert "is being written by another process" in pool.apply(_try_lock, (str(tmp_path),))
+        assert pool.apply(_try_lock, (str(tmp_path),)) == "locked"
+
+
+def test_json_is_plain(tmp_path: Path):
+    write_json(tmp_path / "a.json", "thing", 1, {"x": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"format": "thing", "version": 1, "x": 1}
