@@ -114,7 +114,7 @@ class Dataset:
         file = self.path / FILE_NAME
         if self.path.is_dir() and not file.exists():
             raise InputError(
-                f"{self.path} is not a whole dataset: it has no {FILE_NAME}. If `data prepare` or `data synth` "
+                f"{self.path} is not a whole dataset: it has no {FILE_NAME}. If the command that makes it "
                 "was interrupted, run the same command again: it goes on where it stopped"
             )
         document = read_json(file, FORMAT, VERSION)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -39,6 +40,29 @@ class EmbeddingRepresentation(nn.Module, ABC):
         per_sample_weights  same shape as `input`; sum pooling only
         returns             [B, embedding_dim]
         """
+
+    @classmethod
+    def forward_group(
+        cls, bags: Sequence[Self], indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """Pooled rows of several tables of this representation at once, in torchrec's memory order.
+
+        bags                T modules (one may occur twice, when features share a table)
+        indices             [N] ids, feature-major
+        offsets             [T * B + 1] bag t * B + b is indices[offsets[t * B + b] : offsets[t * B + b + 1]]
+        per_sample_weights  [N]
+        returns             [B, sum of the bags' embedding_dim]
+
+        A representation with a kernel for many tables overrides this with one launch.
+        """
+        batch = (offsets.numel() - 1) // len(bags)
+        outputs = []
+        for t, bag in enumerate(bags):
+            bounds = offsets[t * batch : (t + 1) * batch + 1]
+            start, stop = int(bounds[0]), int(bounds[-1])
+            weights = None if per_sample_weights is None else per_sample_weights[start:stop]
+            outputs.append(bag(indices[start:stop], bounds[:-1] - bounds[0], weights))
+        return torch.cat(outputs, dim=1)
 
     @abstractmethod
     def materialize(self) -> Tensor:
