@@ -30,7 +30,7 @@ def quantile(values: list[float], q: float) -> float:
 def side_by_side(
     candidates: Mapping[str, Callable[[], object]], *, repeats: int = 20, warm_up: int = 3
 ) -> dict[str, Timing]:
-    """Times each candidate `repeats` times, in turns; the calls must do their whole work before they return."""
+    """Times each candidate `repeats` times, in turns; a call must do its whole work before it returns."""
     for call in candidates.values():
         for _ in range(warm_up):
             call()
