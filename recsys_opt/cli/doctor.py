@@ -1,4 +1,8 @@
-"""`recsys-opt doctor`: what is installed, what works, what to do about what does not. It never crashes."""
+"""`recsys-opt doctor`: what is installed, what works, what to do about what does not.
+
+It never crashes: each check runs in a process of its own, so that even a library that ends the process or
+breaks the interpreter is a line of the table.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,36 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import recsys_opt
+from recsys_opt.bench.record import cpu_model
 from recsys_opt.cli.outcome import Outcome
 
 EXAMPLE = "recsys-opt doctor"
+CHECK_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part to look at."""
+
+    part: str
+    probe: Callable[[], str]
+    """Returns one line of detail, or raises."""
+    remedy: str = ""
+    needed: bool = True
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One checked part."""
+    """What a check found."""
 
     part: str
     state: str
@@ -37,28 +56,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Checks every part; exit code 1 when a needed one is broken."""
-    findings = [_guarded(part, check, needed) for part, check, needed, _ in CHECKS]
-    findings = [
-        f if f.state == "ok" else Finding(f.part, f.state, f.detail, remedy)
-        for f, (_, _, _, remedy) in zip(findings, CHECKS, strict=True)
-    ]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        findings = list(pool.map(_examine, range(len(CHECKS))))
     width = max(len(f.part) for f in findings)
-    signs = {"ok": "ok    ", "absent": "-     ", "broken": "BROKEN"}
-    lines = [f"{f.part:<{width}}  {signs[f.state]}  {f.detail}" for f in findings]
-    lines += [f"\n{f.part}: {f.remedy}" for f in findings if f.remedy]
-    broken = any(f.state == "broken" for f in findings)
-    return Outcome("\n".join(lines), {"findings": [asdict(f) for f in findings]}, int(broken))
+    signs = {"ok": "ok", "absent": "-", "broken": "BROKEN"}
+    lines = [f"{f.part:<{width}}  {signs[f.state]:<6}  {f.detail}".rstrip() for f in findings]
+    remedies = [f"{f.part}: {f.remedy}" for f in findings if f.remedy]
+    broken = [f.part for f in findings if f.state == "broken"]
+    verdict = f"broken: {', '.join(broken)}" if broken else "everything needed works"
+    text = "\n".join([*lines, "", *remedies, verdict])
+    return Outcome(text, {"ok": not broken, "findings": [asdict(f) for f in findings]}, int(bool(broken)))
 
 
-def _guarded(part: str, check: Callable[[], str], needed: bool) -> Finding:
+def _examine(number: int) -> Finding:
+    """Runs one check in a process of its own."""
+    check = CHECKS[number]
+    code = f"from recsys_opt.cli.doctor import CHECKS; print('\\n' + CHECKS[{number}].probe())"
     try:
-        return Finding(part, "ok", check())
-    # A broken shared library can raise nearly anything, SystemExit included; the doctor reports it all.
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        return Finding(part, "broken" if needed else "absent", text[:160])
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=CHECK_TIMEOUT_S,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        failure = str(error)
+    else:
+        if done.returncode == 0:
+            return Finding(check.part, "ok", _last_line(done.stdout))
+        if done.returncode < 0:
+            failure = f"the import was killed by {signal.Signals(-done.returncode).name}"
+        else:
+            failure = _last_line(done.stderr) or f"the import ended the process with {done.returncode}"
+    return Finding(check.part, "broken" if check.needed else "absent", failure[:160], check.remedy)
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def _version() -> str:
+    return f"{recsys_opt.__version__} in {Path(recsys_opt.__file__).parent}"
 
 
 def _python() -> str:
@@ -66,25 +107,16 @@ def _python() -> str:
 
 
 def _machine() -> str:
-    cpu = platform.processor() or platform.machine()
-    flags = ""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        text = info.read_text()
-        model = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-        cpu = model[0] if model else cpu
-        has = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {f}" in text]
-        flags = ", " + " ".join(has) if has else ""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{cpu}{flags}, {len(os.sched_getaffinity(0))} cores, {memory:.1f} GiB"
+    return f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores, {memory:.1f} GiB"
 
 
 def _package(name: str) -> Callable[[], str]:
-    def check() -> str:
+    def probe() -> str:
         importlib.import_module(name)
         return importlib.metadata.version(name.replace("_", "-"))
 
-    return check
+    return probe
 
 
 def _torch() -> str:
@@ -102,7 +134,7 @@ def _ops() -> str:
     names = sorted({s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("recsys_opt::")})
     if not names:
         raise ImportError("the library loaded but holds no op")
-    return f"{len(names)} ops in {Path(recsys_opt.ops.LIBRARY).name}"
+    return f"{len(names)} ops in {recsys_opt.ops.LIBRARY.name}"
 
 
 def _cuda_kernels() -> str:
@@ -118,18 +150,19 @@ def _cuda_kernels() -> str:
 
 
 def _native(name: str) -> Callable[[], str]:
-    def check() -> str:
+    def probe() -> str:
         module = importlib.import_module(f"recsys_opt.{name}")
         return Path(module.__file__ or "").name
 
-    return check
+    return probe
 
 
 def _datasets() -> str:
     from recsys_opt.data.descriptor import datasets_dir
 
     folder = datasets_dir()
-    return f"{', '.join(sorted(p.name for p in folder.iterdir() if p.is_dir()))}"
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    return f"{', '.join(names)} in {folder}"
 
 
 def _nvcc() -> str:
@@ -137,31 +170,26 @@ def _nvcc() -> str:
     if not path:
         raise FileNotFoundError("no nvcc on PATH")
     text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=20).stdout
-    return text.strip().splitlines()[-1]
+    return _last_line(text)
 
 
-_REBUILD = "run scripts/setup.sh again; it rebuilds the native code and prints why it fails"
-# part, check, needed, remedy
-CHECKS: list[tuple[str, Callable[[], str], bool, str]] = [
-    ("recsys_opt", lambda: recsys_opt.__version__, True, ""),
-    ("python", _python, True, ""),
-    ("machine", _machine, False, ""),
-    ("numpy", _package("numpy"), True, "pip install numpy"),
-    ("torch", _torch, True, "pip install 'torch>=2.11'"),
-    ("native ops", _ops, True, _REBUILD),
-    ("native reader", _native("_criteo"), True, _REBUILD),
-    ("native generator", _native("_synth"), True, _REBUILD),
-    ("descriptors", _datasets, True, "reinstall: the wheel carries datasets/ as recsys_opt/_datasets"),
-    ("safetensors", _package("safetensors"), True, "pip install safetensors"),
-    ("CUDA kernels", _cuda_kernels, False, "optional; with a CUDA torch and nvcc, run scripts/setup.sh"),
-    ("nvcc", _nvcc, False, "optional; compiles the CUDA kernels"),
-    ("torchrec", _package("torchrec"), False, "optional, for KeyedJaggedTensor models: scripts/setup.sh"),
-    ("fbgemm_gpu", _package("fbgemm_gpu"), False, "optional, fused dense tables: scripts/setup.sh"),
-    (
-        "tensorboard",
-        _package("tensorboard"),
-        False,
-        "optional, curves in TensorBoard: pip install tensorboard",
-    ),
-    ("zstandard", _package("zstandard"), False, "optional, reads .zst files: pip install zstandard"),
+_REBUILD = "run scripts/setup.sh (source tree) or pip install . again; it prints why the build fails"
+CHECKS = [
+    Check("recsys_opt", _version),
+    Check("python", _python),
+    Check("machine", _machine),
+    Check("numpy", _package("numpy"), "pip install numpy"),
+    Check("torch", _torch, "pip install 'torch>=2.11'"),
+    Check("native ops", _ops, _REBUILD),
+    Check("native reader", _native("_criteo"), _REBUILD),
+    Check("native generator", _native("_synth"), _REBUILD),
+    Check("descriptors", _datasets, "install again: the wheel carries datasets/ as recsys_opt/_datasets"),
+    Check("safetensors", _package("safetensors"), "pip install safetensors"),
+    Check("rich", _package("rich"), "pip install rich"),
+    Check("CUDA kernels", _cuda_kernels, "optional; with a CUDA torch and nvcc: scripts/setup.sh", False),
+    Check("nvcc", _nvcc, "optional; compiles the CUDA kernels", False),
+    Check("torchrec", _package("torchrec"), "optional, KeyedJaggedTensor models: scripts/setup.sh", False),
+    Check("fbgemm_gpu", _package("fbgemm_gpu"), "optional, fused dense tables: scripts/setup.sh", False),
+    Check("tensorboard", _package("tensorboard"), "optional, curves: pip install tensorboard", False),
+    Check("zstandard", _package("zstandard"), "optional, reads .zst files: pip install zstandard", False),
 ]

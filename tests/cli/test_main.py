@@ -1,0 +1,112 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recsys_opt.cli.main import VERBS, main
+
+
+def run(*arguments: str, **kwargs) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "recsys_opt.cli.main", *arguments], capture_output=True, text=True, **kwargs
+    )
+
+
+def help_text(capsys: pytest.CaptureFixture[str], *verb: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main([*verb, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]):
+    text = help_text(capsys, verb)
+    assert "example:" in text
+    assert f"recsys-opt {verb}" in text
+
+
+@pytest.mark.parametrize("verb", ["data", "bench"])
+def test_every_subverb_has_help_with_an_example_and_json(verb: str, capsys: pytest.CaptureFixture[str]):
+    import importlib
+
+    subverbs = importlib.import_module(f"recsys_opt.cli.{verb}").SUBVERBS
+    assert subverbs
+    for name in subverbs:
+        text = help_text(capsys, verb, name)
+        assert f"recsys-opt {verb} {name}" in text.split("example:")[1]
+        assert "--json" in text
+
+
+def test_wrong_verb_is_exit_2_and_names_the_choices(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(["trian"])
+    assert stop.value.code == 2
+    assert "train" in capsys.readouterr().err
+
+
+def test_input_error_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", str(tmp_path / "absent"), "--out", str(tmp_path / "run")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("recsys-opt: error: ")
+    assert "absent" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; from recsys_opt.cli.main import build_parser; build_parser(None).format_help(); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_closed_pipe_is_no_traceback():
+    shell = f"{sys.executable} -m recsys_opt.cli.main doctor | true"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_finds_everything_needed(capsys: pytest.CaptureFixture[str]):
+    assert main(["doctor", "--json"]) == 0
+    findings = {f["part"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
+    needed = ["torch", "native ops", "native reader", "native generator", "descriptors", "safetensors"]
+    assert {p: findings[p]["state"] for p in needed} == dict.fromkeys(needed, "ok")
+
+
+def doctor_with(tmp_path: Path, name: str, source: str) -> tuple[int, dict[str, dict[str, str]]]:
+    """Runs the doctor where module `name` is replaced by `source`."""
+    (tmp_path / f"{name}.py").write_text(source)
+    root = Path(__file__).resolve().parents[2]
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"}
+    done = run("doctor", "--json", env=env)
+    assert "Traceback" not in done.stderr
+    return done.returncode, {f["part"]: f for f in json.loads(done.stdout)["findings"]}
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("raise SystemExit(3)", "3"),
+        ("raise OSError('libc10.so: cannot open shared object file')", "libc10.so"),
+        ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
+        ("", "has no attribute"),
+    ],
+)
+def test_doctor_survives_a_broken_torch(tmp_path: Path, fault: str, told: str):
+    code, findings = doctor_with(tmp_path, "torch", fault)
+    assert code == 1
+    assert findings["torch"]["state"] == "broken"
+    assert told in findings["torch"]["detail"]
+    assert findings["torch"]["remedy"]
+    assert findings["numpy"]["state"] == "ok"
+
+
+def test_doctor_names_the_remedy_for_an_absent_option(tmp_path: Path):
+    _, findings = doctor_with(tmp_path, "zstandard", "raise ImportError('No module named zstandard')")
+    assert findings["zstandard"]["state"] == "absent"
+    assert "pip install zstandard" in findings["zstandard"]["remedy"]
