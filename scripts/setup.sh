@@ -32,27 +32,37 @@ case $kind in
   *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
-# What the environment depends on; while it is the same, nothing is installed again.
-stamp=$(cat scripts/setup.sh scripts/fbgemm-gpu-shim/pyproject.toml pyproject.toml | sha256sum | cut -c1-16)-$kind
-sources() { find csrc CMakeLists.txt setup.py -type f -exec sha256sum {} + | sort | sha256sum | cut -c1-16; }
-built=$(sources)-${CMAKE_ARGS:-}
+# What the environment and the native code depend on; while it is the same, nothing is done again.
+installed=$(cat scripts/setup.sh scripts/fbgemm-gpu-shim/pyproject.toml pyproject.toml | sha256sum | cut -c1-16)-$kind
+built=$(find csrc CMakeLists.txt setup.py -type f -exec sha256sum {} + | sort | sha256sum | cut -c1-16)-${CMAKE_ARGS:-}
 
-[ -x .venv/bin/python ] || "$python" -m venv $([ "$kind" = system ] && echo --system-site-packages) .venv
-py=.venv/bin/python
-pip="$py -m pip install --quiet --disable-pip-version-check"
-if [ "$(cat .venv/.recsys_opt_installed 2>/dev/null)" != "$stamp" ]; then
-  echo "setup: installing into .venv ($kind)" >&2
+mkdir -p build
+exec 9>build/.setup.lock # two runs at once take turns
+flock 9
+
+# Runs a command; shows what it printed only when it fails.
+quietly() {
+  "$@" >build/setup.log 2>&1 || { cat build/setup.log >&2; echo "setup: failed: $*" >&2; exit 1; }
+}
+
+.venv/bin/python -m pip --version >/dev/null 2>&1 ||
+  "$python" -m venv $([ "$kind" = system ] && echo --system-site-packages) .venv
+export PATH="$PWD/.venv/bin:$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1
+pip() { quietly python -m pip install --quiet "$@"; }
+
+if [ "$(cat .venv/.installed 2>/dev/null)" != "$installed" ]; then
+  echo "setup: installing into .venv ($kind) and building the native code, 1 to 3 minutes" >&2
   if [ "$kind" = system ]; then
-    $pip --no-build-isolation --no-deps --editable .
+    pip --no-build-isolation --no-deps --editable .
   else
-    $pip torch==2.13.0 "$fbgemm" torchrec==1.8.0 'setuptools>=77' 'pybind11>=3' cmake ninja
-    PATH="$PWD/.venv/bin:$PATH" $pip --no-build-isolation --editable '.[dev]'
+    pip torch==2.13.0 "$fbgemm" torchrec==1.8.0 'setuptools>=77' 'pybind11>=3' cmake ninja
+    pip --no-build-isolation --editable '.[dev]'
   fi
-  echo "$stamp" >.venv/.recsys_opt_installed
-  echo "$built" >.venv/.recsys_opt_built
-elif [ "$(cat .venv/.recsys_opt_built 2>/dev/null)" != "$built" ]; then
+  echo "$built" >.venv/.built
+  echo "$installed" >.venv/.installed
+elif [ "$(cat .venv/.built 2>/dev/null)" != "$built" ] || [ ! -e recsys_opt/librecsys_opt.so ]; then
   echo "setup: building the native code" >&2
-  PATH="$PWD/.venv/bin:$PATH" $py setup.py --quiet build_ext --inplace >&2
-  echo "$built" >.venv/.recsys_opt_built
+  quietly python setup.py --quiet build_ext --inplace
+  echo "$built" >.venv/.built
 fi
 echo "setup: ready; source .venv/bin/activate && recsys-opt --help" >&2
