@@ -7,11 +7,14 @@
 #   cuda    torch's CUDA build, torchrec and FBGEMM
 #   system  the torch that python3 already has; nothing is downloaded (for a machine without a network)
 #
-# Without an argument: system where python3 has torch >= 2.11 already, else cuda where nvidia-smi is, else cpu.
+# Without an argument: as last time; the first time system where python3 has torch >= 2.11 already, else cuda where nvidia-smi is, else cpu.
 # PYTHON chooses the interpreter, CMAKE_ARGS goes to the native build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
+case $(command -v "$python") in # with .venv active: the interpreter that .venv was made from
+  "$PWD"/.venv/*) python=$("$python" -c 'import sys; print(sys._base_executable)') ;;
+esac
 
 usable_torch() {
   "$python" - 2>/dev/null <<'PY'
@@ -19,7 +22,7 @@ import sys, torch
 sys.exit(tuple(int(x) for x in torch.__version__.split("+")[0].split(".")[:2]) < (2, 11))
 PY
 }
-kind=${1:-}
+kind=${1:-$(sed 's/.*-//' .venv/.installed 2>/dev/null || true)}
 if [ -z "$kind" ]; then
   if usable_torch; then kind=system
   elif command -v nvidia-smi >/dev/null; then kind=cuda
