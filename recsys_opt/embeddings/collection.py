@@ -1,0 +1,176 @@
+"""Many tables behind one call, in torchrec's memory order."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from recsys_opt.embeddings.base import EmbeddingRepresentation
+from recsys_opt.embeddings.registry import build_embedding, representation_class
+from recsys_opt.errors import InputError
+from recsys_opt.tables import TableConfig
+
+
+class EmbeddingCollection(nn.Module):
+    """Tables of mixed representations, looked up together; tables of one representation run as one group.
+
+    Features are the tables' features in order: of table 0 first, then of table 1, and so on. A table is
+    `collection.tables[name]`.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableConfig],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.configs = tuple(tables)
+        _check_tables(self.configs)
+        self.tables = nn.ModuleDict()
+        for config in self.configs:
+            self.tables[config.name] = build_embedding(config, device=device, dtype=dtype)
+        owners = [(config, feature) for config in self.configs for feature in config.feature_names]
+        self.feature_names = tuple(feature for _, feature in owners)
+        """Features in the order of `values` and of the output's columns."""
+        self.feature_dims = tuple(config.embedding_dim for config, _ in owners)
+        """Columns of the output per feature."""
+        groups: dict[str, list[int]] = defaultdict(list)
+        for position, (config, _) in enumerate(owners):
+            groups[config.representation].append(position)
+        self._groups = tuple((name, tuple(positions)) for name, positions in groups.items())
+        self._table_of = tuple(config.name for config, _ in owners)
+
+    @property
+    def output_dim(self) -> int:
+        """Columns of the output: the sum of the features' dimensions."""
+        return sum(self.feature_dims)
+
+    def table(self, name: str) -> EmbeddingRepresentation:
+        """A table by name."""
+        if name not in self.tables:
+            raise InputError(f"there is no table {name!r}; the tables are {', '.join(self.tables)}")
+        found = self.tables[name]
+        assert isinstance(found, EmbeddingRepresentation)
+        return found
+
+    def forward(
+        self, values: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """Pooled rows of every feature.
+
+        values              [N] int32 or int64 ids, feature-major: all of feature 0's batch first
+        offsets             [F * B + 1] bag f * B + b is values[offsets[f * B + b] : offsets[f * B + b + 1]];
+                            None: every bag has exactly one id, N = F * B
+        per_sample_weights  [N] factors of the rows; tables with sum pooling only
+        returns             [B, output_dim], features side by side in the order of `feature_names`
+        """
+        batch = self._check(values, offsets, per_sample_weights)
+        if len(self._groups) == 1:
+            return self._run(self._groups[0], values, self._offsets(values, offsets), per_sample_weights)
+        pieces: list[Tensor | None] = [None] * len(self.feature_names)
+        for group in self._groups:
+            ids, bounds, weights = self._select(group[1], batch, values, offsets, per_sample_weights)
+            dims = [self.feature_dims[p] for p in group[1]]
+            output = self._run(group, ids, bounds, weights)
+            for position, piece in zip(group[1], output.split(dims, dim=1), strict=True):
+                pieces[position] = piece
+        return torch.cat([p for p in pieces if p is not None], dim=1)
+
+    def storage_bytes(self) -> dict[str, int]:
+        """Bytes of the parameters of each table."""
+        return {config.name: self.table(config.name).storage_bytes() for config in self.configs}
+
+    def dense_bytes(self) -> dict[str, int]:
+        """Bytes that each table would have as plain fp32 rows."""
+        return {config.name: config.dense_bytes for config in self.configs}
+
+    def _run(
+        self, group: tuple[str, tuple[int, ...]], values: Tensor, offsets: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        name, positions = group
+        bags = [self.table(self._table_of[p]) for p in positions]
+        return representation_class(name).forward_group(bags, values, offsets, weights)
+
+    def _offsets(self, values: Tensor, offsets: Tensor | None) -> Tensor:
+        if offsets is None:
+            return torch.arange(values.numel() + 1, dtype=values.dtype, device=values.device)
+        return offsets
+
+    def _select(
+        self,
+        positions: tuple[int, ...],
+        batch: int,
+        values: Tensor,
+        offsets: Tensor | None,
+        weights: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The part of a jagged batch that belongs to the features at `positions`, in the same form."""
+        if offsets is None:
+            rows = torch.tensor(positions, device=values.device)
+            picked = values.view(-1, batch).index_select(0, rows).view(-1)
+            factors = None if weights is None else weights.view(-1, batch).index_select(0, rows).view(-1)
+            return picked, self._offsets(picked, None), factors
+        bounds = offsets[::batch].tolist() if batch else [0] * (len(self.feature_names) + 1)
+        spans = [slice(bounds[p], bounds[p + 1]) for p in positions]
+        lengths = offsets.diff().view(-1, batch)[list(positions)].view(-1)
+        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=lengths.dtype)])
+        factors = None if weights is None else torch.cat([weights[s] for s in spans])
+        return torch.cat([values[s] for s in spans]), starts, factors
+
+    def _check(self, values: Tensor, offsets: Tensor | None, weights: Tensor | None) -> int:
+        """Checks shapes and types; returns the batch size."""
+        features = len(self.feature_names)
+        if values.dim() != 1 or values.dtype not in (torch.int32, torch.int64):
+            raise InputError(
+                f"values must be 1-D int32 or int64 ids, but is {values.dtype} {list(values.shape)}"
+            )
+        if weights is not None and weights.shape != values.shape:
+            raise InputError(
+                f"per_sample_weights has shape {list(weights.shape)}; it must have that of values, "
+                f"{list(values.shape)}"
+            )
+        if weights is not None and any(config.pooling != "sum" for config in self.configs):
+            mean = next(config.name for config in self.configs if config.pooling != "sum")
+            raise InputError(f"per_sample_weights needs sum pooling, but table {mean} averages")
+        if offsets is None:
+            if values.numel() % features:
+                raise InputError(
+                    f"values has {values.numel()} ids, which is no multiple of the {features} features; "
+                    "without offsets every feature has one id per sample"
+                )
+            return values.numel() // features
+        if offsets.dim() != 1 or offsets.dtype not in (torch.int32, torch.int64):
+            raise InputError(
+                f"offsets must be 1-D int32 or int64, but is {offsets.dtype} {list(offsets.shape)}"
+            )
+        if offsets.numel() < 1 or (offsets.numel() - 1) % features:
+            raise InputError(
+                f"offsets has {offsets.numel()} entries; {features} features need {features} * batch + 1"
+            )
+        return (offsets.numel() - 1) // features
+
+
+def _check_tables(configs: tuple[TableConfig, ...]) -> None:
+    if not configs:
+        raise InputError("a collection needs at least one table")
+    seen: set[str] = set()
+    for config in configs:
+        if config.name in seen:
+            raise InputError(f"two tables are called {config.name!r}; give each its own name")
+        if "." in config.name:
+            raise InputError(f"the table name {config.name!r} contains '.', which parameter names cannot")
+        seen.add(config.name)
+    features: dict[str, str] = {}
+    for config in configs:
+        for feature in config.feature_names:
+            if feature in features:
+                raise InputError(
+                    f"feature {feature!r} is listed by the tables {features[feature]} and {config.name}; "
+                    "a feature looks up one table"
+                )
+            features[feature] = config.name

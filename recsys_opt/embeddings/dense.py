@@ -1,0 +1,82 @@
+"""The plain embedding table: one stored row per id."""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from recsys_opt.embeddings.base import EmbeddingRepresentation
+from recsys_opt.errors import InputError
+from recsys_opt.tables import Pooling, TableConfig
+
+
+class DenseEmbeddingBag(EmbeddingRepresentation):
+    """A dense table with the rows of a bag summed or averaged.
+
+    Initialised uniformly in +-1/sqrt(num_embeddings), as the DLRM repository does. The gradient of `weight`
+    is a sparse COO tensor with one entry per looked-up id: its size follows the batch, not the table.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        mode: Pooling = "sum",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.mode = num_embeddings, embedding_dim, mode
+        self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim, dtype=dtype, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the table anew, from torch's global generator."""
+        bound = 1.0 / math.sqrt(self.num_embeddings)
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: TableConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """The module for a table."""
+        if config.options:
+            raise InputError(
+                f"table {config.name}: a dense table has no options, but got {', '.join(config.options)}; "
+                "remove them, or choose another representation"
+            )
+        return cls(
+            config.num_embeddings, config.embedding_dim, mode=config.pooling, dtype=dtype, device=device
+        )
+
+    def forward(
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """Pooled rows; see `EmbeddingRepresentation.forward`."""
+        return nn.functional.embedding_bag(
+            input, self.weight, offsets, mode=self.mode, sparse=True, per_sample_weights=per_sample_weights
+        )
+
+    def materialize(self) -> Tensor:
+        """The whole table, [num_embeddings, embedding_dim]."""
+        return self.weight.detach()
+
+    def storage_bytes(self) -> int:
+        """Bytes of the stored rows."""
+        return self.weight.numel() * self.weight.element_size()
+
+    def flops_per_lookup(self) -> int:
+        """Additions to pool one row."""
+        return self.embedding_dim
+
+    def extra_repr(self) -> str:
+        """Shape and pooling."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode!r}"

@@ -1,0 +1,106 @@
+"""Published settings of the DLRM, and tables from a dataset's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from recsys_opt.data.dataset import SparseColumn
+from recsys_opt.errors import InputError
+from recsys_opt.models.dlrm import DLRM
+from recsys_opt.tables import TableConfig
+
+CRITEO_KAGGLE_ROWS = (
+    1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992, 5461306, 10,
+    5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
+)  # fmt: skip
+"""Distinct values of the 26 categorical columns of Criteo Kaggle, missing counted as one."""
+
+
+@dataclass(frozen=True)
+class DLRMConfig:
+    """Widths of a DLRM."""
+
+    bottom_mlp: tuple[int, ...]
+    """Widths after the dense input."""
+    top_mlp: tuple[int, ...]
+    """Widths after the interaction."""
+    dense_features: int = 13
+    """Integer columns."""
+
+    @property
+    def embedding_dim(self) -> int:
+        """Columns of every table: the bottom MLP's last width."""
+        return self.bottom_mlp[-1]
+
+    def build(
+        self,
+        tables: Sequence[TableConfig],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> DLRM:
+        """The model over `tables`."""
+        return DLRM(
+            tables,
+            dense_features=self.dense_features,
+            bottom_mlp=self.bottom_mlp,
+            top_mlp=self.top_mlp,
+            device=device,
+            dtype=dtype,
+        )
+
+
+def criteo_kaggle() -> DLRMConfig:
+    """The DLRM repository's setting for Criteo Kaggle."""
+    return DLRMConfig(bottom_mlp=(512, 256, 64, 16), top_mlp=(512, 256, 1))
+
+
+def criteo_terabyte() -> DLRMConfig:
+    """The DLRM repository's setting for Criteo Terabyte."""
+    return DLRMConfig(bottom_mlp=(512, 256, 64), top_mlp=(512, 512, 256, 1))
+
+
+RECIPES = {"criteo_kaggle": criteo_kaggle, "criteo_terabyte": criteo_terabyte}
+"""The settings by name."""
+
+
+def table_configs(
+    columns: Sequence[SparseColumn],
+    embedding_dim: int,
+    *,
+    tt_threshold: int | None = None,
+    tt_tables: Collection[str] = (),
+    tt_ranks: int | Sequence[int] = 32,
+) -> list[TableConfig]:
+    """One table per categorical column: a tensor train where asked for, dense elsewhere.
+
+    tt_threshold  tables of at least so many rows become tensor trains
+    tt_tables     names of further tables that do
+    tt_ranks      the rank of all, or one per inner edge
+    """
+    names = [column.name for column in columns]
+    unknown = sorted(set(tt_tables) - set(names))
+    if unknown:
+        raise InputError(
+            f"tt_tables names {', '.join(unknown)}, but the tables are {', '.join(names) or 'none'}"
+        )
+    options: dict[str, Any] = {"tt_ranks": tt_ranks if isinstance(tt_ranks, int) else list(tt_ranks)}
+    configs = []
+    for column in columns:
+        is_tt = column.name in tt_tables or (
+            tt_threshold is not None and column.num_embeddings >= tt_threshold
+        )
+        configs.append(
+            TableConfig(
+                column.name,
+                column.num_embeddings,
+                embedding_dim,
+                representation="tt" if is_tt else "dense",
+                options=options if is_tt else {},
+            )
+        )
+    return configs

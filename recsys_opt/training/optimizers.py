@@ -1,0 +1,160 @@
+"""SGD and Adagrad over a model's three kinds of parameters, each with its learning rate.
+
+    mlp     the MLPs: torch's SGD or Adagrad
+    cores   parameters of compressed tables (tensor-train cores and the like): the same
+    tables  parameters of dense tables, whose gradients are sparse: SGD or exact row-wise Adagrad
+
+Exact means that the gradients of an id that occurs several times in a batch are summed first, and its row is
+updated once. Row-wise Adagrad keeps one number per row (FBGEMM's and torchrec's EXACT_ROWWISE_ADAGRAD):
+
+    state[i] += mean over columns of gradient[i]^2
+    row[i]   -= lr * gradient[i] / (sqrt(state[i]) + eps)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from recsys_opt.embeddings.base import EmbeddingRepresentation
+from recsys_opt.embeddings.dense import DenseEmbeddingBag
+from recsys_opt.errors import InputError
+
+Kind = Literal["mlp", "cores", "tables"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The update rule and its learning rates."""
+
+    algorithm: Literal["sgd", "adagrad"] = "sgd"
+    """The rule for every parameter; dense tables get Adagrad's row-wise form."""
+    mlp_lr: float = 0.1
+    """Learning rate of the MLPs."""
+    table_lr: float = 0.1
+    """Learning rate of dense tables."""
+    core_lr: float = 0.1
+    """Learning rate of compressed tables' parameters."""
+    eps: float = 1e-8
+    """Adagrad's term beside the square root."""
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ("sgd", "adagrad"):
+            raise InputError(f"algorithm = {self.algorithm!r}; it must be 'sgd' or 'adagrad'")
+        for name in ("mlp_lr", "table_lr", "core_lr", "eps"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{name} = {value}; it must be a finite number, 0 or larger")
+
+    def learning_rate(self, kind: Kind) -> float:
+        """The learning rate of one kind of parameters."""
+        return {"mlp": self.mlp_lr, "cores": self.core_lr, "tables": self.table_lr}[kind]
+
+
+def parameters_by_kind(model: nn.Module) -> dict[Kind, dict[str, nn.Parameter]]:
+    """The model's parameters by kind and name; a parameter that two modules share is listed once."""
+    kinds: dict[int, Kind] = {}
+    for module in model.modules():
+        if isinstance(module, EmbeddingRepresentation):
+            kind: Kind = "tables" if isinstance(module, DenseEmbeddingBag) else "cores"
+            for parameter in module.parameters(recurse=kind == "cores"):
+                kinds.setdefault(id(parameter), kind)
+    found: dict[Kind, dict[str, nn.Parameter]] = {"mlp": {}, "cores": {}, "tables": {}}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found[kinds.get(id(parameter), "mlp")][name] = parameter
+    return found
+
+
+class ModelOptimizer:
+    """Updates all parameters of a model in one `step`.
+
+    The state is plain tensors by name, so that a checkpoint can hold it; equal gradients give equal updates,
+    bit for bit, whatever the number of threads.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+        self.config = config
+        self._parameters = parameters_by_kind(model)
+        self._scale = 1.0
+        self._state: dict[str, Tensor] = {}
+        if config.algorithm == "adagrad":
+            for kind, named in self._parameters.items():
+                for name, p in named.items():
+                    shape = p.shape[:1] if kind == "tables" else p.shape
+                    self._state[name] = p.new_zeros(shape)
+
+    def scale_learning_rates(self, factor: float) -> None:
+        """Makes every learning rate `factor` times that of the config (warm-up, decay)."""
+        self._scale = factor
+
+    def zero_grad(self) -> None:
+        """Forgets all gradients."""
+        for named in self._parameters.values():
+            for p in named.values():
+                p.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
+        for kind, named in self._parameters.items():
+            lr = self.config.learning_rate(kind) * self._scale
+            having = {name: p for name, p in named.items() if p.grad is not None}
+            if kind == "tables":
+                self._update_tables(having, lr)
+            else:
+                self._update_dense(having, lr)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state's tensors by parameter name; empty for SGD."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copies a state of `state_dict` in; its names and shapes must be this optimizer's."""
+        if missing := _names(self._state.keys() - state.keys()):
+            raise InputError(f"the optimizer state lacks {missing}; it is of another model or algorithm")
+        if extra := _names(state.keys() - self._state.keys()):
+            raise InputError(
+                f"the optimizer state has {extra}, unknown here; it is of another model or algorithm"
+            )
+        for name, own in self._state.items():
+            if state[name].shape != own.shape:
+                raise InputError(
+                    f"the optimizer state of {name} has shape {list(state[name].shape)}; here it is "
+                    f"{list(own.shape)}"
+                )
+            own.copy_(state[name])
+
+    def _update_dense(self, named: Mapping[str, nn.Parameter], lr: float) -> None:
+        if not named:
+            return
+        parameters: list[Tensor] = list(named.values())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.config.algorithm == "sgd":
+            torch._foreach_add_(parameters, gradients, alpha=-lr)
+            return
+        states = [self._state[name] for name in named]
+        torch._foreach_addcmul_(states, gradients, gradients, 1.0)
+        denominators = torch._foreach_sqrt(states)
+        torch._foreach_add_(denominators, self.config.eps)
+        torch._foreach_addcdiv_(parameters, gradients, denominators, -lr)
+
+    def _update_tables(self, named: Mapping[str, nn.Parameter], lr: float) -> None:
+        for name, p in named.items():
+            assert p.grad is not None
+            gradient = p.grad.coalesce()
+            ids, rows = gradient.indices()[0], gradient.values()
+            if self.config.algorithm == "sgd":
+                p.index_add_(0, ids, rows, alpha=-lr)
+                continue
+            state = self._state[name]
+            state.index_add_(0, ids, rows.square().mean(1))
+            p.index_add_(0, ids, rows / (state[ids].sqrt() + self.config.eps)[:, None], alpha=-lr)
+
+
+def _names(keys: Iterable[str]) -> str:
+    return ", ".join(sorted(keys))
