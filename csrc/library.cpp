@@ -4,4 +4,23 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(recsys_opt, m) {
+  // interaction/
+  m.def("dot_interaction(Tensor dense, Tensor[] sparse, int[] order) -> Tensor");
+  m.def(
+      "dot_interaction_backward(Tensor grad, Tensor dense, Tensor[] sparse, int[] order) -> "
+      "Tensor[]");
+  // dense/
+  m.def(
+      "dense_bag(Tensor[] weights, Tensor indices, Tensor? offsets, Tensor? per_sample_weights, "
+      "int[] mean) -> Tensor");
+  m.def(
+      "dense_bag_row_gradients(Tensor grad, Tensor[] weights, Tensor indices, Tensor? offsets, "
+      "Tensor? per_sample_weights, int[] mean) -> Tensor");
+  m.def(
+      "dense_bag_factor_gradients(Tensor grad, Tensor[] weights, Tensor indices, Tensor? offsets, "
+      "Tensor per_sample_weights) -> Tensor");
+  m.def("sgd_rows_(Tensor(a!)[] weights, Tensor[] ids, Tensor[] grads, float lr) -> ()");
+  m.def(
+      "rowwise_adagrad_rows_(Tensor(a!)[] weights, Tensor(b!)[] states, Tensor[] ids, Tensor[] "
+      "grads, float lr, float eps) -> ()");
 }

@@ -1,1 +1,86 @@
 """Readable torch versions of the native ops: the specification that tests hold them to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def dot_interaction(dense: Tensor, sparse: Sequence[Tensor], order: Sequence[int]) -> Tensor:
+    """DLRM's dot interaction: every pair of feature vectors gives its dot product.
+
+    dense    [B, D] vector 0
+    sparse   each [B, F_p * D]; laid side by side they hold F = len(order) column blocks
+    order    vector v is column block order[v - 1]
+    returns  [B, D + F * (F + 1) / 2] `dense`, then the dot products of the vectors i > j, row by row:
+             (1, 0), (2, 0), (2, 1), (3, 0), ...
+    """
+    dim = dense.shape[1]
+    blocks = [b for piece in sparse for b in piece.to(dense.dtype).split(dim, dim=1)]
+    vectors = torch.stack([dense, *(blocks[position] for position in order)], dim=1)  # [B, F + 1, D]
+    products = torch.bmm(vectors, vectors.transpose(1, 2))  # [B, F + 1, F + 1]
+    i, j = torch.tril_indices(vectors.shape[1], vectors.shape[1], offset=-1, device=dense.device)
+    return torch.cat([dense, products[:, i, j]], dim=1)
+
+
+def dense_bag(
+    weights: Sequence[Tensor],
+    indices: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    mean: Sequence[bool],
+) -> Tensor:
+    """Rows of many dense tables, summed or averaged over bags, in torchrec's memory order.
+
+    weights             T x [rows_t, D_t]
+    indices             [N] ids, feature-major
+    offsets             [T * B + 1] bag b of table t is indices[offsets[t * B + b] : offsets[t * B + b + 1]];
+                        None: one id per bag
+    per_sample_weights  [N] factors of the rows
+    mean                [T] whether a table averages
+    returns             [B, sum D_t]; an empty bag gives zeros
+    """
+    if offsets is None:
+        offsets = torch.arange(indices.numel() + 1, device=indices.device)
+    batch = (offsets.numel() - 1) // len(weights)
+    outputs = []
+    for t, weight in enumerate(weights):
+        for b in range(batch):
+            bag = slice(int(offsets[t * batch + b]), int(offsets[t * batch + b + 1]))
+            rows = weight[indices[bag].long()]
+            if per_sample_weights is not None:
+                rows = rows * per_sample_weights[bag, None]
+            divisor = max(rows.shape[0], 1) if mean[t] else 1
+            outputs.append(rows.sum(0) / divisor)
+    columns = [
+        torch.cat([weight[:0], *(row[None] for row in outputs[t * batch : (t + 1) * batch])])
+        for t, weight in enumerate(weights)
+    ]
+    return torch.cat(columns, dim=1)
+
+
+def sgd_rows_(weights: Sequence[Tensor], ids: Sequence[Tensor], grads: Sequence[Tensor], lr: float) -> None:
+    """weight[i] -= lr * (sum of the gradients of id i), for every table."""
+    for weight, i, grad in zip(weights, ids, grads, strict=True):
+        weight.index_add_(0, i, grad, alpha=-lr)
+
+
+def rowwise_adagrad_rows_(
+    weights: Sequence[Tensor],
+    states: Sequence[Tensor],
+    ids: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    lr: float,
+    eps: float,
+) -> None:
+    """With g = the sum of the gradients of id i, once for every id that occurs, in every table:
+
+    state[i] += mean(g^2);  weight[i] -= lr * g / (sqrt(state[i]) + eps)
+    """
+    for weight, state, i, grad in zip(weights, states, ids, grads, strict=True):
+        unique, inverse = i.unique(return_inverse=True)
+        g = grad.new_zeros(unique.numel(), grad.shape[1]).index_add_(0, inverse, grad)
+        state[unique] += g.square().mean(1)
+        weight[unique] -= lr * g / (state[unique].sqrt() + eps)[:, None]

@@ -43,18 +43,25 @@ class EmbeddingRepresentation(nn.Module, ABC):
 
     @classmethod
     def forward_group(
-        cls, bags: Sequence[Self], indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None = None
+        cls,
+        bags: Sequence[Self],
+        indices: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
     ) -> Tensor:
         """Pooled rows of several tables of this representation at once, in torchrec's memory order.
 
         bags                T modules (one may occur twice, when features share a table)
         indices             [N] ids, feature-major
-        offsets             [T * B + 1] bag t * B + b is indices[offsets[t * B + b] : offsets[t * B + b + 1]]
+        offsets             [T * B + 1] bag t * B + b is indices[offsets[t * B + b] : offsets[t * B + b + 1]];
+                            None: one id per bag, N = T * B
         per_sample_weights  [N]
         returns             [B, sum of the bags' embedding_dim]
 
         A representation with a kernel for many tables overrides this with one launch.
         """
+        if offsets is None:
+            offsets = torch.arange(indices.numel() + 1, dtype=indices.dtype, device=indices.device)
         batch = (offsets.numel() - 1) // len(bags)
         outputs = []
         for t, bag in enumerate(bags):

@@ -44,6 +44,9 @@ class EmbeddingCollection(nn.Module):
             groups[config.representation].append(position)
         self._groups = tuple((name, tuple(positions)) for name, positions in groups.items())
         self._table_of = tuple(config.name for config, _ in owners)
+        blocks = [position for _, positions in self._groups for position in positions]
+        self.group_order = tuple(blocks.index(f) for f in range(len(owners)))
+        """Where each feature is in the outputs of `forward_groups`, side by side."""
 
     @property
     def output_dim(self) -> int:
@@ -69,17 +72,31 @@ class EmbeddingCollection(nn.Module):
         per_sample_weights  [N] factors of the rows; tables with sum pooling only
         returns             [B, output_dim], features side by side in the order of `feature_names`
         """
+        groups = self.forward_groups(values, offsets, per_sample_weights)
+        if len(groups) == 1:
+            return groups[0]
+        columns = [
+            column
+            for output, (_, positions) in zip(groups, self._groups, strict=True)
+            for column in output.split([self.feature_dims[p] for p in positions], dim=1)
+        ]
+        return torch.cat([columns[i] for i in self.group_order], dim=1)
+
+    def forward_groups(
+        self, values: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> list[Tensor]:
+        """The output of each representation's tables, before they are put into the order of the features.
+
+        Takes what `forward` takes. Feature f is column block `group_order[f]` of the outputs side by side; a
+        consumer that can read the blocks in any order saves the copy.
+        """
         batch = self._check(values, offsets, per_sample_weights)
         if len(self._groups) == 1:
-            return self._run(self._groups[0], values, self._offsets(values, offsets), per_sample_weights)
-        pieces: list[Tensor | None] = [None] * len(self.feature_names)
-        for group in self._groups:
-            ids, bounds, weights = self._select(group[1], batch, values, offsets, per_sample_weights)
-            dims = [self.feature_dims[p] for p in group[1]]
-            output = self._run(group, ids, bounds, weights)
-            for position, piece in zip(group[1], output.split(dims, dim=1), strict=True):
-                pieces[position] = piece
-        return torch.cat([p for p in pieces if p is not None], dim=1)
+            return [self._run(self._groups[0], values, offsets, per_sample_weights)]
+        return [
+            self._run(group, *self._select(group[1], batch, values, offsets, per_sample_weights))
+            for group in self._groups
+        ]
 
     def storage_bytes(self) -> dict[str, int]:
         """Bytes of the parameters of each table."""
@@ -90,16 +107,15 @@ class EmbeddingCollection(nn.Module):
         return {config.name: config.dense_bytes for config in self.configs}
 
     def _run(
-        self, group: tuple[str, tuple[int, ...]], values: Tensor, offsets: Tensor, weights: Tensor | None
+        self,
+        group: tuple[str, tuple[int, ...]],
+        values: Tensor,
+        offsets: Tensor | None,
+        weights: Tensor | None,
     ) -> Tensor:
         name, positions = group
         bags = [self.table(self._table_of[p]) for p in positions]
         return representation_class(name).forward_group(bags, values, offsets, weights)
-
-    def _offsets(self, values: Tensor, offsets: Tensor | None) -> Tensor:
-        if offsets is None:
-            return torch.arange(values.numel() + 1, dtype=values.dtype, device=values.device)
-        return offsets
 
     def _select(
         self,
@@ -108,13 +124,13 @@ class EmbeddingCollection(nn.Module):
         values: Tensor,
         offsets: Tensor | None,
         weights: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The part of a jagged batch that belongs to the features at `positions`, in the same form."""
         if offsets is None:
             rows = torch.tensor(positions, device=values.device)
             picked = values.view(-1, batch).index_select(0, rows).view(-1)
             factors = None if weights is None else weights.view(-1, batch).index_select(0, rows).view(-1)
-            return picked, self._offsets(picked, None), factors
+            return picked, None, factors
         bounds = offsets[::batch].tolist() if batch else [0] * (len(self.feature_names) + 1)
         spans = [slice(bounds[p], bounds[p + 1]) for p in positions]
         lengths = offsets.diff().view(-1, batch)[list(positions)].view(-1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from recsys_opt import ops
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.errors import InputError
 from recsys_opt.tables import Pooling, TableConfig
@@ -63,6 +65,24 @@ class DenseEmbeddingBag(EmbeddingRepresentation):
         """Pooled rows; see `EmbeddingRepresentation.forward`."""
         return nn.functional.embedding_bag(
             input, self.weight, offsets, mode=self.mode, sparse=True, per_sample_weights=per_sample_weights
+        )
+
+    @classmethod
+    def forward_group(
+        cls,
+        bags: Sequence[Self],
+        indices: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Pooled rows of many tables in one launch; see `EmbeddingRepresentation.forward_group`."""
+        bounds = None if offsets is None else offsets.to(torch.int64)
+        return ops.dense_bag(
+            [bag.weight for bag in bags],
+            indices,
+            bounds,
+            per_sample_weights,
+            [bag.mode == "mean" for bag in bags],
         )
 
     def materialize(self) -> Tensor:

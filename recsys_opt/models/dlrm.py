@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from recsys_opt import ops
 from recsys_opt.embeddings.collection import EmbeddingCollection
 from recsys_opt.errors import InputError
-from recsys_opt.models.interaction import dot_interaction
 from recsys_opt.tables import TableConfig
 
 
@@ -70,12 +70,13 @@ class DLRM(nn.Module):
             raise InputError(
                 f"dense has shape {list(dense.shape)}; it must be [batch, {self.dense_features}]"
             )
-        sparse = self.embeddings(values, offsets)
-        if sparse.shape[0] != dense.shape[0]:
+        sparse = self.embeddings.forward_groups(values, offsets)
+        if sparse[0].shape[0] != dense.shape[0]:
             raise InputError(
-                f"dense has {dense.shape[0]} samples, but values and offsets describe {sparse.shape[0]}"
+                f"dense has {dense.shape[0]} samples, but values and offsets describe {sparse[0].shape[0]}"
             )
-        logits: Tensor = self.top(dot_interaction(self.bottom(dense), sparse))
+        crossed = ops.dot_interaction(self.bottom(dense), sparse, self.embeddings.group_order)
+        logits: Tensor = self.top(crossed)
         return logits.squeeze(1)
 
 

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from recsys_opt import ops
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.errors import InputError
@@ -144,16 +145,15 @@ class ModelOptimizer:
         torch._foreach_addcdiv_(parameters, gradients, denominators, -lr)
 
     def _update_tables(self, named: Mapping[str, nn.Parameter], lr: float) -> None:
-        for name, p in named.items():
-            assert p.grad is not None
-            gradient = p.grad.coalesce()
-            ids, rows = gradient.indices()[0], gradient.values()
-            if self.config.algorithm == "sgd":
-                p.index_add_(0, ids, rows, alpha=-lr)
-                continue
-            state = self._state[name]
-            state.index_add_(0, ids, rows.square().mean(1))
-            p.index_add_(0, ids, rows / (state[ids].sqrt() + self.config.eps)[:, None], alpha=-lr)
+        gradients = [p.grad for p in named.values() if p.grad is not None]
+        ids = [gradient._indices()[0] for gradient in gradients]
+        rows = [gradient._values() for gradient in gradients]
+        weights = list(named.values())
+        if self.config.algorithm == "sgd":
+            ops.sgd_rows_(weights, ids, rows, lr)
+        else:
+            states = [self._state[name] for name in named]
+            ops.rowwise_adagrad_rows_(weights, states, ids, rows, lr, self.config.eps)
 
 
 def _names(keys: Iterable[str]) -> str:

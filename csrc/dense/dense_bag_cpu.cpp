@@ -1,0 +1,230 @@
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+
+#include "dense/dense_bag.h"
+#include "dispatch.h"
+#include "simd.h"
+
+namespace recsys_opt {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kBlock = 64;  // samples per task
+constexpr int64_t kPrefetch =
+    16;  // rows asked for ahead: a row of a large table is a miss in every cache
+
+template <typename T>
+struct Bags {
+  const int64_t* offsets;  // null: one id per bag
+  const T* factors;        // null: all 1
+  bool mean;
+};
+
+// The smallest position of a bad id, over all threads.
+void keep_smallest(std::atomic<int64_t>& smallest, int64_t position) {
+  int64_t seen = smallest.load(std::memory_order_relaxed);
+  while (position < seen && !smallest.compare_exchange_weak(seen, position)) {
+  }
+}
+
+template <typename Row>
+void prefetch_row(const Row* row, int64_t dim) {
+  for (int64_t byte = 0; byte < dim * static_cast<int64_t>(sizeof(Row)); byte += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
+}
+
+template <typename T>
+ALWAYS_INLINE void add_row_body(const T* row, T factor, int64_t dim, T* out) {
+  for (int64_t d = 0; d < dim; ++d) out[d] += factor * row[d];
+}
+SIMD_CLONES void add_row(const float* row, float factor, int64_t dim, float* out) {
+  add_row_body(row, factor, dim, out);
+}
+SIMD_CLONES void add_row(const double* row, double factor, int64_t dim, double* out) {
+  add_row_body(row, factor, dim, out);
+}
+
+// Bags [begin, end) of one table into out[bag][0 .. dim).
+template <typename T, typename Id>
+void pool(const T* weight, int64_t rows, int64_t dim, const Id* ids, int64_t first_bag,
+          int64_t begin, int64_t end, int64_t last_id, const Bags<T>& bags, T* out,
+          int64_t out_stride, std::atomic<int64_t>& bad) {
+  const auto valid = [&](int64_t k) {
+    return static_cast<uint64_t>(ids[k]) < static_cast<uint64_t>(rows);
+  };
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t bag = first_bag + b;
+    const int64_t start = bags.offsets ? bags.offsets[bag] : bag;
+    const int64_t stop = bags.offsets ? bags.offsets[bag + 1] : bag + 1;
+    T* to = out + b * out_stride;
+    if (!bags.offsets && !bags.factors) {  // one row as it is: a copy
+      if (start + kPrefetch < last_id && valid(start + kPrefetch))
+        prefetch_row(weight + ids[start + kPrefetch] * dim, dim);
+      if (!valid(start)) {
+        keep_smallest(bad, start);
+        return;
+      }
+      std::copy_n(weight + ids[start] * dim, dim, to);
+      continue;
+    }
+    std::fill_n(to, dim, T(0));
+    for (int64_t k = start; k < stop; ++k) {
+      if (k + kPrefetch < last_id && valid(k + kPrefetch))
+        prefetch_row(weight + ids[k + kPrefetch] * dim, dim);
+      if (!valid(k)) {
+        keep_smallest(bad, k);
+        return;
+      }
+      add_row(weight + ids[k] * dim, bags.factors ? bags.factors[k] : T(1), dim, to);
+    }
+    if (bags.mean && stop - start > 1)
+      for (int64_t d = 0; d < dim; ++d) to[d] /= static_cast<T>(stop - start);
+  }
+}
+
+template <typename T, typename Id>
+void forward(const std::vector<Tensor>& weights, const Tensor& indices, const int64_t* offsets,
+             const T* factors, const std::vector<int64_t>& mean, const DenseBagShape& s, T* out) {
+  const Id* ids = indices.const_data_ptr<Id>();
+  std::vector<const T*> tables;
+  for (const Tensor& w : weights) tables.push_back(w.const_data_ptr<T>());
+  std::atomic<int64_t> bad{std::numeric_limits<int64_t>::max()};
+  torch::stable::parallel_for(0, s.batch, kBlock, [&](int64_t begin, int64_t end) {
+    // Block by block, so that the rows of the output that the tables share stay in the cache.
+    for (int64_t block = begin; block < end; block += kBlock)
+      for (int64_t t = 0; t < s.tables; ++t) {
+        const int64_t stop = std::min(block + kBlock, end);
+        const int64_t last_id = offsets ? offsets[t * s.batch + stop] : t * s.batch + stop;
+        pool<T, Id>(tables[t], s.rows[t], s.dims[t], ids, t * s.batch, block, stop, last_id,
+                    {offsets, factors, mean[t] != 0}, out + s.first_column[t], s.columns, bad);
+      }
+  });
+  const int64_t k = bad.load();
+  if (k == std::numeric_limits<int64_t>::max()) return;
+  int64_t table = 0;
+  while (k >= (offsets ? offsets[(table + 1) * s.batch] : (table + 1) * s.batch)) ++table;
+  STD_TORCH_CHECK(false, "dense_bag: indices[", k, "] = ", static_cast<int64_t>(ids[k]),
+                  " is outside the ", s.rows[table], " rows of table ", table);
+}
+
+Tensor dense_bag_cpu(std::vector<Tensor> weights, Tensor indices, std::optional<Tensor> offsets,
+                     std::optional<Tensor> per_sample_weights, std::vector<int64_t> mean) {
+  const DenseBagShape s = check_dense_bag_args(weights, indices, offsets, per_sample_weights, mean);
+  indices = torch::stable::contiguous(indices);
+  if (offsets) offsets = torch::stable::contiguous(*offsets);
+  if (per_sample_weights) per_sample_weights = torch::stable::contiguous(*per_sample_weights);
+  const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
+  if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids);
+  Tensor out = torch::stable::new_empty(weights[0], {s.batch, s.columns});
+  dispatch_floating("dense_bag_cpu", weights[0].scalar_type(), [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const scalar_t* factors =
+        per_sample_weights ? per_sample_weights->const_data_ptr<scalar_t>() : nullptr;
+    if (indices.scalar_type() == ScalarType::Int)
+      forward<scalar_t, int32_t>(weights, indices, bounds, factors, mean, s,
+                                 out.mutable_data_ptr<scalar_t>());
+    else
+      forward<scalar_t, int64_t>(weights, indices, bounds, factors, mean, s,
+                                 out.mutable_data_ptr<scalar_t>());
+  });
+  return out;
+}
+
+// The gradient of every looked-up row, feature-major: D_t numbers for each id of table t.
+Tensor dense_bag_row_gradients_cpu(Tensor grad, std::vector<Tensor> weights, Tensor indices,
+                                   std::optional<Tensor> offsets,
+                                   std::optional<Tensor> per_sample_weights,
+                                   std::vector<int64_t> mean) {
+  const DenseBagShape s = check_dense_bag_args(weights, indices, offsets, per_sample_weights, mean);
+  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == s.batch && grad.size(1) == s.columns &&
+                      grad.scalar_type() == weights[0].scalar_type(),
+                  "dense_bag_row_gradients: grad must be [", s.batch, ", ", s.columns,
+                  "] with the weights' dtype");
+  grad = torch::stable::contiguous(grad);
+  if (offsets) offsets = torch::stable::contiguous(*offsets);
+  if (per_sample_weights) per_sample_weights = torch::stable::contiguous(*per_sample_weights);
+  const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
+  if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids);
+  const auto start = [&](int64_t bag) { return bounds ? bounds[bag] : bag; };
+  // first[t] is where table t's rows begin in the output.
+  std::vector<int64_t> first(s.tables + 1, 0);
+  for (int64_t t = 0; t < s.tables; ++t)
+    first[t + 1] = first[t] + (start((t + 1) * s.batch) - start(t * s.batch)) * s.dims[t];
+  Tensor out = torch::stable::new_empty(grad, {first[s.tables]});
+  dispatch_floating("dense_bag_row_gradients_cpu", grad.scalar_type(), [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const scalar_t* from = grad.const_data_ptr<scalar_t>();
+    const scalar_t* factors =
+        per_sample_weights ? per_sample_weights->const_data_ptr<scalar_t>() : nullptr;
+    scalar_t* to = out.mutable_data_ptr<scalar_t>();
+    torch::stable::parallel_for(0, s.batch, kBlock, [&](int64_t begin, int64_t end) {
+      for (int64_t t = 0; t < s.tables; ++t)
+        for (int64_t b = begin; b < end; ++b) {
+          const int64_t bag = t * s.batch + b, lo = start(bag), hi = start(bag + 1);
+          const scalar_t* row = from + b * s.columns + s.first_column[t];
+          const scalar_t scale =
+              mean[t] && hi > lo ? scalar_t(1) / static_cast<scalar_t>(hi - lo) : scalar_t(1);
+          for (int64_t k = lo; k < hi; ++k) {
+            scalar_t* target = to + first[t] + (k - start(t * s.batch)) * s.dims[t];
+            const scalar_t factor = factors ? factors[k] : scale;
+            for (int64_t d = 0; d < s.dims[t]; ++d) target[d] = factor * row[d];
+          }
+        }
+    });
+  });
+  return out;
+}
+
+// d out / d per_sample_weights[k] = grad of the bag . row.
+Tensor dense_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> weights, Tensor indices,
+                                      std::optional<Tensor> offsets, Tensor per_sample_weights) {
+  const std::vector<int64_t> mean(weights.size(), 0);
+  const DenseBagShape s = check_dense_bag_args(weights, indices, offsets, per_sample_weights, mean);
+  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == s.batch && grad.size(1) == s.columns &&
+                      grad.scalar_type() == weights[0].scalar_type(),
+                  "dense_bag_factor_gradients: grad must be [", s.batch, ", ", s.columns,
+                  "] with the weights' dtype");
+  grad = torch::stable::contiguous(grad);
+  // The forward pass has checked the ids' range with these same tensors.
+  indices = torch::stable::contiguous(torch::stable::to(indices, ScalarType::Long));
+  if (offsets) offsets = torch::stable::contiguous(*offsets);
+  const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
+  if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids);
+  const int64_t* ids = indices.const_data_ptr<int64_t>();
+  Tensor out = torch::stable::new_empty(grad, {s.ids});
+  dispatch_floating("dense_bag_factor_gradients_cpu", grad.scalar_type(), [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const scalar_t* from = grad.const_data_ptr<scalar_t>();
+    scalar_t* to = out.mutable_data_ptr<scalar_t>();
+    torch::stable::parallel_for(0, s.batch, kBlock, [&](int64_t begin, int64_t end) {
+      for (int64_t t = 0; t < s.tables; ++t) {
+        const scalar_t* weight = weights[t].template const_data_ptr<scalar_t>();
+        for (int64_t b = begin; b < end; ++b) {
+          const int64_t bag = t * s.batch + b;
+          const scalar_t* g = from + b * s.columns + s.first_column[t];
+          for (int64_t k = bounds ? bounds[bag] : bag; k < (bounds ? bounds[bag + 1] : bag + 1);
+               ++k) {
+            scalar_t sum = 0;
+            for (int64_t d = 0; d < s.dims[t]; ++d) sum += g[d] * weight[ids[k] * s.dims[t] + d];
+            to[k] = sum;
+          }
+        }
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace recsys_opt
+
+STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CPU, m) {
+  m.impl("dense_bag", TORCH_BOX(&recsys_opt::dense_bag_cpu));
+  m.impl("dense_bag_row_gradients", TORCH_BOX(&recsys_opt::dense_bag_row_gradients_cpu));
+  m.impl("dense_bag_factor_gradients", TORCH_BOX(&recsys_opt::dense_bag_factor_gradients_cpu));
+}
