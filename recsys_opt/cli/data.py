@@ -8,7 +8,9 @@ from recsys_opt.cli.subverbs import add_subverbs
 
 EXAMPLE = "recsys-opt data prepare train.txt --out kaggle/"
 
-SUBVERBS: dict[str, tuple[str, str]] = {}
+SUBVERBS: dict[str, tuple[str, str]] = {
+    "prepare": ("recsys_opt.cli.data_prepare", "make a dataset folder from Criteo text files"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

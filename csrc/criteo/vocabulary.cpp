@@ -1,0 +1,93 @@
+#include "criteo/vocabulary.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace criteo {
+
+void Counts::add(const uint32_t* values, int64_t stride, const uint32_t* missing, int64_t n,
+                 int64_t first) {
+  for (int k = 0; k < kValues; ++k) {
+    const auto column = static_cast<int>((first + k) % kValues);
+    const std::lock_guard lock(locks_[column]);
+    tables_[column].add(values + column * stride, missing, column, n);
+  }
+}
+
+std::vector<uint32_t> Counts::take_ranked(int column, uint64_t min_count) {
+  const std::lock_guard lock(locks_[column]);
+  return tables_[column].take_ranked(min_count);
+}
+
+uint64_t Counts::distinct() {
+  uint64_t n = 0;
+  for (int c = 0; c < kValues; ++c) {
+    const std::lock_guard lock(locks_[c]);
+    n += tables_[c].distinct();
+  }
+  return n;
+}
+
+uint64_t Counts::bytes() {
+  uint64_t n = 0;
+  for (int c = 0; c < kValues; ++c) {
+    const std::lock_guard lock(locks_[c]);
+    n += tables_[c].bytes();
+  }
+  return n;
+}
+
+IdTable::IdTable(std::span<const uint32_t> ranked)
+    : capacity_(ranked.size() + ranked.size() / 2 + 8), slots_(allocate_slots(capacity_)) {
+  if (ranked.size() > (1u << 31) - kFirstId)
+    throw std::invalid_argument(
+        "a column has " + std::to_string(ranked.size()) +
+        " values, more than 32-bit ids can name; use a minimum count or hashing");
+  constexpr size_t kAhead = 32;
+  const auto home = [&](uint32_t value) { return reduce(scatter(value), capacity_); };
+  for (size_t r = 0; r < ranked.size(); ++r) {
+    if (r + kAhead < ranked.size()) __builtin_prefetch(&slots_[home(ranked[r + kAhead])], 1);
+    uint64_t at = home(ranked[r]);
+    while (slots_[at].count != 0) {
+      if (slots_[at].value == ranked[r])
+        throw std::invalid_argument("value " + std::to_string(ranked[r]) +
+                                    " is twice in a vocabulary");
+      if (++at == capacity_) at = 0;
+    }
+    slots_[at] = {ranked[r], static_cast<uint32_t>(kFirstId + r)};
+  }
+}
+
+void IdTable::map(const uint32_t* values, const uint32_t* missing, int column, int64_t n,
+                  int32_t* out) const {
+  constexpr int64_t kBatch = 64;
+  uint64_t homes[kBatch];
+  const Slot* slots = slots_.get();
+  for (int64_t begin = 0; begin < n; begin += kBatch) {
+    const int64_t m = std::min(kBatch, n - begin);
+    for (int64_t i = 0; i < m; ++i) {
+      homes[i] = reduce(scatter(values[begin + i]), capacity_);
+      __builtin_prefetch(&slots[homes[i]]);
+    }
+    for (int64_t i = 0; i < m; ++i) {
+      const uint32_t value = values[begin + i];
+      uint64_t at = homes[i];
+      while (slots[at].count != 0 && slots[at].value != value)
+        if (++at == capacity_) at = 0;
+      const auto found = static_cast<int32_t>(slots[at].count);
+      const int32_t id = found != 0 ? found : kRareId;
+      out[(begin + i) * kValues] = (missing[begin + i] >> column) & 1 ? kMissingId : id;
+    }
+  }
+}
+
+HashIds::HashIds(uint32_t num_embeddings)
+    : divisor_(num_embeddings - 1), magic_(divisor_ == 0 ? 0 : ~uint64_t{0} / divisor_ + 1) {
+  if (num_embeddings < 2 || num_embeddings > 1u << 31)
+    throw std::invalid_argument(
+        "a cardinality is " + std::to_string(num_embeddings) +
+        "; it must be at least 2 (id 0 is for missing values) and at most 2^31");
+}
+
+}  // namespace criteo
