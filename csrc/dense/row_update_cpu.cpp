@@ -130,7 +130,8 @@ Sorted sort_lookups(const std::vector<Tensor>& weights, const std::vector<Tensor
   for (int64_t t = 0; t < tables; ++t) s.first[t + 1] = s.first[t] + ids[t].numel();
   s.lookups.resize(s.first[tables]);
   std::vector<int64_t> bad(tables, -1);
-  torch::stable::parallel_for(0, tables, 1, [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>(1, tables * 2048 / std::max<int64_t>(s.first[tables], 1));
+  torch::stable::parallel_for(0, tables, grain, [&](int64_t begin, int64_t end) {
     std::vector<Lookup> spare;
     for (int64_t t = begin; t < end; ++t) {
       const int64_t n = ids[t].numel(), rows = weights[t].size(0);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,28 @@ from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.registry import build_embedding, representation_class
 from recsys_opt.errors import InputError
 from recsys_opt.tables import TableConfig
+
+
+class _Tables(nn.Module):
+    """Modules by table name. An nn.ModuleDict refuses names such as "items" and "type"."""
+
+    def add(self, name: str, table: EmbeddingRepresentation) -> None:
+        """Adds a table."""
+        self._modules[name] = table
+
+    def __getitem__(self, name: str) -> EmbeddingRepresentation:
+        found = self._modules[name]
+        assert isinstance(found, EmbeddingRepresentation)
+        return found
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
 
 
 class EmbeddingCollection(nn.Module):
@@ -31,9 +53,9 @@ class EmbeddingCollection(nn.Module):
         super().__init__()
         self.configs = tuple(tables)
         _check_tables(self.configs)
-        self.tables = nn.ModuleDict()
+        self.tables = _Tables()
         for config in self.configs:
-            self.tables[config.name] = build_embedding(config, device=device, dtype=dtype)
+            self.tables.add(config.name, build_embedding(config, device=device, dtype=dtype))
         owners = [(config, feature) for config in self.configs for feature in config.feature_names]
         self.feature_names = tuple(feature for _, feature in owners)
         """Features in the order of `values` and of the output's columns."""
@@ -42,7 +64,9 @@ class EmbeddingCollection(nn.Module):
         groups: dict[str, list[int]] = defaultdict(list)
         for position, (config, _) in enumerate(owners):
             groups[config.representation].append(position)
-        self._groups = tuple((name, tuple(positions)) for name, positions in groups.items())
+        self._groups = tuple(
+            (representation_class(name), tuple(positions)) for name, positions in groups.items()
+        )
         self._table_of = tuple(config.name for config, _ in owners)
         blocks = [position for _, positions in self._groups for position in positions]
         self.group_order = tuple(blocks.index(f) for f in range(len(owners)))
@@ -57,9 +81,7 @@ class EmbeddingCollection(nn.Module):
         """A table by name."""
         if name not in self.tables:
             raise InputError(f"there is no table {name!r}; the tables are {', '.join(self.tables)}")
-        found = self.tables[name]
-        assert isinstance(found, EmbeddingRepresentation)
-        return found
+        return self.tables[name]
 
     def forward(
         self, values: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
@@ -91,12 +113,13 @@ class EmbeddingCollection(nn.Module):
         consumer that can read the blocks in any order saves the copy.
         """
         batch = self._check(values, offsets, per_sample_weights)
-        if len(self._groups) == 1:
-            return [self._run(self._groups[0], values, offsets, per_sample_weights)]
-        return [
-            self._run(group, *self._select(group[1], batch, values, offsets, per_sample_weights))
-            for group in self._groups
-        ]
+        if torch.compiler.is_compiling():
+            return self._run_groups(batch, values, offsets, per_sample_weights)
+        try:
+            return self._run_groups(batch, values, offsets, per_sample_weights)
+        except (RuntimeError, IndexError, ValueError):
+            self._refuse_bad_ids(batch, values, offsets)
+            raise
 
     def storage_bytes(self) -> dict[str, int]:
         """Bytes of the parameters of each table."""
@@ -106,16 +129,38 @@ class EmbeddingCollection(nn.Module):
         """Bytes that each table would have as plain fp32 rows."""
         return {config.name: config.dense_bytes for config in self.configs}
 
-    def _run(
-        self,
-        group: tuple[str, tuple[int, ...]],
-        values: Tensor,
-        offsets: Tensor | None,
-        weights: Tensor | None,
-    ) -> Tensor:
-        name, positions = group
-        bags = [self.table(self._table_of[p]) for p in positions]
-        return representation_class(name).forward_group(bags, values, offsets, weights)
+    def _run_groups(
+        self, batch: int, values: Tensor, offsets: Tensor | None, weights: Tensor | None
+    ) -> list[Tensor]:
+        outputs = []
+        for representation, positions in self._groups:
+            part = (values, offsets, weights)
+            if len(self._groups) > 1:
+                part = self._select(positions, batch, values, offsets, weights)
+            bags = [self.tables[self._table_of[p]] for p in positions]
+            outputs.append(representation.forward_group(bags, *part))
+        return outputs
+
+    def _refuse_bad_ids(self, batch: int, values: Tensor, offsets: Tensor | None) -> None:
+        """Raises an InputError that names the first id outside its table, if there is one.
+
+        The kernels check every id; this runs after one of them has failed, to name the table.
+        """
+        for f, feature in enumerate(self.feature_names):
+            start, stop = f * batch, (f + 1) * batch
+            if offsets is not None:
+                start, stop = int(offsets[start]), int(offsets[stop])
+            name = self._table_of[f]
+            rows = self.tables[name].num_embeddings
+            part = values[start:stop]
+            bad = ((part < 0) | (part >= rows)).nonzero()
+            if bad.numel():
+                k = start + int(bad[0])
+                where = name if feature == name else f"{name}, looked up by feature {feature}"
+                raise InputError(
+                    f"values[{k}] = {int(values[k])} is outside the {rows} rows of table {where}; ids must "
+                    f"be 0 .. {rows - 1}"
+                )
 
     def _select(
         self,
@@ -128,12 +173,16 @@ class EmbeddingCollection(nn.Module):
         """The part of a jagged batch that belongs to the features at `positions`, in the same form."""
         if offsets is None:
             rows = torch.tensor(positions, device=values.device)
-            picked = values.view(-1, batch).index_select(0, rows).view(-1)
-            factors = None if weights is None else weights.view(-1, batch).index_select(0, rows).view(-1)
+            picked = values.view(len(self.feature_names), batch).index_select(0, rows).view(-1)
+            factors = (
+                None
+                if weights is None
+                else weights.view(len(self.feature_names), batch).index_select(0, rows).view(-1)
+            )
             return picked, None, factors
         bounds = offsets[::batch].tolist() if batch else [0] * (len(self.feature_names) + 1)
         spans = [slice(bounds[p], bounds[p + 1]) for p in positions]
-        lengths = offsets.diff().view(-1, batch)[list(positions)].view(-1)
+        lengths = offsets.diff().view(len(self.feature_names), batch)[list(positions)].view(-1)
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=lengths.dtype)])
         factors = None if weights is None else torch.cat([weights[s] for s in spans])
         return torch.cat([values[s] for s in spans]), starts, factors
