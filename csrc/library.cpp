@@ -23,4 +23,13 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
   m.def(
       "rowwise_adagrad_rows_(Tensor(a!)[] weights, Tensor(b!)[] states, Tensor[] ids, Tensor[] "
       "grads, float lr, float eps) -> ()");
+  // tt
+  m.def(
+      "tt_embedding_bag(Tensor indices, Tensor offsets, Tensor[] cores, int[] cores_per_table, "
+      "int[] num_embeddings, int[] pooling_modes, int[] padding_idx, Tensor? per_sample_weights) -> "
+      "Tensor");
+  m.def(
+      "tt_embedding_bag_backward(Tensor grad, Tensor indices, Tensor offsets, Tensor[] cores, "
+      "int[] cores_per_table, int[] num_embeddings, int[] pooling_modes, int[] padding_idx, "
+      "Tensor? per_sample_weights, bool weights_grad) -> Tensor[]");
 }

@@ -1,0 +1,29 @@
+#include "tt_kernels.h"
+
+namespace recsys_opt::tt {
+namespace portable {
+namespace {
+constexpr int kRows = 6;  // of a block of gemm: 6 x 2 sums, 2 + 1 operands in 16 registers
+#include "tt_kernels_impl.h"
+}  // namespace
+}  // namespace portable
+
+template <typename T>
+const Kernels<T>* portable_kernels(int64_t ranks_divisor) {
+  return portable::widest_kernels<T, 16 / sizeof(T)>(ranks_divisor);
+}
+
+template const Kernels<float>* portable_kernels<float>(int64_t);
+template const Kernels<double>* portable_kernels<double>(int64_t);
+
+template <typename T>
+const Kernels<T>& kernels(int64_t ranks_divisor) {
+  if (const Kernels<T>* found = avx512_kernels<T>(ranks_divisor)) return *found;
+  if (const Kernels<T>* found = avx2_kernels<T>(ranks_divisor)) return *found;
+  return *portable_kernels<T>(ranks_divisor);
+}
+
+template const Kernels<float>& kernels<float>(int64_t);
+template const Kernels<double>& kernels<double>(int64_t);
+
+}  // namespace recsys_opt::tt

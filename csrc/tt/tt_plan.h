@@ -1,0 +1,73 @@
+#pragma once
+// What one table has to compute for one batch, with every repetition removed.
+//
+// A prefix of an id is (i_0 .. i_{k-1}). Ids of a batch that share a prefix share the product of
+// its cores, so the batch's distinct prefixes form a tree: level k holds the distinct prefixes of
+// length k (its nodes), the children of a node are the nodes one level up, and the children of the
+// top level (k = d - 1) are the distinct rows. The nodes of a level are sorted by their last index
+// i_{k-1}: a group is the nodes that share it, and so the slice of core k - 1.
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tt_embedding_bag.h"
+
+namespace recsys_opt::tt {
+
+// An array that is not cleared when it is made.
+template <typename T>
+class Array {
+ public:
+  Array() = default;
+  explicit Array(int64_t size) : data_(new T[size > 0 ? size : 1]), size_(size) {}
+  T& operator[](int64_t i) { return data_[i]; }
+  const T& operator[](int64_t i) const { return data_[i]; }
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+  int64_t size() const { return size_; }
+
+ private:
+  std::unique_ptr<T[]> data_;
+  int64_t size_ = 0;
+};
+
+struct Level {
+  int64_t groups = 0;
+  int64_t nodes = 0;
+  Array<int64_t> group_index;  // [groups] the slice of core k - 1, ascending
+  Array<int32_t> group_start;  // [groups + 1] into nodes
+  Array<int64_t> parent_key;   // [nodes] the prefix without its last index, as one number
+  Array<int32_t> parent;       // [nodes] node one level down (levels 2 and up)
+  Array<int32_t> child_start;  // [nodes + 1] into child; at the top level, into rows
+  Array<int32_t> child;        // nodes one level up, by parent (below the top level)
+};
+
+struct TablePlan {
+  int64_t begin = 0;         // first index of the feature
+  int64_t lookups = 0;       // without padding
+  int64_t rows = 0;          // distinct ids
+  bool one_per_bag = true;   // no bag has more than one lookup
+  Array<int32_t> row_last;   // [rows] i_{d-1}
+  Array<int32_t> row_start;  // [rows + 1] into lookup and bag
+  Array<int32_t> lookup;     // [lookups] position in the feature's indices, by row
+  Array<int32_t> bag;        // [lookups]
+  Array<int32_t>
+      row_of;  // [the feature's indices] -1: padding; only where bags have several lookups
+  Array<int32_t> bag_size;    // [bags] lookups in it; only for mean pooling of several
+  std::vector<Level> levels;  // [d], levels[k] for k = 1 .. d-1; levels[0] is not used
+
+  const Level& top() const { return levels.back(); }
+};
+
+// The first thing wrong with a table's ids or offsets.
+struct Fault {
+  int64_t position = -1;  // in indices or offsets; -1: nothing is wrong
+  std::string message;
+};
+
+// Plans table t of a batch: the top level and the levels down to `lowest_level`.
+Fault make_plan(const Arguments& args, int64_t t, const Tensor& indices, const Tensor& offsets,
+                int lowest_level, TablePlan& plan);
+
+}  // namespace recsys_opt::tt
