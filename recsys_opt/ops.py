@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -228,3 +229,113 @@ def _(
     eps: float,
 ) -> None:
     return None
+
+
+# --- tt_embedding_bag ---------------------------------------------------------------------------------------
+
+
+def tt_embedding_bag(
+    indices: Tensor,
+    offsets: Tensor,
+    cores: Sequence[Tensor],
+    *,
+    cores_per_table: Sequence[int],
+    num_embeddings: Sequence[int],
+    pooling_modes: Sequence[int],
+    padding_idx: Sequence[int],
+    per_sample_weights: Tensor | None = None,
+) -> Tensor:
+    """Pooled rows of T tensor-train tables in one launch; `reference.tt_embedding_bag` says what it computes.
+
+    indices             [N] int32 or int64 ids, feature-major
+    offsets             [T * B + 1] int32 or int64; bag c = t * B + b is indices[offsets[c] : offsets[c + 1]]
+    cores               of table 0, then of table 1, ...; core k is [n_k, q_k, r_k, r_{k+1}]
+    cores_per_table     T numbers from 2 to 4
+    num_embeddings      T numbers; ids are below them
+    pooling_modes       T numbers: 0 sum, 1 mean
+    padding_idx         T ids that count for nothing; -1 for none
+    per_sample_weights  [N] factors of the rows; sum pooling only
+    returns             [B, sum of the tables' dimensions]
+    """
+    result: Tensor = torch.ops.recsys_opt.tt_embedding_bag(
+        indices,
+        offsets,
+        list(cores),
+        list(cores_per_table),
+        list(num_embeddings),
+        list(pooling_modes),
+        list(padding_idx),
+        per_sample_weights,
+    )
+    return result
+
+
+@_fake("recsys_opt::tt_embedding_bag")
+def _tt_embedding_bag_fake(
+    indices: Tensor,
+    offsets: Tensor,
+    cores: list[Tensor],
+    cores_per_table: list[int],
+    num_embeddings: list[int],
+    pooling_modes: list[int],
+    padding_idx: list[int],
+    per_sample_weights: Tensor | None,
+) -> Tensor:
+    columns, first = 0, 0
+    for d in cores_per_table:
+        columns += math.prod(core.shape[1] for core in cores[first : first + d])
+        first += d
+    return cores[0].new_empty((offsets.shape[0] - 1) // len(cores_per_table), columns)
+
+
+@_fake("recsys_opt::tt_embedding_bag_backward")
+def _tt_embedding_bag_backward_fake(
+    grad: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    cores: list[Tensor],
+    cores_per_table: list[int],
+    num_embeddings: list[int],
+    pooling_modes: list[int],
+    padding_idx: list[int],
+    per_sample_weights: Tensor | None,
+    weights_grad: bool,
+) -> list[Tensor]:
+    grads = [core.new_empty(core.shape) for core in cores]
+    return [*grads, grad.new_empty(indices.shape[0])] if weights_grad else grads
+
+
+def _tt_embedding_bag_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    indices, offsets, cores, *options, per_sample_weights = inputs
+    ctx.options = options
+    ctx.weighted = per_sample_weights is not None
+    ctx.save_for_backward(indices, offsets, *cores, *([per_sample_weights] if ctx.weighted else []))
+
+
+def _tt_embedding_bag_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    indices, offsets, *rest = ctx.saved_tensors
+    cores, weights = (rest[:-1], rest[-1]) if ctx.weighted else (rest, None)
+    weights_grad = ctx.weighted and ctx.needs_input_grad[-1]
+    grads = torch.ops.recsys_opt.tt_embedding_bag_backward(
+        grad, indices, offsets, cores, *ctx.options, weights, weights_grad
+    )
+    return (
+        None,
+        None,
+        grads[: len(cores)],
+        None,
+        None,
+        None,
+        None,
+        grads[-1] if weights_grad else None,
+    )
+
+
+def _tt_embedding_bag_second_backward(ctx: Any, *grads: Any) -> None:
+    raise RuntimeError("tt_embedding_bag has no second derivative")
+
+
+torch.library.register_autograd(
+    "recsys_opt::tt_embedding_bag", _tt_embedding_bag_backward, setup_context=_tt_embedding_bag_setup
+)
+torch.library.register_autograd("recsys_opt::tt_embedding_bag_backward", _tt_embedding_bag_second_backward)

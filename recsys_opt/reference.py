@@ -84,3 +84,51 @@ def rowwise_adagrad_rows_(
         g = grad.new_zeros(unique.numel(), grad.shape[1]).index_add_(0, inverse, grad)
         state[unique] += g.square().mean(1)
         weight[unique] -= lr * g / (state[unique].sqrt() + eps)[:, None]
+
+
+def tt_rows(indices: Tensor, cores: Sequence[Tensor]) -> Tensor:
+    """Rows of a tensor-train table (Oseledets 2011, eq. 1.3).
+
+    indices  [N] ids i = (i_0 n_1 + i_1) n_2 + ...
+    cores    d x [n_k, q_k, r_k, r_{k+1}], r_0 = r_d = 1
+    returns  [N, q_0 q_1 ...]: element j is the product over k of the matrices cores[k][i_k, j_k]
+    """
+    digits: list[Tensor] = []
+    for core in reversed(cores):
+        digits.insert(0, indices % core.shape[0])
+        indices = indices // core.shape[0]
+    rows = cores[0][digits[0]].squeeze(2)  # [N, j, r]
+    for core, digit in zip(cores[1:], digits[1:], strict=True):
+        rows = torch.einsum("njr,nqrs->njqs", rows, core[digit]).flatten(1, 2)
+    return rows.squeeze(2)
+
+
+def tt_embedding_bag(
+    indices: Tensor,
+    offsets: Tensor,
+    cores: Sequence[Tensor],
+    *,
+    cores_per_table: Sequence[int],
+    num_embeddings: Sequence[int],
+    pooling_modes: Sequence[int],
+    padding_idx: Sequence[int],
+    per_sample_weights: Tensor | None = None,
+) -> Tensor:
+    """Pooled rows of several tensor-train tables; the arguments are those of `ops.tt_embedding_bag`."""
+    batch = (offsets.numel() - 1) // len(cores_per_table)
+    outputs, first = [], 0
+    for t, d in enumerate(cores_per_table):
+        bounds = offsets[t * batch : (t + 1) * batch + 1].long()
+        ids = indices[bounds[0] : bounds[-1]].long()
+        assert torch.all((ids >= 0) & (ids < num_embeddings[t]))
+        kept = ids != padding_idx[t]
+        bags = torch.repeat_interleave(torch.arange(batch, device=ids.device), bounds.diff())[kept]
+        rows = tt_rows(ids[kept], cores[first : first + d])
+        if per_sample_weights is not None:
+            rows = rows * per_sample_weights[bounds[0] : bounds[-1]][kept, None]
+        pooled = rows.new_zeros(batch, rows.shape[1]).index_add(0, bags, rows)
+        if pooling_modes[t] == 1:
+            pooled = pooled / torch.bincount(bags, minlength=batch).clamp(min=1)[:, None]
+        outputs.append(pooled)
+        first += d
+    return torch.cat(outputs, dim=1)
