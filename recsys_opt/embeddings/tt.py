@@ -181,9 +181,15 @@ class TTEmbeddingBag(EmbeddingRepresentation):
 
     @classmethod
     def forward_group(
-        cls, bags: Sequence[Self], indices: Tensor, offsets: Tensor, per_sample_weights: Tensor | None = None
+        cls,
+        bags: Sequence[Self],
+        indices: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
     ) -> Tensor:
         """Pooled rows of several tables in one launch; see `EmbeddingRepresentation.forward_group`."""
+        if offsets is None:
+            offsets = torch.arange(indices.shape[0] + 1, device=indices.device)
         if per_sample_weights is not None:
             averaging = [t for t, bag in enumerate(bags) if bag.mode == "mean"]
             if averaging:

@@ -83,6 +83,8 @@ def test_a_group_is_its_bags_side_by_side():
         bounds = offsets[4 * t : 4 * t + 5]
         pieces.append(bag(ids[bounds[0] : bounds[-1]], bounds[:-1] - bounds[0]))
     torch.testing.assert_close(got, torch.cat(pieces, 1))
+    ones = TTEmbeddingBag.forward_group([a, b], ids[:6])
+    torch.testing.assert_close(ones, TTEmbeddingBag.forward_group([a, b], ids[:6], torch.arange(7)))
     got.sum().backward()
     assert all(p.grad is not None for p in [*a.parameters(), *b.parameters()])
 
