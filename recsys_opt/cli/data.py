@@ -10,6 +10,8 @@ EXAMPLE = "recsys-opt data prepare train.txt --out kaggle/"
 
 SUBVERBS: dict[str, tuple[str, str]] = {
     "prepare": ("recsys_opt.cli.data_prepare", "make a dataset folder from Criteo text files"),
+    "synth": ("recsys_opt.cli.data_synth", "generate Criteo-like rows whose best possible AUC is known"),
+    "calibrate": ("recsys_opt.cli.data_calibrate", "measure the generator's statistics on real rows"),
 }
 
 

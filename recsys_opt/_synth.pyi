@@ -1,0 +1,36 @@
+"""Criteo-like rows, each a pure function of (model, seed, row)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+QUANTILES: int
+FACTORS: int
+LATENT: int
+MAX_DENSE: int
+LOGIT_LIMIT: float
+MISSING: int
+
+class Generator:
+    def __init__(
+        self,
+        total_rows: int,
+        seed: int,
+        *,
+        dense: Sequence[Mapping[str, Any]],
+        sparse: Sequence[Mapping[str, Any]],
+        patterns: NDArray[np.uint64],
+        pattern_mass: NDArray[np.float64],
+        bias: float,
+    ) -> None: ...
+    def rows(self, start: int, stop: int, threads: int) -> dict[str, NDArray[Any]]: ...
+    def write(
+        self,
+        start: int,
+        stop: int,
+        threads: int,
+        files: tuple[int, int, int],
+        offsets: tuple[int, int, int],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
