@@ -14,80 +14,116 @@ using torch::stable::Tensor;
 
 constexpr int64_t kGrain = 32;  // samples per task
 
-// Row length of the scratch matrices, whole vector registers.
-int64_t padded(int64_t n) {
-  return (n + 15) / 16 * 16;
+// 64 bytes of numbers: one AVX-512 register, or two or four smaller ones.
+template <typename T>
+struct Lanes {
+  typedef T Vector __attribute__((vector_size(64)));
+  typedef T Unaligned __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
+  static constexpr int64_t count = 64 / sizeof(T);
+};
+constexpr int64_t kRows =
+    4;  // rows of a product that are summed at the same time, to hide the latency
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
 }
+
+// out[i + r][column ..] = sum over k of a[i + r][k] b[k][column ..] for r < kRows and one vector of
+// columns.
+template <typename T>
+ALWAYS_INLINE void product_tile(const T* a, int64_t a_stride, const T* b, int64_t b_stride,
+                                int64_t inner, T* out, int64_t out_stride) {
+  using Vector = typename Lanes<T>::Vector;
+  using Unaligned = typename Lanes<T>::Unaligned;
+  Vector sum[kRows] = {};
+  for (int64_t k = 0; k < inner; ++k) {
+    const Vector row = *reinterpret_cast<const Unaligned*>(b + k * b_stride);
+    for (int64_t r = 0; r < kRows; ++r) sum[r] += a[r * a_stride + k] * row;
+  }
+  for (int64_t r = 0; r < kRows; ++r) *reinterpret_cast<Unaligned*>(out + r * out_stride) = sum[r];
+}
+
+// Scratch of one thread. Rows are padded to whole tiles with zeros, so that the loops have no
+// remainders.
+template <typename T>
+struct Scratch {
+  int64_t vectors, dim, rows, x_stride, v_stride;
+  std::vector<T> x;         // [rows, x_stride] the vectors of one sample
+  std::vector<T> xt;        // [dim, v_stride] transposed
+  std::vector<T> products;  // [rows, v_stride] x_i . x_j, or the gradient of that
+  std::vector<T> dx;        // [rows, x_stride]
+  std::vector<T> row;       // [width] a row of the output or of its gradient
+  std::vector<T> packed;    // [V, D] what is loaded and stored
+
+  explicit Scratch(const InteractionShape& s)
+      : vectors(s.vectors),
+        dim(s.dim),
+        rows(round_up(s.vectors, kRows)),
+        x_stride(round_up(s.dim, Lanes<T>::count)),
+        v_stride(round_up(s.vectors, Lanes<T>::count)),
+        x(rows * x_stride),
+        xt(dim * v_stride),
+        products(rows * v_stride),
+        dx(rows * x_stride),
+        row(s.width()),
+        packed(s.vectors * s.dim) {}
+};
 
 // pairs[i (i - 1) / 2 + j] = x_i . x_j for i > j.
-//   x   [V, D]
-//   xt  [D, stride] scratch: x transposed, so that a row of products is a sum of scaled rows
-//   z   [stride] scratch
 template <typename T>
-ALWAYS_INLINE void dot_pairs_body(const T* x, T* xt, T* z, T* pairs, int64_t vectors, int64_t dim,
-                                  int64_t stride) {
-  for (int64_t v = 0; v < vectors; ++v)
-    for (int64_t d = 0; d < dim; ++d) xt[d * stride + v] = x[v * dim + d];
-  for (int64_t i = 1; i < vectors; ++i) {
-    // Whole blocks of 16 columns, kept in registers over d.
-    for (int64_t begin = 0; begin < i; begin += 16) {
-      T sum[16] = {};
-      for (int64_t d = 0; d < dim; ++d) {
-        const T scale = x[i * dim + d];
-        const T* row = xt + d * stride + begin;
-        for (int64_t j = 0; j < 16; ++j) sum[j] += scale * row[j];
-      }
-      for (int64_t j = 0; j < 16; ++j) z[begin + j] = sum[j];
+ALWAYS_INLINE void dot_pairs_body(Scratch<T>& s, T* pairs) {
+  const T* x = s.packed.data();
+  T* xt = s.xt.data();
+  T* products = s.products.data();
+  T* padded = s.x.data();
+  for (int64_t v = 0; v < s.vectors; ++v)
+    for (int64_t d = 0; d < s.dim; ++d) {
+      padded[v * s.x_stride + d] = x[v * s.dim + d];
+      xt[d * s.v_stride + v] = x[v * s.dim + d];
     }
-    for (int64_t j = 0; j < i; ++j) pairs[j] = z[j];
-    pairs += i;
-  }
+  for (int64_t i = 0; i < s.rows; i += kRows)
+    for (int64_t j = 0; j < i + kRows && j < s.v_stride; j += Lanes<T>::count)
+      product_tile(padded + i * s.x_stride, s.x_stride, xt + j, s.v_stride, s.dim,
+                   products + i * s.v_stride + j, s.v_stride);
+  for (int64_t i = 1; i < s.vectors; pairs += i++)
+    for (int64_t j = 0; j < i; ++j) pairs[j] = products[i * s.v_stride + j];
 }
 
-// dx_i += sum over j of g_ij x_j, with g symmetric and given by its lower triangle.
-//   g   [V, V] scratch
+// packed_i = sum over j of g_ij x_j, with g symmetric, 0 on the diagonal, and given by its lower
+// triangle.
 template <typename T>
-ALWAYS_INLINE void dot_pairs_backward_body(const T* pairs, const T* x, T* g, T* dx, int64_t vectors,
-                                           int64_t dim) {
-  for (int64_t i = 0; i < vectors; ++i) {
-    g[i * vectors + i] = 0;
+ALWAYS_INLINE void dot_pairs_backward_body(Scratch<T>& s, const T* pairs) {
+  T* g = s.products.data();
+  T* x = s.x.data();
+  T* dx = s.dx.data();
+  for (int64_t v = 0; v < s.vectors; ++v)
+    for (int64_t d = 0; d < s.dim; ++d) x[v * s.x_stride + d] = s.packed[v * s.dim + d];
+  for (int64_t i = 0; i < s.vectors; pairs += i++) {
+    g[i * s.v_stride + i] = 0;
     for (int64_t j = 0; j < i; ++j) {
-      const T value = *pairs++;
-      g[i * vectors + j] = value;
-      g[j * vectors + i] = value;
+      g[i * s.v_stride + j] = pairs[j];
+      g[j * s.v_stride + i] = pairs[j];
     }
   }
-  int64_t begin = 0;
-  for (; begin + 16 <= dim; begin += 16)
-    for (int64_t i = 0; i < vectors; ++i) {
-      T sum[16] = {};
-      for (int64_t j = 0; j < vectors; ++j) {
-        const T scale = g[i * vectors + j];
-        const T* row = x + j * dim + begin;
-        for (int64_t d = 0; d < 16; ++d) sum[d] += scale * row[d];
-      }
-      for (int64_t d = 0; d < 16; ++d) dx[i * dim + begin + d] += sum[d];
-    }
-  for (int64_t i = 0; begin < dim && i < vectors; ++i)
-    for (int64_t j = 0; j < vectors; ++j)
-      for (int64_t d = begin; d < dim; ++d) dx[i * dim + d] += g[i * vectors + j] * x[j * dim + d];
+  for (int64_t i = 0; i < s.rows; i += kRows)
+    for (int64_t d = 0; d < s.x_stride; d += Lanes<T>::count)
+      product_tile(g + i * s.v_stride, s.v_stride, x + d, s.x_stride, s.vectors,
+                   dx + i * s.x_stride + d, s.x_stride);
+  for (int64_t v = 0; v < s.vectors; ++v)
+    for (int64_t d = 0; d < s.dim; ++d) s.packed[v * s.dim + d] = dx[v * s.x_stride + d];
 }
 
-SIMD_CLONES void dot_pairs(const float* x, float* xt, float* z, float* pairs, int64_t vectors,
-                           int64_t dim, int64_t stride) {
-  dot_pairs_body(x, xt, z, pairs, vectors, dim, stride);
+SIMD_CLONES void dot_pairs(Scratch<float>& s, float* pairs) {
+  dot_pairs_body(s, pairs);
 }
-SIMD_CLONES void dot_pairs(const double* x, double* xt, double* z, double* pairs, int64_t vectors,
-                           int64_t dim, int64_t stride) {
-  dot_pairs_body(x, xt, z, pairs, vectors, dim, stride);
+SIMD_CLONES void dot_pairs(Scratch<double>& s, double* pairs) {
+  dot_pairs_body(s, pairs);
 }
-SIMD_CLONES void dot_pairs_backward(const float* pairs, const float* x, float* g, float* dx,
-                                    int64_t vectors, int64_t dim) {
-  dot_pairs_backward_body(pairs, x, g, dx, vectors, dim);
+SIMD_CLONES void dot_pairs_backward(Scratch<float>& s, const float* pairs) {
+  dot_pairs_backward_body(s, pairs);
 }
-SIMD_CLONES void dot_pairs_backward(const double* pairs, const double* x, double* g, double* dx,
-                                    int64_t vectors, int64_t dim) {
-  dot_pairs_backward_body(pairs, x, g, dx, vectors, dim);
+SIMD_CLONES void dot_pairs_backward(Scratch<double>& s, const double* pairs) {
+  dot_pairs_backward_body(s, pairs);
 }
 
 template <typename To, typename From>
@@ -201,14 +237,13 @@ void check_dtype(const Tensor& t, const char* what) {
 
 template <typename T>
 void forward(const Layout& layout, const Matrix& out, const InteractionShape& s) {
-  const int64_t stride = padded(s.vectors);
   torch::stable::parallel_for(0, s.batch, kGrain, [&](int64_t begin, int64_t end) {
-    std::vector<T> x(s.vectors * s.dim), xt(s.dim * stride), z(stride), row(s.width());
+    Scratch<T> scratch(s);
     for (int64_t b = begin; b < end; ++b) {
-      layout.load(b, s.dim, x.data());
-      std::copy_n(x.data(), s.dim, row.data());
-      dot_pairs(x.data(), xt.data(), z.data(), row.data() + s.dim, s.vectors, s.dim, stride);
-      out.store(b, 0, s.width(), row.data());
+      layout.load(b, s.dim, scratch.packed.data());
+      std::copy_n(scratch.packed.data(), s.dim, scratch.row.data());
+      dot_pairs(scratch, scratch.row.data() + s.dim);
+      out.store(b, 0, s.width(), scratch.row.data());
     }
   });
 }
@@ -217,15 +252,13 @@ template <typename T>
 void backward(const Matrix& grad, const Layout& layout, const Layout& grads,
               const InteractionShape& s) {
   torch::stable::parallel_for(0, s.batch, kGrain, [&](int64_t begin, int64_t end) {
-    std::vector<T> x(s.vectors * s.dim), dx(s.vectors * s.dim), g(s.vectors * s.vectors),
-        row(s.width());
+    Scratch<T> scratch(s);
     for (int64_t b = begin; b < end; ++b) {
-      layout.load(b, s.dim, x.data());
-      grad.load(b, 0, s.width(), row.data());
-      std::fill(dx.begin(), dx.end(), T(0));
-      std::copy_n(row.data(), s.dim, dx.data());
-      dot_pairs_backward(row.data() + s.dim, x.data(), g.data(), dx.data(), s.vectors, s.dim);
-      grads.store(b, s.dim, dx.data());
+      layout.load(b, s.dim, scratch.packed.data());
+      grad.load(b, 0, s.width(), scratch.row.data());
+      dot_pairs_backward(scratch, scratch.row.data() + s.dim);
+      for (int64_t d = 0; d < s.dim; ++d) scratch.packed[d] += scratch.row[d];
+      grads.store(b, s.dim, scratch.packed.data());
     }
   });
 }
