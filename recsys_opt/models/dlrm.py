@@ -92,5 +92,5 @@ def _mlp(
         linear = nn.Linear(n, m, device=device, dtype=dtype)
         nn.init.normal_(linear.weight, 0.0, math.sqrt(2.0 / (m + n)))
         nn.init.normal_(linear.bias, 0.0, math.sqrt(1.0 / m))
-        layers += [linear, nn.ReLU()]
+        layers += [linear, nn.ReLU(inplace=True)]
     return nn.Sequential(*(layers if relu_last else layers[:-1]))
