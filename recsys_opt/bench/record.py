@@ -2,63 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recsys_opt.environment import environment
 from recsys_opt.files import write_json
 
 FORMAT = "recsys_opt.measurement"
 VERSION = 1
-
-
-def cpu_model() -> str:
-    """The processor's name, and the vector extensions that the kernels use."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    models = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    extensions = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {f}" in text]
-    return " ".join([models[0] if models else platform.machine(), *extensions])
-
-
-def commit() -> str:
-    """The commit of the source tree this package runs from, with "+" where it has changes; "" if none."""
-    root = Path(__file__).resolve().parent.parent.parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return found.stdout.strip()
-
-
-def environment() -> dict[str, Any]:
-    """Where and when a measurement was made."""
-    import torch
-
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory_bytes / 2**30, 1),
-        "load_average": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
 
 
 def write_record(path: Path, name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> None:

@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import recsys_opt
-from recsys_opt.bench.record import cpu_model
 from recsys_opt.cli.outcome import Outcome
+from recsys_opt.environment import cpu_model
 
 EXAMPLE = "recsys-opt doctor"
 CHECK_TIMEOUT_S = 120

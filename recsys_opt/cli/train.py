@@ -1,0 +1,93 @@
+"""`recsys-opt train`: trains a DLRM, evaluates it, writes a report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recsys_opt.cli.arguments import add_config_arguments, config_changes
+from recsys_opt.cli.outcome import Outcome
+from recsys_opt.cli.progress import ConsoleProgress
+from recsys_opt.data.dataset import Dataset
+from recsys_opt.errors import InputError
+from recsys_opt.report.run import write_run_report
+from recsys_opt.run_folder import RunFolder
+from recsys_opt.training.config import RECIPES, TrainingConfig, recipe, replaced
+from recsys_opt.training.evaluate import evaluate_run
+from recsys_opt.training.metrics import Metrics
+from recsys_opt.training.trainer import TrainResult, train
+
+EXAMPLE = "recsys-opt train kaggle/ --out runs/tt --tt-threshold 100k --tt-rank 32"
+
+# Flags that differ from their field's name.
+NAMES = {"optimizer.algorithm": "optimizer"}
+# The dataset says how many dense columns there are.
+LEAVE_OUT = frozenset({"architecture.dense_features"})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the dataset, the run folder and a flag for every field of TrainingConfig."""
+    parser.add_argument("dataset", metavar="DATASET", help="a dataset folder of `recsys-opt data`")
+    parser.add_argument("--out", required=True, metavar="RUN", help="the run folder to write")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in RUN")
+    parser.add_argument(
+        "--evaluate-only",
+        metavar="SPLIT",
+        help="train nothing: print the metrics of RUN's checkpoint on a split of DATASET",
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=sorted(RECIPES),
+        help="where settings that are not given come from (default criteo_kaggle; with --resume, the run)",
+    )
+    settings = parser.add_argument_group("settings (default: the recipe's)")
+    add_config_arguments(settings, TrainingConfig, names=NAMES, leave_out=LEAVE_OUT)
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Trains, or evaluates a trained run."""
+    changes = config_changes(args)
+    if args.evaluate_only:
+        if changes or args.recipe or args.resume:
+            raise InputError("--evaluate-only takes no settings: the run has its own")
+        with ConsoleProgress() as progress:
+            metrics = evaluate_run(args.out, Dataset(args.dataset), args.evaluate_only, progress=progress)
+        return Outcome(_metrics_line(args.evaluate_only, metrics), metrics.to_json())
+    config = replaced(_base(args), changes)
+    with ConsoleProgress() as progress:
+        result = train(config, args.dataset, args.out, resume=args.resume, progress=progress)
+    report = write_run_report(Path(args.out))
+    return Outcome(_summary(result, report), {**result.to_json(), "report": str(report)})
+
+
+def _base(args: argparse.Namespace) -> TrainingConfig:
+    folder = RunFolder(args.out)
+    if args.resume and args.recipe is None and folder.exists():
+        return TrainingConfig.from_json(folder.description()["config"])
+    return recipe(args.recipe or "criteo_kaggle")
+
+
+def _summary(result: TrainResult, report: Path) -> str:
+    speed = f", {result.samples_per_s:,.0f} samples/s" if result.samples_per_s else ""
+    lines = [f"trained    {result.rows:,} rows, {result.steps:,} steps{speed}"]
+    for split, metrics in (("validation", result.validation), ("test", result.test)):
+        if metrics:
+            lines.append(_metrics_line(split, metrics))
+    smaller = result.dense_embedding_bytes / result.embedding_bytes
+    lines.append(
+        f"tables     {result.embedding_bytes / 1e6:,.1f} MB"
+        + (f", {smaller:.1f}x smaller than dense" if smaller > 1 else "")
+    )
+    lines.append(f"report     {report}")
+    return "\n".join(lines)
+
+
+def _metrics_line(split: str, metrics: Metrics) -> str:
+    def text(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    return (
+        f"{split:<10} AUC {text(metrics.auc, 5)}  logloss {metrics.logloss:.5f}  "
+        f"NE {text(metrics.normalised_entropy, 5)}  accuracy {metrics.accuracy:.4f}  "
+        f"calibration {text(metrics.calibration, 4)}"
+    )

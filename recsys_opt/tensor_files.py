@@ -1,0 +1,94 @@
+"""safetensors files written tensor by tensor, without a second copy of a 2 GB table in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from recsys_opt.errors import InputError
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_CHUNK_BYTES = 64 << 20
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file and makes it durable; raises OSError as the disk does.
+
+    The file is written in place: write it into a folder that is renamed when whole.
+    """
+    header: dict[str, object] = {}
+    offset = 0
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise InputError(f"tensor {name} has type {tensor.dtype}, which a checkpoint cannot hold")
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts on a multiple of 8
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            if tensor.numel() == 0:
+                continue
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            for start in range(0, len(data), _CHUNK_BYTES):
+                file.write(data[start : start + _CHUNK_BYTES].data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a small file."""
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def read_into(path: Path, targets: Mapping[str, Tensor]) -> None:
+    """Copies a file's tensors into `targets` one at a time; names, shapes and types must be the same."""
+    with _open(path) as file:
+        names = set(file.keys())
+        if names != set(targets):
+            missing, extra = sorted(set(targets) - names), sorted(names - set(targets))
+            raise InputError(
+                f"{path} does not fit the model: missing {missing or 'none'}, extra {extra or 'none'}"
+            )
+        for name, target in targets.items():
+            tensor = file.get_tensor(name)
+            if tensor.shape != target.shape or tensor.dtype != target.dtype:
+                raise InputError(
+                    f"{path}: {name} is {tensor.dtype} {list(tensor.shape)}; the model has {target.dtype} "
+                    f"{list(target.shape)}"
+                )
+            target.detach().copy_(tensor)
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(str(path), framework="pt")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: the checkpoint is not whole") from None
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged: {error}") from None

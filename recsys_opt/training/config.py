@@ -1,0 +1,183 @@
+"""A training run's configuration: nested frozen dataclasses, alike in Python, JSON and on the command line.
+
+The text under a field is its help on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+from recsys_opt.errors import InputError
+from recsys_opt.models.recipes import DLRMConfig, criteo_kaggle, criteo_terabyte
+from recsys_opt.training.optimizers import OptimizerConfig
+from recsys_opt.training.schedule import ScheduleConfig
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """Which tables become tensor trains."""
+
+    tt_threshold: int | None = None
+    """Tables of at least this many rows become tensor trains."""
+    tt_tables: tuple[str, ...] = ()
+    """Tables by name that become tensor trains, e.g. C3,C12."""
+    tt_rank: int = 32
+    """Rank of the tensor trains: larger is closer to a dense table, and bigger."""
+
+    def __post_init__(self) -> None:
+        if self.tt_threshold is not None and self.tt_threshold < 1:
+            raise InputError(f"tt_threshold = {self.tt_threshold}; it must be at least 1")
+        if self.tt_rank < 1:
+            raise InputError(f"tt_rank = {self.tt_rank}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides the weights a run ends with, and how it reports on the way."""
+
+    architecture: DLRMConfig = field(default_factory=criteo_kaggle)
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    batch_size: int = 2048
+    """Rows per update."""
+    epochs: int = 1
+    """Passes over the training rows, each in time order; more than one overfits Criteo."""
+    max_rows: int | None = None
+    """Train on the first so many rows of the training split only."""
+    precision: Precision = "fp32"
+    """bf16: matrix products of the MLPs in bfloat16 (autocast); tables, sums and updates stay fp32."""
+    seed: int = 0
+    """The same seed gives the same weights."""
+    device: str = "cpu"
+    """Cpu or cuda."""
+    log_every: int = 50
+    """Updates between two lines of metrics.jsonl."""
+    evals_per_epoch: int = 4
+    """Evaluations on the validation split in an epoch, the last at its end; 0: none."""
+    checkpoint_every_s: float = 600.0
+    """Seconds between checkpoints; there is always one at the end."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("epochs", 1), ("log_every", 1), ("evals_per_epoch", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise InputError(f"{name} = {value}; it must be at least {least}")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise InputError(f"max_rows = {self.max_rows}; it must be at least 1")
+        if not self.checkpoint_every_s >= 0:
+            raise InputError(f"checkpoint_every_s = {self.checkpoint_every_s}; it must be 0 or more")
+        if self.precision not in ("fp32", "bf16"):
+            raise InputError(f"precision = {self.precision!r}; it must be 'fp32' or 'bf16'")
+        if self.device.partition(":")[0] not in ("cpu", "cuda"):
+            raise InputError(f"device = {self.device!r}; it must be 'cpu' or 'cuda'")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed = {self.seed}; it must be between 0 and 2^63 - 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values only."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> TrainingConfig:
+        """The inverse of `to_json`."""
+        try:
+            return typing.cast(TrainingConfig, _build(cls, document))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"not a training configuration: {error!r}") from None
+
+
+# What may change when a run goes on: it does not touch the weights.
+FREE_TO_CHANGE = frozenset({"checkpoint_every_s"})
+
+
+def differences(old: TrainingConfig, new: TrainingConfig) -> list[str]:
+    """The fields in which two configurations differ and that decide a run, as "field: old -> new"."""
+    after = dict(leaves(new))
+    return [
+        f"{path}: {value!r} -> {after[path]!r}"
+        for path, value in leaves(old)
+        if value != after[path] and path not in FREE_TO_CHANGE
+    ]
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every field that is no dataclass itself."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def replaced(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A configuration with the fields at dotted paths replaced, and checked again."""
+    own: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
+    for path, value in changes.items():
+        head, _, rest = path.partition(".")
+        if rest:
+            inner.setdefault(head, {})[rest] = value
+        else:
+            own[head] = value
+    for head, nested in inner.items():
+        own[head] = replaced(getattr(config, head), nested)
+    return dataclasses.replace(config, **own)
+
+
+def _build(cls: type[Any], document: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for name, value in document.items():
+        hint = hints[name]
+        if is_dataclass(hint):
+            values[name] = _build(typing.cast(type[Any], hint), value)
+        else:
+            values[name] = tuple(value) if typing.get_origin(hint) is tuple else value
+    return cls(**values)
+
+
+def optional_type(hint: Any) -> tuple[Any, bool]:
+    """X | None -> (X, True); X -> (X, False)."""
+    if isinstance(hint, types.UnionType):
+        (inner,) = [t for t in typing.get_args(hint) if t is not type(None)]
+        return inner, True
+    return hint, False
+
+
+def recipe_criteo_kaggle() -> TrainingConfig:
+    """The DLRM of Criteo Kaggle (dimension 16), trained with Adagrad."""
+    return TrainingConfig(
+        architecture=criteo_kaggle(),
+        optimizer=OptimizerConfig(algorithm="adagrad", mlp_lr=0.005, table_lr=0.02, core_lr=0.01),
+        batch_size=128,
+    )
+
+
+def recipe_criteo_terabyte() -> TrainingConfig:
+    """The DLRM of Criteo Terabyte (dimension 64), trained with Adagrad on large batches."""
+    return TrainingConfig(
+        architecture=criteo_terabyte(),
+        optimizer=OptimizerConfig(algorithm="adagrad", mlp_lr=0.01, table_lr=0.03, core_lr=0.02),
+        schedule=ScheduleConfig(warmup=0.02, decay=0.3, decay_shape="quadratic"),
+        batch_size=2048,
+    )
+
+
+RECIPES = {"criteo_kaggle": recipe_criteo_kaggle, "criteo_terabyte": recipe_criteo_terabyte}
+"""Whole configurations by name."""
+
+
+def recipe(name: str) -> TrainingConfig:
+    """A recipe by name."""
+    if name not in RECIPES:
+        raise InputError(f"there is no recipe {name!r}; choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]()
