@@ -185,7 +185,6 @@ std::vector<Tensor> with_dense_rows(const std::vector<Tensor>& grads) {
 
 void sgd_rows_cpu(std::vector<Tensor> weights, std::vector<Tensor> ids, std::vector<Tensor> grads,
                   double lr) {
-  if (weights.empty()) return;
   check_row_update_args(weights, ids, grads, nullptr);
   grads = with_dense_rows(grads);
   const Sorted sorted = sort_lookups(weights, ids);
@@ -198,7 +197,6 @@ void sgd_rows_cpu(std::vector<Tensor> weights, std::vector<Tensor> ids, std::vec
 void rowwise_adagrad_rows_cpu(std::vector<Tensor> weights, std::vector<Tensor> states,
                               std::vector<Tensor> ids, std::vector<Tensor> grads, double lr,
                               double eps) {
-  if (weights.empty()) return;
   check_row_update_args(weights, ids, grads, &states);
   grads = with_dense_rows(grads);
   const Sorted sorted = sort_lookups(weights, ids);

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from recsys_opt.tables import TableConfig
+
+
+class FusesUpdate(ABC):
+    """Mixed into a representation whose backward pass updates its own rows, so that no gradient is stored.
+
+    Each backward pass is an update: gradients of several passes do not add up.
+    """
+
+    @abstractmethod
+    def configure_update(
+        self, algorithm: Literal["sgd", "adagrad"], learning_rate: float, eps: float
+    ) -> None:
+        """Chooses the update rule, before the first forward pass; until then the rate is 0."""
+
+    @abstractmethod
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """The rate of the backward passes to come."""
+
+    @abstractmethod
+    def update_state(self) -> Tensor | None:
+        """The rule's state, one number per row, as a tensor that may be written to; None if it has none."""
 
 
 class EmbeddingRepresentation(nn.Module, ABC):

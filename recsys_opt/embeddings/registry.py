@@ -14,6 +14,7 @@ from recsys_opt.tables import TableConfig
 REPRESENTATIONS: dict[str, str] = {
     "dense": "recsys_opt.embeddings.dense:DenseEmbeddingBag",
     "tt": "recsys_opt.embeddings.tt:TTEmbeddingBag",
+    "fbgemm": "recsys_opt.integrations.fbgemm:FBGEMMEmbeddingBag",
 }
 
 

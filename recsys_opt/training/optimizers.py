@@ -9,6 +9,9 @@ updated once. Row-wise Adagrad keeps one number per row (FBGEMM's and torchrec's
 
     state[i] += mean over columns of gradient[i]^2
     row[i]   -= lr * gradient[i] / (sqrt(state[i]) + eps)
+
+Tables that fuse the update into the backward pass (FBGEMM's) get the same rule and rate, and bring their
+state.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_opt import ops
-from recsys_opt.embeddings.base import EmbeddingRepresentation
+from recsys_opt.embeddings.base import EmbeddingRepresentation, FusesUpdate
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.errors import InputError
 
@@ -88,10 +91,15 @@ class ModelOptimizer:
                 for name, p in named.items():
                     shape = p.shape[:1] if kind == "tables" else p.shape
                     self._state[name] = p.new_zeros(shape)
+        self._fused = {name: m for name, m in model.named_modules() if isinstance(m, FusesUpdate)}
+        for module in self._fused.values():
+            module.configure_update(config.algorithm, config.table_lr, config.eps)
 
     def scale_learning_rates(self, factor: float) -> None:
         """Makes every learning rate `factor` times that of the config (warm-up, decay)."""
         self._scale = factor
+        for module in self._fused.values():
+            module.set_learning_rate(self.config.table_lr * factor)
 
     def zero_grad(self) -> None:
         """Forgets all gradients."""
@@ -105,6 +113,8 @@ class ModelOptimizer:
         for kind, named in self._parameters.items():
             lr = self.config.learning_rate(kind) * self._scale
             having = {name: p for name, p in named.items() if p.grad is not None}
+            if not having:
+                continue
             if kind == "tables":
                 self._update_tables(having, lr)
             else:
@@ -112,17 +122,19 @@ class ModelOptimizer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state's tensors by parameter name; empty for SGD."""
-        return dict(self._state)
+        fused = {f"{name}.weight": m.update_state() for name, m in self._fused.items()}
+        return self._state | {name: state for name, state in fused.items() if state is not None}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copies a state of `state_dict` in; its names and shapes must be this optimizer's."""
-        if missing := _names(self._state.keys() - state.keys()):
+        ours = self.state_dict()
+        if missing := _names(ours.keys() - state.keys()):
             raise InputError(f"the optimizer state lacks {missing}; it is of another model or algorithm")
-        if extra := _names(state.keys() - self._state.keys()):
+        if extra := _names(state.keys() - ours.keys()):
             raise InputError(
                 f"the optimizer state has {extra}, unknown here; it is of another model or algorithm"
             )
-        for name, own in self._state.items():
+        for name, own in ours.items():
             if state[name].shape != own.shape:
                 raise InputError(
                     f"the optimizer state of {name} has shape {list(state[name].shape)}; here it is "
@@ -131,8 +143,6 @@ class ModelOptimizer:
             own.copy_(state[name])
 
     def _update_dense(self, named: Mapping[str, nn.Parameter], lr: float) -> None:
-        if not named:
-            return
         parameters: list[Tensor] = list(named.values())
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.config.algorithm == "sgd":

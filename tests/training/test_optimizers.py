@@ -225,6 +225,19 @@ def test_a_foreign_state_is_refused():
         optimizer.load_state_dict({**state, "top.2.bias": torch.zeros(2)})
 
 
+def test_parameters_without_a_gradient_stay():
+    model = small_model()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = ModelOptimizer(model, OptimizerConfig("adagrad"))
+    optimizer.step()
+    model.bottom.requires_grad_(False)
+    model(*next(batches(1))[:2]).sum().backward()
+    optimizer.step()
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("bottom"))
+    assert not any(torch.equal(after[name], before[name]) for name in before if name.startswith("emb"))
+
+
 def test_a_scaled_learning_rate_scales_the_step():
     models = [small_model(), small_model()]
     whole = ModelOptimizer(models[0], OptimizerConfig("sgd", 0.05, 0.05))
