@@ -12,6 +12,9 @@ LATENT: int
 MAX_DENSE: int
 LOGIT_LIMIT: float
 MISSING: int
+IN_ORDER: int
+SCATTERED: int
+UNLINKED: int
 
 class Generator:
     def __init__(

@@ -80,12 +80,15 @@ SparseColumn sparse_column(const py::dict& from) {
   column.parent = value(from, "parent", -1);
   if (column.parent < 0) return column;
   column.strength = from["strength"].cast<double>();
-  column.shuffled = value(from, "shuffled", 0.0);
   column.assigned = values<int32_t>(from, "assigned");
   for (const int32_t cell : column.assigned)
-    require(cell < static_cast<int32_t>(mass.size()), "assigned names a cell that is not there");
-  column.tail_start = values<double>(from, "tail_start");
-  column.tail_step = values<double>(from, "tail_step");
+    require(cell >= kUnlinked && cell < static_cast<int32_t>(mass.size()) &&
+                (cell < 0 || width[cell] == 1),
+            "assigned names a cell that is not there, or not a single id");
+  column.place = values<double>(from, "place");
+  column.place_step = values<double>(from, "place_step");
+  column.kept_rare = value(from, "kept_rare", 1.0);
+  column.scatter_end = value(from, "scatter_end", 1.0);
   const auto residual = values<double>(from, "residual");
   require(residual.size() == mass.size(), "residual must be as long as mass");
   column.residual = StepTable(residual);
@@ -108,9 +111,9 @@ Generator make_generator(int64_t total_rows, uint64_t seed, const std::vector<py
     if (column.parent < 0) continue;
     require(column.parent < static_cast<int>(sparse_columns.size()), "parent is not a column");
     const size_t cells = sparse_columns[column.parent].cells.size();
-    require(column.assigned.size() == cells && column.tail_start.size() == cells &&
-                column.tail_step.size() == cells,
-            "assigned, tail_start and tail_step must have one entry per cell of the parent");
+    require(column.assigned.size() == cells && column.place.size() == cells &&
+                column.place_step.size() == cells,
+            "assigned, place and place_step must have one entry per cell of the parent");
   }
   require(patterns.size() > 0 && patterns.size() == pattern_mass.size(),
           "patterns and pattern_mass must be as long as each other, and not empty");
@@ -182,6 +185,9 @@ PYBIND11_MODULE(_synth, m) {
   m.attr("MAX_DENSE") = kMaxDense;
   m.attr("LOGIT_LIMIT") = kLogitLimit;
   m.attr("MISSING") = kMissing;
+  m.attr("IN_ORDER") = kInOrder;
+  m.attr("SCATTERED") = kScattered;
+  m.attr("UNLINKED") = kUnlinked;
   py::class_<Generator>(m, "Generator")
       .def(py::init(&make_generator), py::arg("total_rows"), py::arg("seed"), py::kw_only(),
            py::arg("dense"), py::arg("sparse"), py::arg("patterns"), py::arg("pattern_mass"),

@@ -23,7 +23,7 @@ enum Stream : uint64_t {
   kLabel = 2,
   kIdDraw = 1000,
   kIdChoice = 2000,
-  kIdShuffle = 3000,
+  kIdScatter = 3000,
   kIdEffect = 4000,
   kIdLatent = 5000,
   kDenseNoise = 6000,
@@ -124,7 +124,7 @@ void Generator::sparse_column(int c, int64_t start, int n, Chunk* work) const {
   const SparseColumn& column = sparse_[c];
   const uint64_t draw_key = stream_key(seed_, kIdDraw + c);
   const uint64_t choice_key = stream_key(seed_, kIdChoice + c);
-  const uint64_t shuffle_key = stream_key(seed_, kIdShuffle + c);
+  const uint64_t scatter_key = stream_key(seed_, kIdScatter + c);
   const uint64_t missing_bit = 1ULL << (kMaxDense + c);
   const bool drifts = !column.partner_odds.empty() || column.fleeting > 0;
   const double inverse_rows = 1.0 / static_cast<double>(total_rows_);
@@ -143,19 +143,18 @@ void Generator::sparse_column(int c, int64_t start, int n, Chunk* work) const {
       choice = hash(choice_key, row);
       linked = static_cast<double>(choice >> 40) * 0x1.0p-24 < column.strength;
     }
-    if (linked) {
-      const uint32_t parent_cell = work->cell[column.parent][r];
+    const uint32_t parent_cell = linked ? work->cell[column.parent][r] : 0;
+    const int32_t assigned = linked ? column.assigned[parent_cell] : kUnlinked;
+    if (assigned != kUnlinked) {
       const uint32_t parent_id = work->full_id[column.parent][r];
-      if (column.assigned[parent_cell] >= 0) {
-        cell = static_cast<uint32_t>(column.assigned[parent_cell]);
-        within = unit(hash(shuffle_key, parent_id));
+      if (assigned >= 0) {
+        cell = static_cast<uint32_t>(assigned);
       } else {
-        double place = column.tail_start[parent_cell] +
-                       column.tail_step[parent_cell] *
-                           (parent_id - sparse_[column.parent].cells[parent_cell].first + 0.5);
-        if (column.shuffled > 0) {
-          const uint64_t h = hash(shuffle_key, parent_id);
-          if (static_cast<double>(h & 0xffffff) * 0x1.0p-24 < column.shuffled) place = unit(mix(h));
+        const uint32_t in_cell = parent_id - sparse_[column.parent].cells[parent_cell].first;
+        double place = column.place[parent_cell] + column.place_step[parent_cell] * (in_cell + 0.5);
+        if (assigned == kScattered) {
+          const uint64_t h = hash(scatter_key, parent_id);
+          if (unit(h) >= column.kept_rare) place = unit(mix(h)) * column.scatter_end;
         }
         cell = column.residual.find(std::min(place, 0x1.fffffffffffffp-1), &within);
       }

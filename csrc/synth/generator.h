@@ -19,6 +19,11 @@ inline constexpr int kChunk = 512;       // rows made together, column by column
 inline constexpr int64_t kBins = 1 << 16;
 inline constexpr float kLogitLimit = 16.0f;
 
+inline constexpr int32_t kInOrder = -1;    // the id falls at its place
+inline constexpr int32_t kScattered = -2;  // at its place, or anywhere before scatter_end
+inline constexpr int32_t kUnlinked =
+    -3;  // too frequent for any of the child's ids: drawn from `marginal`
+
 // A run of ids [first, first + width) that are equally likely.
 struct Cell {
   uint32_t first;
@@ -38,11 +43,16 @@ struct SparseColumn {
   // `marginal`.
   int parent = -1;
   double strength = 0;
-  double shuffled = 0;  // share of the parent's rare ids that are mapped by a hash, not in order
-  std::vector<int32_t> assigned;   // [parent cells] this column's cell, or -1: by place in the tail
-  std::vector<double> tail_start;  // [parent cells] place of a rare parent's cell in [0, 1)
-  std::vector<double> tail_step;   // [parent cells] places per parent id
-  StepTable residual;              // this column less what the frequent parents take
+  // Per cell of the parent: this column's cell (>= 0), or what to do (negative).
+  std::vector<int32_t> assigned;
+  std::vector<double>
+      place;  // [parent cells] where the cell's first id falls in [0, 1) of `residual`
+  std::vector<double> place_step;  // [parent cells] places per parent id
+  // Of the parent's very rare ids (kScattered), the share that falls in order on this column's very
+  // rare ids; the others are scattered over its other ids, places [0, scatter_end).
+  double kept_rare = 1;
+  double scatter_end = 1;
+  StepTable residual;  // this column less what the frequent parents take
 
   // Drift, for ids drawn from `marginal`.
   std::vector<float> partner_odds;  // [cells] swap of cell 2j and 2j + 1, see drift_cell

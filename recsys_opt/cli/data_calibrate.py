@@ -9,10 +9,6 @@ from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 
 EXAMPLE = "recsys-opt data calibrate kaggle_sample.tsv.gz --out statistics.json"
-KAGGLE = (
-    "1460,583,10131227,2202608,305,24,12517,633,3,93145,5683,8351593,3194,27,14992,5461306,10,5652,2173,4,"
-    "7046547,18,15,286181,105,142572"
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="criteo_kaggle", help="the profile's name (default criteo_kaggle)")
     parser.add_argument(
         "--cardinalities",
-        default=KAGGLE,
-        metavar="K,K,...",
-        help="of the 26 columns in the whole data set, 'missing' included (default: those of Criteo Kaggle)",
+        default="kaggle",
+        metavar="NAME",
+        help="of the 26 columns in the whole data set, 'missing' included: a published setting's name, or 26 "
+        "numbers separated by commas (default kaggle)",
     )
     parser.add_argument(
         "--bayes-auc",
@@ -41,15 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     """Measures and writes the statistics."""
     from recsys_opt.data.calibration import calibrate, probe
+    from recsys_opt.data.descriptor import published_cardinalities
     from recsys_opt.data.sample import read_sample
     from recsys_opt.data.statistics import write_statistics
     from recsys_opt.errors import InputError
 
+    published = published_cardinalities()
     try:
-        cardinalities = [int(k) for k in args.cardinalities.split(",")]
+        cardinalities = published.get(args.cardinalities) or [int(k) for k in args.cardinalities.split(",")]
     except ValueError:
         raise InputError(
-            f"--cardinalities {args.cardinalities!r}: give whole numbers, comma-separated"
+            f"--cardinalities {args.cardinalities!r}: give one of {', '.join(published)}, or 26 whole "
+            "numbers separated by commas"
         ) from None
     if args.out.suffix != ".json":
         raise InputError(f"--out {args.out}: a statistics file's name ends in .json")

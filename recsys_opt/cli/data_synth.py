@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Generates the rows."""
-    from recsys_opt.data.synth import Split, SyntheticCriteo, write_dataset
+    from recsys_opt.data.splits import Split
+    from recsys_opt.data.synth import SyntheticCriteo, write_dataset
     from recsys_opt.errors import InputError
 
     if args.threads is not None and args.threads < 1:

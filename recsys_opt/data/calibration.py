@@ -19,7 +19,8 @@ from recsys_opt.data.calibration_ids import (
     trend,
 )
 from recsys_opt.data.calibration_integers import effect_table, factor_loadings, normal_scores, tie
-from recsys_opt.data.sample import DENSE_NAMES, SPARSE_NAMES, Sample
+from recsys_opt.data.criteo import DENSE_COLUMNS, SPARSE_COLUMNS
+from recsys_opt.data.sample import Sample
 from recsys_opt.data.statistics import DenseStatistics, Dependence, SparseStatistics, Statistics
 from recsys_opt.data.synth_model import make_generator
 from recsys_opt.errors import InputError
@@ -55,7 +56,7 @@ def sparse_statistics(
     sample: Sample, cardinalities: Sequence[int], progress: Progress
 ) -> list[SparseStatistics]:
     """Measures the categorical columns."""
-    names = list(SPARSE_NAMES)
+    names = list(SPARSE_COLUMNS)
     result = []
     variances = [effect_variance(sample.ids[:, c], sample.labels) for c in range(len(names))]
     for c, name in enumerate(names):
@@ -95,10 +96,10 @@ def sparse_statistics(
 
 def dense_statistics(sample: Sample) -> list[DenseStatistics]:
     """Measures the integer columns."""
-    scores = np.stack([normal_scores(sample.integers[:, j]) for j in range(len(DENSE_NAMES))], axis=1)
+    scores = np.stack([normal_scores(sample.integers[:, j]) for j in range(len(DENSE_COLUMNS))], axis=1)
     loadings = factor_loadings(scores, _synth.FACTORS)
     result = []
-    for j, name in enumerate(DENSE_NAMES):
+    for j, name in enumerate(DENSE_COLUMNS):
         present = np.sort(sample.integers[~np.isnan(sample.integers[:, j]), j])
         # The last quantile stops short of the largest values: those are single rows'.
         places = np.minimum(np.linspace(0, 1, _synth.QUANTILES + 1), 1 - 1 / 8192)
@@ -111,7 +112,7 @@ def dense_statistics(sample: Sample) -> list[DenseStatistics]:
                 name=name,
                 quantiles=tuple(int(v) for v in quantiles),
                 loadings=tuple(round(float(v), 4) for v in loadings[j]),
-                tied_to=SPARSE_NAMES[column],
+                tied_to=SPARSE_COLUMNS[column],
                 tie=round(min(strength, max(room, 0.0)) ** 0.5, 4),
                 effect_edges=edges,
                 effects=effects,
@@ -164,19 +165,19 @@ def calibrate(
     progress: Progress | None = None,
 ) -> Statistics:
     """Measures a sample; `cardinalities` are those of the whole data set, "missing" included."""
-    if len(cardinalities) != len(SPARSE_NAMES):
-        raise InputError(f"{len(cardinalities)} cardinalities; there are {len(SPARSE_NAMES)} columns")
+    if len(cardinalities) != len(SPARSE_COLUMNS):
+        raise InputError(f"{len(cardinalities)} cardinalities; there are {len(SPARSE_COLUMNS)} columns")
     for c, cardinality in enumerate(cardinalities):
         distinct = len(np.unique(sample.ids[:, c]))
         if cardinality < distinct:
             raise InputError(
-                f"column {SPARSE_NAMES[c]} has {distinct} ids in the sample, missing included, which a "
+                f"column {SPARSE_COLUMNS[c]} has {distinct} ids in the sample, missing included, which a "
                 f"cardinality of {cardinality} cannot hold"
             )
     if not 0.5 < bayes_auc < 0.95:
         raise InputError(f"a Bayes AUC of {bayes_auc} is out of reach; choose one between 0.5 and 0.95")
     progress = progress or SilentProgress()
-    progress.start("measure", len(SPARSE_NAMES), "columns")
+    progress.start("measure", len(SPARSE_COLUMNS), "columns")
     measured = Statistics(
         name=name,
         rows=len(sample.labels),

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from recsys_opt.errors import InputError
 
-DENSE_NAMES = tuple(f"I{i}" for i in range(1, 14))
-SPARSE_NAMES = tuple(f"C{i}" for i in range(1, 27))
 MAX_BYTES = 4 << 30
 
 

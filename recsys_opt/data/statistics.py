@@ -27,8 +27,6 @@ class Dependence:
     parent: str
     strength: float
     """Share of rows in which the id is a function of the parent's id; elsewhere it is drawn by itself."""
-    shuffled: float = 0.0
-    """Share of the parent's rare ids that are mapped at random instead of in order of frequency."""
 
 
 @dataclass(frozen=True)

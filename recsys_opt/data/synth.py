@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -29,6 +29,7 @@ from recsys_opt.data.dataset import (
     array_path,
     write_dataset_info,
 )
+from recsys_opt.data.splits import Split
 from recsys_opt.data.statistics import Statistics, read_statistics
 from recsys_opt.data.synth_model import make_generator
 from recsys_opt.errors import InputError, RecsysOptError
@@ -37,7 +38,6 @@ from recsys_opt.progress import Progress, SilentProgress
 
 MAX_ROWS = 1 << 40
 MAX_SEED = (1 << 63) - 1
-SPLIT_NAMES = ("train", "validation", "test")
 SLAB_ROWS = 1 << 18
 GENERATOR_VERSION = 1
 """Raised whenever the same settings would give other rows."""
@@ -117,6 +117,22 @@ class SyntheticCriteo:
                 f"rows {start} to {stop} are not within the {self.num_rows} rows of this generator"
             )
 
+    @classmethod
+    def of_dataset(cls, info: DatasetInfo) -> SyntheticCriteo | None:
+        """The generator that a dataset came from; None where it is another's, or the profile has changed."""
+        if info.ids.get("method") != "synthetic":
+            return None
+        try:
+            found = cls(
+                info.labelled_rows,
+                seed=int(info.source["seed"]),
+                profile=str(info.source["profile"]),
+                max_cardinality=info.source["max_cardinality"],
+            )
+        except InputError:
+            return None
+        return found if dataset_hash(found, info.splits) == info.input_hash else None
+
     def identity(self) -> str:
         """SHA-256 of all that the rows depend on."""
         settings = {
@@ -129,34 +145,10 @@ class SyntheticCriteo:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Split:
-    """Shares of the rows, in time order."""
-
-    train: float = 80
-    validation: float = 10
-    test: float = 10
-
-    @classmethod
-    def parse(cls, text: str) -> Split:
-        """Reads "80/10/10"."""
-        try:
-            shares = [float(v) for v in text.split("/")]
-        except ValueError:
-            shares = []
-        if len(shares) != 3 or not all(0 <= s < float("inf") for s in shares) or sum(shares) <= 0:
-            raise InputError(
-                f"split {text!r}: give three shares, train/validation/test, such as 80/10/10 (none negative)"
-            )
-        return cls(*shares)
-
-    def ranges(self, rows: int) -> dict[str, tuple[int, int]]:
-        """Split name -> [start, stop)."""
-        total = self.train + self.validation + self.test
-        first = int(rows * self.train / total)
-        second = int(rows * (self.train + self.validation) / total)
-        borders = (0, first, second, rows)
-        return {name: (borders[i], borders[i + 1]) for i, name in enumerate(SPLIT_NAMES)}
+def dataset_hash(source: SyntheticCriteo, ranges: Mapping[str, tuple[int, int]]) -> str:
+    """The `input_hash` of a generated dataset."""
+    splits = {name: list(span) for name, span in ranges.items()}
+    return hashlib.sha256(json.dumps([source.identity(), splits]).encode()).hexdigest()
 
 
 def write_dataset(
@@ -171,9 +163,8 @@ def write_dataset(
 
     Its `bayes` has, per split and for "all", what the true probabilities achieve (`recsys_opt.data.bayes`).
     """
-    split = split or Split()
-    ranges = split.ranges(source.num_rows)
-    identity = hashlib.sha256(json.dumps([source.identity(), ranges]).encode()).hexdigest()
+    ranges = (split or Split.parse("80/10/10")).ranges([source.num_rows])
+    identity = dataset_hash(source, ranges)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder to write to")
     with FolderLock(folder):

@@ -8,7 +8,8 @@ left. So the child keeps its own frequencies, and the dependence is exact.
 
 from __future__ import annotations
 
-from typing import Any
+import heapq
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,38 +20,94 @@ from recsys_opt.data.statistics import DenseStatistics, SparseStatistics, Statis
 Array = NDArray[Any]
 # A fleeting id lives for this share of the period.
 WINDOW = 0.25
+# Ids expected to occur less often than this in the rows measured are very rare.
+VERY_RARE = 0.1
 _MASK64 = (1 << 64) - 1
 
 
-def cells(column: SparseStatistics) -> tuple[Array, Array, Array]:
-    """(first id, number of ids, frequency of the whole cell) of each cell; ids start at 1."""
+class Cells(NamedTuple):
+    """A column's runs of equally likely ids, by falling frequency; ids start at 1."""
+
+    first: Array
+    """First id of each."""
+    width: Array
+    """Number of ids."""
+    mass: Array
+    """Frequency of the whole run."""
+    rate: Array
+    """Expected occurrences of one id in the rows that were measured."""
+
+
+def cells(column: SparseStatistics) -> Cells:
+    """The cells of a column."""
     width = np.array([1] * len(column.head) + [n for n, _ in column.tail], dtype=np.int64)
-    each = np.array([*column.head, *(rate for _, rate in column.tail)], dtype=np.float64)
+    rate = np.array([*column.head, *(rate for _, rate in column.tail)], dtype=np.float64)
     first = np.concatenate([[1], 1 + np.cumsum(width)[:-1]])
-    mass = width * each
-    return first, width, mass / mass.sum()
+    mass = width * rate
+    return Cells(first, width, mass / mass.sum(), rate)
 
 
-def deal(
-    parent_width: Array, parent_mass: Array, child_width: Array, child_mass: Array
-) -> tuple[Array, Array]:
-    """Deals the parent's single-id cells to the child's: (child cell or -1 per parent cell, what is left)."""
-    import heapq
+def deal(parent: Cells, child: Cells, *, exact: bool) -> tuple[Array, Array]:
+    """Deals the parent's frequent ids to the child's: (what to do per parent cell, mass of the child left).
 
-    left = child_mass.copy()
-    free = [(-left[i], i) for i in range(len(left)) if child_width[i] == 1]
+    A parent's id that is too frequent for any child is, where the dependence is exact, placed in order with
+    the rare ones; else it is left out.
+    """
+    left = child.mass.copy()
+    free = [(-left[i], i) for i in range(len(left)) if child.width[i] == 1]
     heapq.heapify(free)
-    assigned = np.full(len(parent_mass), -1, dtype=np.int32)
-    for cell in np.argsort(-parent_mass, kind="stable"):
-        if parent_width[cell] != 1 or not free or -free[0][0] < 0.5 * parent_mass[cell]:
+    assigned = np.full(len(parent.mass), _synth.IN_ORDER, dtype=np.int32)
+    for cell in np.argsort(-parent.mass, kind="stable"):
+        if parent.width[cell] != 1 or not free:
             continue
-        room, child = free[0]
-        assigned[cell] = child
-        left[child] = max(0.0, -room - parent_mass[cell])
-        heapq.heapreplace(free, (-left[child], child))
+        if -free[0][0] < (0.5 if exact else 0.9) * parent.mass[cell]:
+            if not exact:
+                assigned[cell] = _synth.UNLINKED
+            continue
+        room, index = free[0]
+        assigned[cell] = index
+        left[index] = max(0.0, -room - parent.mass[cell])
+        heapq.heapreplace(free, (-left[index], index))
     if left.sum() <= 0:  # every id is spoken for
-        left = child_mass.copy()
+        left = child.mass.copy()
     return assigned, left
+
+
+def dependence_tables(parent: Cells, child: Cells, strength: float) -> dict[str, Any]:
+    """How the child's id follows from the parent's.
+
+    Frequent ids are dealt. The others fall in order of frequency on the mass that is left, so that each of
+    the child's ids is made of parents of about its own frequency; but the very rare parents that are more
+    than the child's very rare ids can take are scattered over all its other ids. That is how real columns
+    nest: an id of the coarse column is one frequent id of the fine one and a dust of rare ones.
+    """
+    exact = strength == 1
+    assigned, residual = deal(parent, child, exact=exact)
+    unlinked = float(parent.mass[assigned == _synth.UNLINKED].sum())
+    placed = np.where(assigned == _synth.IN_ORDER, parent.mass, 0.0)
+    rare = (assigned == _synth.IN_ORDER) & (parent.rate < VERY_RARE)
+    rare_mass, other_mass = float(placed[rare].sum()), float(placed[~rare].sum())
+    # places [0, scatter_end) are the child's other ids, [scatter_end, 1) its very rare ones
+    total = max(float(residual.sum()), 1e-300)
+    child_rare = float(residual[child.rate < VERY_RARE].sum()) / total
+    parent_rare = rare_mass / max(rare_mass + other_mass, 1e-300)
+    if other_mass == 0 or child_rare >= parent_rare:
+        share = placed / max(rare_mass + other_mass, 1e-300)
+        scatter = {"kept_rare": 1.0, "scatter_end": 1.0}
+    else:
+        end = 1.0 - child_rare
+        share = np.where(rare, placed * child_rare / rare_mass, placed * end / other_mass)
+        assigned[rare] = _synth.SCATTERED
+        scatter = {"kept_rare": child_rare / parent_rare, "scatter_end": end}
+    return {
+        # the rows of parents that are left out are made up for by the others
+        "strength": min(1.0, strength / max(1.0 - unlinked, 1e-9) ** 0.5),
+        "assigned": assigned,
+        "residual": residual,
+        "place": np.concatenate([[0.0], np.cumsum(share)[:-1]]),
+        "place_step": share / parent.width,
+        **scatter,
+    }
 
 
 def partner_odds(head_mass: Array, trend: float, random: np.random.Generator) -> Array:
@@ -72,35 +129,28 @@ def sparse_columns(statistics: Statistics, seed: int, max_cardinality: int | Non
     all_cells = [cells(c) for c in statistics.sparse]
     result = []
     for index, column in enumerate(statistics.sparse):
-        first, width, mass = all_cells[index]
+        here = all_cells[index]
         limit = (
             column.num_embeddings if max_cardinality is None else min(column.num_embeddings, max_cardinality)
         )
         table: dict[str, Any] = {
             "num_embeddings": limit,
             "never_missing": column.never_missing,
-            "first": first,
-            "width": width,
-            "mass": mass,
+            "first": here.first,
+            "width": here.width,
+            "mass": here.mass,
             "effect": column.effect * statistics.effect_scale,
             "interaction": statistics.interaction_scale if column.interaction else 0.0,
         }
         if column.trend > 0:
             random = np.random.default_rng([seed & _MASK64, index])
-            table["partner_odds"] = partner_odds(mass[: len(column.head)], column.trend, random)
+            table["partner_odds"] = partner_odds(here.mass[: len(column.head)], column.trend, random)
         if column.fleeting > 0:
             table |= {"fleeting": column.fleeting, "window": WINDOW}
         if column.dependence is not None:
             parent = names.index(column.dependence.parent)
-            table |= {"parent": parent, "strength": column.dependence.strength}
-            table["shuffled"] = column.dependence.shuffled
-            _, parent_width, parent_mass = all_cells[parent]
-            assigned, table["residual"] = deal(parent_width, parent_mass, width, mass)
-            rare = np.where(assigned < 0, parent_mass, 0.0)
-            share = rare / max(rare.sum(), 1e-300)
-            table["assigned"] = assigned
-            table["tail_start"] = np.concatenate([[0.0], np.cumsum(share)[:-1]])
-            table["tail_step"] = share / parent_width
+            table["parent"] = parent
+            table |= dependence_tables(all_cells[parent], here, column.dependence.strength)
         result.append(table)
     return result
 

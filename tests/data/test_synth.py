@@ -18,7 +18,7 @@ import recsys_opt._synth as _synth
 from recsys_opt.data.bayes import Scores, bayes
 from recsys_opt.data.dataset import FILE_NAME, Dataset
 from recsys_opt.data.statistics import read_statistics
-from recsys_opt.data.synth import Rows, Split, SyntheticCriteo, write_dataset
+from recsys_opt.data.synth import Rows, SyntheticCriteo, write_dataset
 from recsys_opt.errors import InputError, RecsysOptError
 
 KAGGLE_IDS = 33_762_577
@@ -203,23 +203,6 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
 def test_bad_ranges(source: SyntheticCriteo, start_stop: tuple[int, int]) -> None:
     with pytest.raises(InputError, match="not within the 100000 rows"):
         source.rows(*start_stop)
-
-
-@pytest.mark.parametrize("text", ["", "80/20", "80/10/x", "-1/50/51", "0/0/0", "nan/1/1", "inf/1/1"])
-def test_bad_splits(text: str) -> None:
-    with pytest.raises(InputError, match="split"):
-        Split.parse(text)
-
-
-@given(
-    rows=st.integers(1, 10**9),
-    shares=st.tuples(*[st.floats(0, 1e6)] * 3).filter(lambda s: sum(s) > 1e-3),
-)
-def test_splits_cover_all_rows_in_order(rows: int, shares: tuple[float, float, float]) -> None:
-    ranges = Split(*shares).ranges(rows)
-    assert ranges["train"][0] == 0
-    assert ranges["train"][1] == ranges["validation"][0] <= ranges["validation"][1] == ranges["test"][0]
-    assert ranges["test"][0] <= ranges["test"][1] == rows
 
 
 def test_damaged_statistics_are_refused(tmp_path: Path) -> None:
