@@ -8,7 +8,9 @@ from recsys_opt.cli.subverbs import add_subverbs
 
 EXAMPLE = "recsys-opt bench train --batch-size 2048"
 
-SUBVERBS: dict[str, tuple[str, str]] = {}
+SUBVERBS: dict[str, tuple[str, str]] = {
+    "train": ("recsys_opt.cli.bench_train", "time a training step, beside the DLRM repository's own script"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

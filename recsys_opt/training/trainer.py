@@ -201,13 +201,13 @@ class _Training:
 
     def _update(self, host_batch: Batch) -> None:
         batch = host_batch.to(self.device)
-        factor = self.config.schedule.factor(self.position.step, self.total_steps)
+        # Before the backward pass: tables that fuse their update into it need the rate by then.
+        self.optimizer.scale_learning_rates(self.config.schedule.factor(self.position.step, self.total_steps))
         with mixed_precision(self.device, self.config.precision):
             logits = self.model(batch.dense, batch.values)
         loss = F.binary_cross_entropy_with_logits(logits.float(), batch.labels)
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.scale_learning_rates(factor)
         self.optimizer.step()
         self.pending.append((self.position.step + 1, logits.detach(), batch.labels))
         self.interval_rows += batch.rows
