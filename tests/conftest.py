@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,12 @@ def criteo_sample() -> Path:
             f"the real Criteo sample is not here ({path}); the generated-data tests cover the same code"
         )
     return path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny operations on a busy machine spend their time waiting for other threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -2,22 +2,13 @@ import json
 import sys
 
 import pytest
-import torch
 
 from recsys_opt.bench.train import Settings, run
 from recsys_opt.cli.main import main
 from recsys_opt.errors import InputError, RecsysOptError
 from recsys_opt.progress import SilentProgress
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny steps on a busy machine spend their time waiting for threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = {"batch_sizes": (8,), "rounds": 2, "steps": 2, "tt_rank": 4, "max_rows": 50}
 

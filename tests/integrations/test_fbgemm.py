@@ -11,6 +11,8 @@ from recsys_opt.training.optimizers import ModelOptimizer, OptimizerConfig
 
 pytest.importorskip("fbgemm_gpu")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = (("a", 40, ("a0", "a1")), ("b", 3, ()), ("c", 500, ()))
 
 

@@ -8,6 +8,8 @@ from recsys_opt import DLRM, TableConfig
 from recsys_opt.errors import InputError
 from recsys_opt.models.recipes import criteo_kaggle
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROWS = (7, 30, 3, 500)
 TABLES = [TableConfig(f"t{i}", n, 4) for i, n in enumerate(ROWS)]
 

@@ -10,6 +10,8 @@ from recsys_opt import DLRM, TableConfig, ops, reference
 from recsys_opt.errors import InputError
 from recsys_opt.training.optimizers import ModelOptimizer, OptimizerConfig, parameters_by_kind
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TABLES = [TableConfig("a", 40, 4, ("a0", "a1")), TableConfig("b", 3, 4), TableConfig("c", 500, 4)]
 
 
