@@ -150,8 +150,8 @@ void multiply_chain(const Work<T>& w, int k, int64_t group, int64_t begin, int64
   }
   const T* slice = w.core[k - 1] + w.plan.levels[k].group_index[group] * w.core_slice(k - 1);
   for (int64_t j = 0; j < q; ++j) {
-    w.kernels->gemm(parents, r, 1, slice + j * r * r_next, r_next, products + j * r_next,
-                    q * r_next, (end - begin) * w.product_rows(k - 1), r, r_next, false);
+    w.kernels->gemm(parents, r, slice + j * r * r_next, r_next, products + j * r_next, q * r_next,
+                    (end - begin) * w.product_rows(k - 1), r, r_next, false);
   }
 }
 
@@ -286,11 +286,11 @@ void multiply_chain_backward(const Work<T>& w, int k, const T* slice_transposed,
   const int64_t r = s.r[k - 1], r_next = s.r[k], q = s.q[k - 1];
   const int64_t m = nodes * w.product_rows(k - 1);
   for (int64_t j = 0; j < q; ++j) {
-    w.kernels->gemm(parents, 1, r, grad_products + j * r_next, q * r_next,
-                    grad_slice + j * r * r_next, r_next, r, m, r_next, true);
+    w.kernels->gemm_transposed(parents, r, grad_products + j * r_next, q * r_next,
+                               grad_slice + j * r * r_next, r_next, r, m, r_next, true);
   }
-  w.kernels->gemm(grad_products, q * r_next, 1, slice_transposed, r, grad_parents, r, m, q * r_next,
-                  r, false);
+  w.kernels->gemm(grad_products, q * r_next, slice_transposed, r, grad_parents, r, m, q * r_next, r,
+                  false);
 }
 
 template <typename T>
@@ -327,10 +327,14 @@ void backward_rows(Work<T>& w, int64_t u, const T* product, const T* grad_out, i
   for (int32_t i = plan.top().child_start[u]; i < plan.top().child_start[u + 1]; ++i) {
     const int64_t slice = plan.row_last[i] * w.core_slice(top);
     const T* core = w.core[top] + slice;
-    T* grad_row = scratch.grad_row.data();
-    std::fill_n(grad_row, s.dim, T(0));
-    for (int32_t c = plan.row_start[i]; c < plan.row_start[i + 1]; ++c) {
-      w.kernels->axpy(w.weight(c), grad_out + plan.bag[c] * columns + s.column, grad_row, s.dim);
+    const T* grad_row = grad_out + plan.bag[plan.row_start[i]] * columns + s.column;
+    if (plan.row_start[i + 1] - plan.row_start[i] > 1 || w.weight(plan.row_start[i]) != T(1)) {
+      std::fill_n(scratch.grad_row.data(), s.dim, T(0));
+      for (int32_t c = plan.row_start[i]; c < plan.row_start[i + 1]; ++c) {
+        w.kernels->axpy(w.weight(c), grad_out + plan.bag[c] * columns + s.column,
+                        scratch.grad_row.data(), s.dim);
+      }
+      grad_row = scratch.grad_row.data();
     }
     w.kernels->row_backward(product, core, grad_row, grad_product, grad_last + slice, m, q, r);
     if (!w.grad_weights) continue;

@@ -9,9 +9,13 @@ template <typename T>
 struct Kernels {
   int64_t lanes;  // every rank between cores is a multiple of it
 
-  // c[m, n] = a[m, k] . b[k, n]  (+ c).  a's element (i, p) lies at a[i * a_row + p * a_column].
-  void (*gemm)(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, T* c,
-               int64_t c_row, int64_t m, int64_t k, int64_t n, bool accumulate);
+  // c[m, n] = a[m, k] . b[k, n]  (+ c).  x_row: elements from one row of x to the next.
+  void (*gemm)(const T* a, int64_t a_row, const T* b, int64_t b_row, T* c, int64_t c_row, int64_t m,
+               int64_t k, int64_t n, bool accumulate);
+
+  // c[m, n] = a[k, m]^T . b[k, n]  (+ c)
+  void (*gemm_transposed)(const T* a, int64_t a_row, const T* b, int64_t b_row, T* c, int64_t c_row,
+                          int64_t m, int64_t k, int64_t n, bool accumulate);
 
   // out[columns, rows] = in[rows, columns]^T
   void (*transpose)(const T* in, int64_t rows, int64_t columns, T* out);

@@ -27,10 +27,11 @@ TT_INLINE V load(const T* p) {
   return *reinterpret_cast<const V*>(p);
 }
 
-// A block of MR rows by NV vectors of c, kept in registers over the whole of k.
-template <typename T, int W, int MR, int NV>
-TT_INLINE void gemm_block(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row,
-                          T* c, int64_t c_row, int64_t k, bool accumulate) {
+// A block of MR rows by NV vectors of c, kept in registers over the whole of k. a: [m, k], or [k,
+// m] if TRANSPOSED.
+template <typename T, int W, bool TRANSPOSED, int MR, int NV>
+TT_INLINE void gemm_block(const T* a, int64_t a_row, const T* b, int64_t b_row, T* c, int64_t c_row,
+                          int64_t k, bool accumulate) {
   using V = Vector<T, W>;
   V sum[MR][NV];
 #pragma GCC unroll 16
@@ -40,13 +41,15 @@ TT_INLINE void gemm_block(const T* a, int64_t a_row, int64_t a_column, const T* 
   for (int64_t p = 0; p < k; ++p) {
     V right[NV];
 #pragma GCC unroll 16
-    for (int j = 0; j < NV; ++j) right[j] = load<V>(b + p * b_row + j * W);
+    for (int j = 0; j < NV; ++j) right[j] = load<V>(b + j * W);
+    b += b_row;
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      const T left = a[i * a_row + p * a_column];
+      const T left = TRANSPOSED ? a[i] : a[i * a_row];
 #pragma GCC unroll 16
       for (int j = 0; j < NV; ++j) sum[i][j] += left * right[j];
     }
+    a += TRANSPOSED ? a_row : 1;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
@@ -54,36 +57,39 @@ TT_INLINE void gemm_block(const T* a, int64_t a_row, int64_t a_column, const T* 
     for (int j = 0; j < NV; ++j) at<V>(c + i * c_row + j * W) = sum[i][j];
 }
 
-template <typename T, int W, int NV>
-TT_INLINE void gemm_columns(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row,
-                            T* c, int64_t c_row, int64_t m, int64_t k, bool accumulate) {
-  int64_t i = 0;
-  for (; i + kRows <= m; i += kRows)
-    gemm_block<T, W, kRows, NV>(a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, k,
-                                accumulate);
-  if (i + 4 <= m) {
-    gemm_block<T, W, 4, NV>(a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, k,
-                            accumulate);
-    i += 4;
+template <typename T, int W, bool TRANSPOSED, int MR, int NV>
+TT_INLINE void gemm_rows(int64_t rows, const T* a, int64_t a_row, const T* b, int64_t b_row, T* c,
+                         int64_t c_row, int64_t k, bool accumulate) {
+  if constexpr (MR >= 1) {
+    if (rows == MR)
+      gemm_block<T, W, TRANSPOSED, MR, NV>(a, a_row, b, b_row, c, c_row, k, accumulate);
+    else
+      gemm_rows<T, W, TRANSPOSED, MR - 1, NV>(rows, a, a_row, b, b_row, c, c_row, k, accumulate);
   }
-  if (i + 2 <= m) {
-    gemm_block<T, W, 2, NV>(a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, k,
-                            accumulate);
-    i += 2;
-  }
-  if (i < m)
-    gemm_block<T, W, 1, NV>(a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, k,
-                            accumulate);
 }
 
-template <typename T, int W>
-void gemm(const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row, T* c,
-          int64_t c_row, int64_t m, int64_t k, int64_t n, bool accumulate) {
+// Blocks of at most kRows rows, as equal as they can be: a block of few rows has few sums in
+// flight.
+template <typename T, int W, bool TRANSPOSED, int NV>
+TT_INLINE void gemm_columns(const T* a, int64_t a_row, const T* b, int64_t b_row, T* c,
+                            int64_t c_row, int64_t m, int64_t k, bool accumulate) {
+  for (int64_t blocks = (m + kRows - 1) / kRows; blocks > 0; --blocks) {
+    const int64_t rows = (m + blocks - 1) / blocks;
+    gemm_rows<T, W, TRANSPOSED, kRows, NV>(rows, a, a_row, b, b_row, c, c_row, k, accumulate);
+    a += TRANSPOSED ? rows : rows * a_row;
+    c += rows * c_row;
+    m -= rows;
+  }
+}
+
+template <typename T, int W, bool TRANSPOSED>
+void gemm(const T* a, int64_t a_row, const T* b, int64_t b_row, T* c, int64_t c_row, int64_t m,
+          int64_t k, int64_t n, bool accumulate) {
   int64_t j = 0;
   for (; j + 2 * W <= n; j += 2 * W)
-    gemm_columns<T, W, 2>(a, a_row, a_column, b + j, b_row, c + j, c_row, m, k, accumulate);
+    gemm_columns<T, W, TRANSPOSED, 2>(a, a_row, b + j, b_row, c + j, c_row, m, k, accumulate);
   if (j < n)
-    gemm_columns<T, W, 1>(a, a_row, a_column, b + j, b_row, c + j, c_row, m, k, accumulate);
+    gemm_columns<T, W, TRANSPOSED, 1>(a, a_row, b + j, b_row, c + j, c_row, m, k, accumulate);
 }
 
 template <int... I>
@@ -285,8 +291,14 @@ void row_backward(const T* prefix, const T* core, const T* grad_row, T* grad_pre
 
 template <typename T, int W>
 const Kernels<T>* kernels_of_width() {
-  static const Kernels<T> all = {
-      W, gemm<T, W>, transpose<T, W>, row_forward<T, W>, row_backward<T, W>, axpy<T, W>, dot<T, W>};
+  static const Kernels<T> all = {W,
+                                 gemm<T, W, false>,
+                                 gemm<T, W, true>,
+                                 transpose<T, W>,
+                                 row_forward<T, W>,
+                                 row_backward<T, W>,
+                                 axpy<T, W>,
+                                 dot<T, W>};
   return &all;
 }
 

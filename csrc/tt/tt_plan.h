@@ -7,30 +7,13 @@
 // top level (k = d - 1) are the distinct rows. The nodes of a level are sorted by their last index
 // i_{k-1}: a group is the nodes that share it, and so the slice of core k - 1.
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <vector>
 
+#include "tt_array.h"
 #include "tt_embedding_bag.h"
 
 namespace recsys_opt::tt {
-
-// An array that is not cleared when it is made.
-template <typename T>
-class Array {
- public:
-  Array() = default;
-  explicit Array(int64_t size) : data_(new T[size > 0 ? size : 1]), size_(size) {}
-  T& operator[](int64_t i) { return data_[i]; }
-  const T& operator[](int64_t i) const { return data_[i]; }
-  T* data() { return data_.get(); }
-  const T* data() const { return data_.get(); }
-  int64_t size() const { return size_; }
-
- private:
-  std::unique_ptr<T[]> data_;
-  int64_t size_ = 0;
-};
 
 struct Level {
   int64_t groups = 0;
