@@ -20,6 +20,7 @@ namespace {
 constexpr int64_t kBlockNodes =
     16;  // prefixes in work at once: they and their gradients stay in the L1 cache
 constexpr int64_t kChunkRows = 512;    // distinct rows of a chunk, about: 50 us of work at rank 32
+constexpr int64_t kAhead = 8;          // lookups ahead of the current one whose rows are fetched
 constexpr int64_t kBagsPerTask = 512;  // of pooling
 
 // Runs task(i) for i in [0, count), each once, on torch's threads.
@@ -211,9 +212,10 @@ void forward_chunk(Work<T>& w, const Chunk& chunk, T* out, int64_t columns) {
                                    m, q, r);
             if (!plan.one_per_bag) continue;
             for (int32_t c = plan.row_start[i]; c < plan.row_start[i + 1]; ++c) {
-              T* bag = out + plan.bag[c] * columns + s.column;
-              const T weight = w.weight(c);
-              for (int64_t e = 0; e < s.dim; ++e) bag[e] = weight * row[e];
+              if (c + kAhead < plan.lookups) {
+                __builtin_prefetch(out + plan.bag[c + kAhead] * columns + s.column, 1);
+              }
+              w.kernels->scale(w.weight(c), row, out + plan.bag[c] * columns + s.column, s.dim);
             }
           }
         }
@@ -327,6 +329,9 @@ void backward_rows(Work<T>& w, int64_t u, const T* product, const T* grad_out, i
   for (int32_t i = plan.top().child_start[u]; i < plan.top().child_start[u + 1]; ++i) {
     const int64_t slice = plan.row_last[i] * w.core_slice(top);
     const T* core = w.core[top] + slice;
+    if (plan.row_start[i] + kAhead < plan.lookups) {
+      __builtin_prefetch(grad_out + plan.bag[plan.row_start[i] + kAhead] * columns + s.column);
+    }
     const T* grad_row = grad_out + plan.bag[plan.row_start[i]] * columns + s.column;
     if (plan.row_start[i + 1] - plan.row_start[i] > 1 || w.weight(plan.row_start[i]) != T(1)) {
       std::fill_n(scratch.grad_row.data(), s.dim, T(0));

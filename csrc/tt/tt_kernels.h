@@ -28,6 +28,9 @@ struct Kernels {
   void (*row_backward)(const T* prefix, const T* core, const T* grad_row, T* grad_prefix,
                        T* grad_core, int64_t m, int64_t q, int64_t r);
 
+  // y[n] = weight * x[n]
+  void (*scale)(T weight, const T* x, T* y, int64_t n);
+
   // y[n] += weight * x[n]
   void (*axpy)(T weight, const T* x, T* y, int64_t n);
 

@@ -165,9 +165,14 @@ T dot(const T* x, const T* y, int64_t n) {
   return sum;
 }
 
-template <typename T, int W>
-void axpy(T weight, const T* x, T* y, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) y[i] += weight * x[i];
+// Any n.
+template <typename T, int W, bool ADD>
+void scale(T weight, const T* x, T* y, int64_t n) {
+  using V = Vector<T, W>;
+  int64_t i = 0;
+#pragma GCC unroll 4
+  for (; i + W <= n; i += W) at<V>(y + i) = weight * load<V>(x + i) + (ADD ? load<V>(y + i) : V{});
+  for (; i < n; ++i) y[i] = weight * x[i] + (ADD ? y[i] : T(0));
 }
 
 // Q, RV: q and r / W where known at compile time, else 0.
@@ -297,7 +302,8 @@ const Kernels<T>* kernels_of_width() {
                                  transpose<T, W>,
                                  row_forward<T, W>,
                                  row_backward<T, W>,
-                                 axpy<T, W>,
+                                 scale<T, W, false>,
+                                 scale<T, W, true>,
                                  dot<T, W>};
   return &all;
 }
