@@ -19,8 +19,8 @@ def test_row_factors_cover_the_rows_with_little_waste(rows, cores):
     assert len(factors) == cores
     assert math.prod(factors) >= rows
     if rows > 20_000:
-        assert math.prod(factors) <= 1.01 * rows
-        assert max(factors) <= 1.45 * (min(factors) + 1) + 1
+        assert math.prod(factors) <= 1.04 * rows
+        assert max(factors) <= 1.5 * (min(factors) + 1) + 1
     if cores > 2:
         assert factors[-1] == max(factors)
         assert min(factors) in factors[1:-1]
