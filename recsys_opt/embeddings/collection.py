@@ -40,7 +40,8 @@ class EmbeddingCollection(nn.Module):
     """Tables of mixed representations, looked up together; tables of one representation run as one group.
 
     Features are the tables' features in order: of table 0 first, then of table 1, and so on. A table is
-    `collection.tables[name]`.
+    `collection.tables[name]`. torch.compile makes one graph of it, except for bags of several ids
+    (`offsets`) with tables of more than one representation: dividing those breaks the graph.
     """
 
     def __init__(
