@@ -1,4 +1,4 @@
-"""Criteo-like rows, each a pure function of (model, seed, row)."""
+"""Criteo-like rows and lookup traces, each row and lookup a pure function of seed and place."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,3 +37,20 @@ class Generator:
         files: tuple[int, int, int],
         offsets: tuple[int, int, int],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+
+class TraceTable:
+    def __init__(
+        self,
+        rows: int,
+        seed: int,
+        table: int,
+        *,
+        width: Sequence[int],
+        mass: Sequence[float],
+        coverage: float,
+        pooling_factor: float,
+    ) -> None: ...
+    def lengths(self, batch: int, samples: int) -> NDArray[np.int32]: ...
+    def values(self, batch: int, count: int) -> NDArray[np.int64]: ...
+
+def reuse_histogram(values: NDArray[np.int64], rows: int) -> list[int]: ...

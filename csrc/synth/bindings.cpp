@@ -1,4 +1,4 @@
-// pybind11 module `_synth`: the generator of Criteo-like rows.
+// pybind11 module `_synth`: Criteo-like rows, and lookup traces of many tables.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include "synth/generator.h"
+#include "synth/trace.h"
 
 namespace py = pybind11;
 using namespace recsys_opt::synth;
@@ -175,10 +176,43 @@ py::tuple write_rows(const Generator& generator, int64_t start, int64_t stop, in
                         py::array_t<int64_t>(kBins, scores.negatives.data()));
 }
 
+void check_count(int64_t count, const char* what) {
+  if (count < 0)
+    throw py::value_error(std::string(what) + " = " + std::to_string(count) +
+                          "; it must not be negative");
+}
+
+py::array_t<int32_t> trace_lengths(const TraceTable& table, int64_t batch, int64_t samples) {
+  check_count(samples, "samples");
+  py::array_t<int32_t> out(samples);
+  int32_t* data = out.mutable_data();
+  const py::gil_scoped_release released;
+  table.lengths(batch, samples, data);
+  return out;
+}
+
+py::array_t<int64_t> trace_values(const TraceTable& table, int64_t batch, int64_t count) {
+  check_count(count, "count");
+  py::array_t<int64_t> out(count);
+  int64_t* data = out.mutable_data();
+  const py::gil_scoped_release released;
+  table.values(batch, count, data);
+  return out;
+}
+
+std::vector<int64_t> trace_reuse(const Array<int64_t>& values, int64_t rows) {
+  check_count(rows, "rows");
+  const int64_t* data = values.data();
+  const int64_t count = values.size();
+  const py::gil_scoped_release released;
+  return reuse_histogram(data, count, rows);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_synth, m) {
-  m.doc() = "Criteo-like rows, each a pure function of (model, seed, row)";
+  m.doc() =
+      "Criteo-like rows and lookup traces, each row and lookup a pure function of seed and place";
   m.attr("QUANTILES") = kQuantiles;
   m.attr("FACTORS") = kFactors;
   m.attr("LATENT") = kLatent;
@@ -195,4 +229,12 @@ PYBIND11_MODULE(_synth, m) {
       .def("rows", &make_rows, py::arg("start"), py::arg("stop"), py::arg("threads"))
       .def("write", &write_rows, py::arg("start"), py::arg("stop"), py::arg("threads"),
            py::arg("files"), py::arg("offsets"));
+  py::class_<TraceTable>(m, "TraceTable")
+      .def(py::init<int64_t, uint64_t, uint64_t, const std::vector<int64_t>&,
+                    const std::vector<double>&, double, double>(),
+           py::arg("rows"), py::arg("seed"), py::arg("table"), py::kw_only(), py::arg("width"),
+           py::arg("mass"), py::arg("coverage"), py::arg("pooling_factor"))
+      .def("lengths", &trace_lengths, py::arg("batch"), py::arg("samples"))
+      .def("values", &trace_values, py::arg("batch"), py::arg("count"));
+  m.def("reuse_histogram", &trace_reuse, py::arg("values"), py::arg("rows"));
 }

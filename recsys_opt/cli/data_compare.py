@@ -34,6 +34,6 @@ def run(args: argparse.Namespace) -> Outcome:
         raise InputError(f"--rows {args.rows}: at least 100 are needed for shares to mean something")
     found = compare(load_table(args.a, args.rows), load_table(args.b, args.rows))
     if args.record is not None:
-        rest = {k: v for k, v in found.items() if k != "sparse"}
+        rest = {("row_counts" if k == "rows" else k): v for k, v in found.items() if k != "sparse"}
         write_record(args.record, "synth_vs_real", found["sparse"], **rest)
     return Outcome(format_comparison(found), found)

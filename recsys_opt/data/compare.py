@@ -69,6 +69,14 @@ def _from_dataset(dataset: Dataset) -> Table:
     return Table(ids, integers, labels)
 
 
+def top_share(counts: Array, ids: float) -> float:
+    """Occurrences of the `ids` most frequent ids, at least one; the last one in part if `ids` is broken."""
+    ids = max(ids, 1.0)
+    whole = int(ids)
+    rest = float(counts[whole]) * (ids - whole) if whole < len(counts) else 0.0
+    return float(counts[:whole].sum()) + rest
+
+
 def sparse_measures(ids: Array) -> dict[str, float]:
     """What the comparison says of a categorical column; shares of all rows, "missing" being no id."""
     present = ids[ids > 0]
@@ -77,8 +85,8 @@ def sparse_measures(ids: Array) -> dict[str, float]:
     return {
         "distinct": distinct,
         "top_1": float(counts[:1].sum() / n),
-        "top_1_percent": float(counts[: -(-distinct // 100)].sum() / n),
-        "top_10_percent": float(counts[: -(-distinct // 10)].sum() / n),
+        "top_1_percent": top_share(counts, distinct / 100) / n,
+        "top_10_percent": top_share(counts, distinct / 10) / n,
         "singletons": int((counts == 1).sum()),
         "missing": float((ids == 0).mean()) if len(ids) else 0.0,
         "unseen": unseen_share(ids),
