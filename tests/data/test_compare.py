@@ -9,7 +9,7 @@ import pytest
 
 from recsys_opt.cli.main import main
 from recsys_opt.data.calibration_ids import pair_agreement, unseen_share
-from recsys_opt.data.compare import Table, compare, format_comparison, load_table, sparse_measures
+from recsys_opt.data.compare import Table, compare, format_comparison, load_table, sparse_measures, top_share
 from recsys_opt.data.synth import SyntheticCriteo, write_dataset
 from recsys_opt.errors import InputError
 
@@ -26,6 +26,14 @@ def test_measures_by_hand() -> None:
     assert found["unseen"] == 1.0  # the last row's 8 is new
 
 
+def test_shares_of_the_top_ids_count_the_last_one_in_part() -> None:
+    counts = np.array([10, 6, 4])
+    assert top_share(counts, 0.1) == 10
+    assert top_share(counts, 1.5) == 13
+    assert top_share(counts, 3) == 20
+    assert top_share(counts[:0], 0) == 0
+
+
 def test_pair_agreement_by_hand() -> None:
     parent = np.array([1, 1, 1, 2, 2, 3, 0, 0])
     child = np.array([4, 4, 5, 6, 6, 7, 8, 9])
@@ -35,7 +43,7 @@ def test_pair_agreement_by_hand() -> None:
 
 
 def test_unseen_share_by_hand() -> None:
-    ids = np.array([1, 2, 3, 4, 5, 6, 7, 8, 99, 1] * 1)
+    ids = np.array([1, 2, 3, 4, 5, 6, 7, 8, 99, 1])
     assert unseen_share(ids) == 0.0
     ids[9] = 99  # occurs between .8 and .9 only
     assert unseen_share(ids) == 1.0
