@@ -112,7 +112,7 @@ Vocabulary::Vocabulary(const std::vector<std::span<const uint32_t>>& ranked, int
 
 void Vocabulary::map_blocks(const std::string& blocks_path, const std::string& sparse_path,
                             int64_t rows, int threads, Meter& meter) const {
-  constexpr int64_t kRows = 256;  // rows whose ids stay in cache while the columns fill them
+  constexpr int64_t kRows = 1024;  // rows whose ids stay in cache while the columns fill them
   BlockFile file(blocks_path);
   const File out = File::for_writing(sparse_path);
   const std::string header = npy_header("<i4", rows, kValues);

@@ -10,9 +10,11 @@
 namespace criteo {
 namespace {
 constexpr uint64_t kHugePage = 2u << 20;
-constexpr uint32_t kFirstCapacity = 64;
-constexpr uint32_t kDoublingUpTo = 4096;  // slots of a shard; above, it grows by half
-constexpr int64_t kBatch = 32;            // probes in flight
+// Sizes of a shard, in buckets.
+constexpr uint64_t kFirstSize = 4;
+constexpr uint64_t kGrowth = 4;
+constexpr uint64_t kLargest = 1 << 17;  // 8 MiB; then it splits
+constexpr int64_t kAhead = 24;          // values whose buckets are on their way from memory
 
 // Least significant digit first, 11 bits a pass; a digit that all words share costs nothing.
 void radix_sort(std::vector<uint64_t>& words) {
@@ -34,106 +36,129 @@ void radix_sort(std::vector<uint64_t>& words) {
 }
 }  // namespace
 
-Slots allocate_slots(uint64_t capacity) {
-  const uint64_t wanted = capacity * sizeof(Slot);
-  const uint64_t alignment = wanted >= 2 * kHugePage ? kHugePage : 64;
-  const uint64_t bytes = (wanted + alignment - 1) / alignment * alignment;
+Buckets allocate_buckets(uint64_t& n) {
+  const uint64_t alignment = n * sizeof(Bucket) >= kHugePage ? kHugePage : sizeof(Bucket);
+  const uint64_t bytes = (n * sizeof(Bucket) + alignment - 1) / alignment * alignment;
+  n = bytes / sizeof(Bucket);
   void* p = std::aligned_alloc(alignment, bytes);
   if (p == nullptr) throw std::bad_alloc();
   if (alignment == kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
   std::memset(p, 0, bytes);
-  return Slots(static_cast<Slot*>(p));
+  return Buckets(static_cast<Bucket*>(p));
+}
+
+CountTable::Shard::Shard(uint32_t depth, uint64_t buckets)
+    : depth(depth), size(buckets), buckets(allocate_buckets(size)) {}
+
+void CountTable::Shard::insert(uint32_t value, uint32_t count) {
+  Bucket* bucket = home(scatter(value));
+  while (bucket->full()) bucket = next(bucket);
+  bucket->add(value, count);
+  ++used;
+}
+
+template <class Visit>
+void CountTable::for_each(const Shard& shard, Visit visit) {
+  for (uint64_t b = 0; b < shard.size; ++b) {
+    const Bucket& bucket = shard.buckets[b];
+    for (int i = 0; i < Bucket::kSlots && bucket.numbers[i] != 0; ++i)
+      visit(bucket.values[i], bucket.numbers[i]);
+  }
 }
 
 CountTable::CountTable() {
-  for (Shard& shard : shards_) {
-    shard.slots = allocate_slots(kFirstCapacity);
-    shard.capacity = kFirstCapacity;
-  }
+  empty();
 }
 
-inline Slot* CountTable::home(uint32_t value, Shard*& shard) {
-  const uint32_t hash = scatter(value);
-  shard = &shards_[hash >> (32 - kShardBits)];
-  return &shard->slots[reduce(hash << kShardBits, shard->capacity)];
-}
-
-inline void CountTable::count_one(Shard& shard, Slot* slot, uint32_t value) {
-  Slot* const end = shard.slots.get() + shard.capacity;
-  while (slot->count != 0 && slot->value != value)
-    if (++slot == end) slot = shard.slots.get();
-  slot->value = value;
-  shard.used += slot->count == 0;
-  if (++slot->count == 0) [[unlikely]] {
-    slot->count = 1u << 31;
-    overflow_[value] += 1u << 31;
-  }
+void CountTable::empty() {
+  depth_ = 0;
+  shards_.clear();
+  shards_.push_back(std::make_unique<Shard>(0, kFirstSize));
+  directory_ = {shards_.back().get()};
+  overflow_.clear();
 }
 
 void CountTable::add(const uint32_t* values, const uint32_t* missing, int column, int64_t n) {
-  Shard* shards[kBatch];
-  Slot* homes[kBatch];
-  uint32_t present[kBatch];
-  for (int64_t begin = 0; begin < n;) {
-    int64_t m = 0;
-    for (; m < kBatch && begin < n; ++begin) {
-      present[m] = values[begin];
-      homes[m] = home(values[begin], shards[m]);
-      __builtin_prefetch(homes[m], 1);
-      m += 1 - ((missing[begin] >> column) & 1);
+  for (int64_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) {
+      const uint32_t ahead = scatter(values[i + kAhead]);
+      __builtin_prefetch(shard_of(ahead).home(ahead), 1);
     }
-    bool full = false;
-    for (int64_t i = 0; i < m; ++i) {
-      count_one(*shards[i], homes[i], present[i]);
-      full |= crowded(*shards[i]);
-    }
-    if (full) [[unlikely]]
-      for (Shard& shard : shards_)
-        if (crowded(shard)) grow(shard);
+    if ((missing[i] >> column) & 1) continue;
+    const uint32_t hash = scatter(values[i]);
+    Shard& shard = shard_of(hash);
+    count(shard, shard.home(hash), values[i]);
   }
 }
 
-// Over 3/4 full, or without room for a whole batch of new values.
-inline bool CountTable::crowded(const Shard& shard) {
-  return shard.used * 4ull > shard.capacity * 3ull || shard.capacity - shard.used <= kBatch;
+inline void CountTable::count(Shard& shard, Bucket* bucket, uint32_t value) {
+  for (;; bucket = shard.next(bucket)) {
+    if (uint32_t* number = bucket->find(value); number != nullptr) [[likely]] {
+      if (++*number == 0) [[unlikely]] {
+        *number = 1u << 31;
+        overflow_[value] += 1u << 31;
+      }
+      return;
+    }
+    if (!bucket->full()) break;
+  }
+  bucket->add(value, 1);
+  ++shard.used;
+  if (shard.crowded()) [[unlikely]]
+    make_room(shard);
 }
 
-void CountTable::grow(Shard& shard) {
-  const uint64_t old_capacity = shard.capacity;
-  const uint64_t capacity =
-      old_capacity + (old_capacity <= kDoublingUpTo ? old_capacity : old_capacity / 2);
-  Slots slots = allocate_slots(capacity);
-  for (uint32_t i = 0; i < shard.capacity; ++i) {
-    const Slot& old = shard.slots[i];
-    if (old.count == 0) continue;
-    uint64_t at = reduce(scatter(old.value) << kShardBits, capacity);
-    while (slots[at].count != 0)
-      if (++at == capacity) at = 0;
-    slots[at] = old;
+void CountTable::make_room(Shard& shard) {
+  if (shard.size >= kLargest) {
+    split(shard);
+    return;
   }
-  shard.slots = std::move(slots);
-  shard.capacity = static_cast<uint32_t>(capacity);
+  Shard larger(shard.depth, std::min(shard.size * kGrowth, kLargest));
+  for_each(shard, [&](uint32_t value, uint32_t count) { larger.insert(value, count); });
+  shard = std::move(larger);
+}
+
+void CountTable::split(Shard& shard) {
+  const uint32_t depth = shard.depth + 1;
+  if (depth > depth_) {
+    std::vector<Shard*> twice(directory_.size() * 2);
+    for (size_t i = 0; i < twice.size(); ++i) twice[i] = directory_[i / 2];
+    directory_ = std::move(twice);
+    ++depth_;
+  }
+  Shard lower(depth, shard.size);
+  auto upper = std::make_unique<Shard>(depth, shard.size);
+  for_each(shard, [&](uint32_t value, uint32_t count) {
+    ((scatter(value) >> (32 - depth)) & 1 ? *upper : lower).insert(value, count);
+  });
+  // Of the directory's entries for the old shard, the upper half is for the hashes whose next bit
+  // is 1.
+  const auto first = std::find(directory_.begin(), directory_.end(), &shard);
+  const auto entries = int64_t{1} << (depth_ - shard.depth);
+  std::fill(first + entries / 2, first + entries, upper.get());
+  shard = std::move(lower);
+  shards_.push_back(std::move(upper));
 }
 
 // (~count, value) in one word each, so that ascending words are the wanted order; frees the shards
 // as it goes.
 std::vector<uint64_t> CountTable::take_packed(uint64_t min_count) {
-  const auto kept = [&](const Slot& slot) {
-    return slot.count != 0 && (slot.count >= min_count || overflow_.contains(slot.value));
+  const auto is_kept = [&](uint32_t value, uint32_t count) {
+    return count >= min_count || overflow_.contains(value);
   };
-  uint64_t n = 0;
-  for (const Shard& shard : shards_)
-    for (uint32_t i = 0; i < shard.capacity; ++i) n += kept(shard.slots[i]);
+  uint64_t kept = 0;
+  for (const auto& shard : shards_)
+    for_each(*shard, [&](uint32_t value, uint32_t count) { kept += is_kept(value, count); });
   std::vector<uint64_t> packed;
-  packed.reserve(n);
-  for (Shard& shard : shards_) {
-    for (uint32_t i = 0; i < shard.capacity; ++i) {
-      const Slot& slot = shard.slots[i];
-      if (!kept(slot)) continue;
-      const uint32_t count = overflow_.contains(slot.value) ? ~0u : slot.count;
-      packed.push_back(static_cast<uint64_t>(~count) << 32 | slot.value);
-    }
-    shard = Shard{allocate_slots(kFirstCapacity), kFirstCapacity, 0};
+  packed.reserve(kept);
+  directory_.clear();
+  for (auto& shard : shards_) {
+    for_each(*shard, [&](uint32_t value, uint32_t count) {
+      if (!is_kept(value, count)) return;
+      const uint32_t packed_count = overflow_.contains(value) ? ~0u : count;
+      packed.push_back(static_cast<uint64_t>(~packed_count) << 32 | value);
+    });
+    shard.reset();
   }
   return packed;
 }
@@ -141,14 +166,14 @@ std::vector<uint64_t> CountTable::take_packed(uint64_t min_count) {
 std::vector<uint32_t> CountTable::take_ranked(uint64_t min_count) {
   std::unordered_map<uint32_t, uint64_t> huge;
   for (const auto& [value, more] : overflow_) {
-    Shard* shard;
-    const Slot* slot = home(value, shard);
-    while (slot->value != value || slot->count == 0)
-      if (++slot == shard->slots.get() + shard->capacity) slot = shard->slots.get();
-    huge[value] = more + slot->count;
+    const Shard& shard = shard_of(scatter(value));
+    Bucket* bucket = shard.home(scatter(value));
+    const uint32_t* number;
+    while ((number = bucket->find(value)) == nullptr) bucket = shard.next(bucket);
+    huge[value] = more + *number;
   }
   std::vector<uint64_t> packed = take_packed(min_count);
-  overflow_.clear();
+  empty();
   radix_sort(packed);
   std::vector<uint32_t> ranked(packed.begin(), packed.end());  // the low halves
   // Counts of 2^32 - 1 and more were packed alike; they are the first ones.
@@ -159,13 +184,13 @@ std::vector<uint32_t> CountTable::take_ranked(uint64_t min_count) {
 
 uint64_t CountTable::distinct() const {
   uint64_t n = 0;
-  for (const Shard& shard : shards_) n += shard.used;
+  for (const auto& shard : shards_) n += shard->used;
   return n;
 }
 
 uint64_t CountTable::bytes() const {
   uint64_t n = 0;
-  for (const Shard& shard : shards_) n += shard.capacity * sizeof(Slot);
+  for (const auto& shard : shards_) n += shard->size * sizeof(Bucket);
   return n;
 }
 

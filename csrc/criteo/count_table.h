@@ -1,37 +1,16 @@
-// Counts how often each 32-bit value of a column occurs: open addressing, 8 bytes a slot.
+// Counts how often each 32-bit value of a column occurs, in 8 bytes a slot.
 #pragma once
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <unordered_map>
 #include <vector>
 
+#include "criteo/bucket.h"
+
 namespace criteo {
 
-// Where a value's probe begins: Fibonacci hashing, then a range reduction that suits any capacity.
-inline uint32_t scatter(uint32_t value) {
-  return value * 0x9e3779b1u;
-}
-inline uint64_t reduce(uint32_t hash, uint64_t capacity) {
-  return (hash * capacity) >> 32;
-}
-
-struct Slot {
-  uint32_t value;
-  uint32_t count;  // 0: the slot is empty
-};
-
-struct FreeDeleter {
-  void operator()(void* p) const { std::free(p); }
-};
-using Slots = std::unique_ptr<Slot[], FreeDeleter>;
-
-// Zeroed slots, on huge pages where they are many (the probes are random: TLB misses would
-// dominate).
-Slots allocate_slots(uint64_t capacity);
-
-// 32 shards by the hash's top bits, so that growth copies one shard at a time and memory never
-// doubles at once.
+// Extendible hashing: the table is cut into shards by the hash's top bits, and a shard that is full
+// splits in two. So growing copies a few MiB at a time, and memory never doubles.
 class CountTable {
  public:
   CountTable();
@@ -47,21 +26,36 @@ class CountTable {
   uint64_t bytes() const;
 
  private:
-  static constexpr int kShardBits = 5;
-  static constexpr int kShards = 1 << kShardBits;
   struct Shard {
-    Slots slots;
-    uint32_t capacity = 0;
-    uint32_t used = 0;
+    Shard(uint32_t depth, uint64_t buckets);
+    // Where the probe for a hash begins: the bits below the top `depth` ones choose.
+    Bucket* home(uint32_t hash) const { return &buckets[reduce(hash << depth, size)]; }
+    Bucket* next(Bucket* bucket) const {
+      return bucket + 1 == &buckets[size] ? &buckets[0] : bucket + 1;
+    }
+    void insert(uint32_t value, uint32_t count);  // a value that is not there
+    bool crowded() const { return used * 20 > size * Bucket::kSlots * 17; }  // over 0.85
+
+    uint32_t depth;  // values whose hashes share their top `depth` bits are here
+    uint64_t used = 0;
+    uint64_t size;  // buckets
+    Buckets buckets;
   };
 
-  Slot* home(uint32_t value, Shard*& shard);
-  void count_one(Shard& shard, Slot* slot, uint32_t value);
+  Shard& shard_of(uint32_t hash) const {
+    return *directory_[static_cast<uint64_t>(hash) >> (32 - depth_)];
+  }
+  void count(Shard& shard, Bucket* bucket, uint32_t value);
+  void make_room(Shard& shard);
+  void split(Shard& shard);
+  void empty();
+  template <class Visit>
+  static void for_each(const Shard& shard, Visit visit);
   std::vector<uint64_t> take_packed(uint64_t min_count);
-  static bool crowded(const Shard& shard);
-  static void grow(Shard& shard);
 
-  Shard shards_[kShards];
+  uint32_t depth_;                 // the directory has 2^depth_ entries
+  std::vector<Shard*> directory_;  // by the hash's top depth_ bits
+  std::vector<std::unique_ptr<Shard>> shards_;
   std::unordered_map<uint32_t, uint64_t> overflow_;  // what a 32-bit count could not hold
 };
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -62,6 +63,21 @@ void File::write_at(const void* from, int64_t n, int64_t offset) const {
     p += put;
     n -= put;
     offset += put;
+  }
+}
+
+void File::write_at(std::span<const iovec> pieces, int64_t offset) const {
+  ssize_t put;
+  do put = pwritev(fd_, pieces.data(), static_cast<int>(pieces.size()), offset);
+  while (put < 0 && errno == EINTR);
+  if (put < 0) throw FileError(errno, path_);
+  // What a short write left, piece by piece.
+  for (const iovec& piece : pieces) {
+    const auto size = static_cast<int64_t>(piece.iov_len);
+    const int64_t written = std::min<int64_t>(put, size);
+    write_at(static_cast<const char*>(piece.iov_base) + written, size - written, offset + written);
+    put -= written;
+    offset += size;
   }
 }
 

@@ -1,6 +1,9 @@
 // Files by descriptor, with errors that name the file, and .npy headers.
 #pragma once
+#include <sys/uio.h>
+
 #include <cstdint>
+#include <span>
 #include <stdexcept>
 #include <string>
 
@@ -24,6 +27,7 @@ class File {
   int64_t read(char* to, int64_t n);  // from the current position; 0 at the end
   void read_at(void* to, int64_t n, int64_t offset) const;  // all n bytes, or an error
   void write_at(const void* from, int64_t n, int64_t offset) const;
+  void write_at(std::span<const iovec> pieces, int64_t offset) const;  // end to end
 
  private:
   File(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}

@@ -1,6 +1,7 @@
 #include "criteo/reader.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -132,12 +133,15 @@ void PartReader::settle_and_write(const Chunk& chunk, Batch& batch) {
 
 void PartReader::write_values(const Batch& batch, int64_t offset) const {
   const auto rows = static_cast<uint64_t>(batch.rows);
-  const int64_t column_bytes = batch.rows * 4;
-  sparse_.write_at(&rows, kBlockHeaderBytes, offset);
-  offset += kBlockHeaderBytes;
-  for (int c = 0; c < kValues; ++c, offset += column_bytes)
-    sparse_.write_at(batch.values() + c * batch.stride(), column_bytes, offset);
-  sparse_.write_at(batch.missing(), column_bytes, offset);
+  const auto piece = [](const void* from, uint64_t bytes) {
+    return iovec{const_cast<void*>(from), bytes};
+  };
+  std::array<iovec, kValues + 2> pieces;
+  pieces[0] = piece(&rows, kBlockHeaderBytes);
+  for (int c = 0; c < kValues; ++c)
+    pieces[static_cast<size_t>(c) + 1] = piece(batch.values() + c * batch.stride(), rows * 4);
+  pieces[kValues + 1] = piece(batch.missing(), rows * 4);
+  sparse_.write_at(pieces, offset);
 }
 
 // torchrec's transform needs the least integer of the whole file: log(x - minimum + 2).

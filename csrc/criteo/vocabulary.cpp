@@ -39,46 +39,36 @@ uint64_t Counts::bytes() {
 }
 
 IdTable::IdTable(std::span<const uint32_t> ranked)
-    : capacity_(ranked.size() + ranked.size() / 2 + 8), slots_(allocate_slots(capacity_)) {
+    : size_(ranked.size() / (Bucket::kSlots * 2 / 3) + 1), buckets_(allocate_buckets(size_)) {
   if (ranked.size() > (1u << 31) - kFirstId)
     throw std::invalid_argument(
         "a column has " + std::to_string(ranked.size()) +
         " values, more than 32-bit ids can name; use a minimum count or hashing");
   constexpr size_t kAhead = 32;
-  const auto home = [&](uint32_t value) { return reduce(scatter(value), capacity_); };
+  const auto home = [&](uint32_t value) { return reduce(scatter(value), size_); };
   for (size_t r = 0; r < ranked.size(); ++r) {
-    if (r + kAhead < ranked.size()) __builtin_prefetch(&slots_[home(ranked[r + kAhead])], 1);
+    if (r + kAhead < ranked.size()) __builtin_prefetch(&buckets_[home(ranked[r + kAhead])], 1);
     uint64_t at = home(ranked[r]);
-    while (slots_[at].count != 0) {
-      if (slots_[at].value == ranked[r])
-        throw std::invalid_argument("value " + std::to_string(ranked[r]) +
-                                    " is twice in a vocabulary");
-      if (++at == capacity_) at = 0;
-    }
-    slots_[at] = {ranked[r], static_cast<uint32_t>(kFirstId + r)};
+    while (buckets_[at].full())
+      if (++at == size_) at = 0;
+    buckets_[at].add(ranked[r], static_cast<uint32_t>(kFirstId + r));
   }
 }
 
 void IdTable::map(const uint32_t* values, const uint32_t* missing, int column, int64_t n,
                   int32_t* out) const {
-  constexpr int64_t kBatch = 64;
-  uint64_t homes[kBatch];
-  const Slot* slots = slots_.get();
-  for (int64_t begin = 0; begin < n; begin += kBatch) {
-    const int64_t m = std::min(kBatch, n - begin);
-    for (int64_t i = 0; i < m; ++i) {
-      homes[i] = reduce(scatter(values[begin + i]), capacity_);
-      __builtin_prefetch(&slots[homes[i]]);
+  constexpr int64_t kAhead = 32;
+  Bucket* buckets = buckets_.get();
+  for (int64_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) __builtin_prefetch(&buckets[reduce(scatter(values[i + kAhead]), size_)]);
+    uint64_t at = reduce(scatter(values[i]), size_);
+    const uint32_t* id = buckets[at].find(values[i]);
+    while (id == nullptr && buckets[at].full()) {
+      if (++at == size_) at = 0;
+      id = buckets[at].find(values[i]);
     }
-    for (int64_t i = 0; i < m; ++i) {
-      const uint32_t value = values[begin + i];
-      uint64_t at = homes[i];
-      while (slots[at].count != 0 && slots[at].value != value)
-        if (++at == capacity_) at = 0;
-      const auto found = static_cast<int32_t>(slots[at].count);
-      const int32_t id = found != 0 ? found : kRareId;
-      out[(begin + i) * kValues] = (missing[begin + i] >> column) & 1 ? kMissingId : id;
-    }
+    const int32_t present = id == nullptr ? kRareId : static_cast<int32_t>(*id);
+    out[i * kValues] = (missing[i] >> column) & 1 ? kMissingId : present;
   }
 }
 

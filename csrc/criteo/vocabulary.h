@@ -43,8 +43,8 @@ class IdTable {
            int32_t* out) const;
 
  private:
-  uint64_t capacity_;
-  Slots slots_;  // count: the id
+  uint64_t size_;
+  Buckets buckets_;  // numbers: the ids
 };
 
 // 1 + mix(value) mod (num_embeddings - 1), mix being the finalizer of MurmurHash3 (32 bits): id 0

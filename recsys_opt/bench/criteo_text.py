@@ -1,13 +1,22 @@
-"""Invented rows in Criteo's text format."""
+"""Text in Criteo's format for measurements and tests: invented rows, and many rows from few."""
+
+from __future__ import annotations
 
 import gzip
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+
+from recsys_opt.data.streams import text_blocks
+from recsys_opt.errors import InputError
+
+_KEPT_FROM = 3  # values that occur this often stay as they are in every copy
+_TAB, _NEWLINE = 9, 10
 
 
 def make_lines(rows: int, seed: int, *, labelled: bool = True) -> list[str]:
-    """Skewed values in columns of very different cardinality, missing values, negative and large integers."""
+    """Invented lines: skewed values in columns of very different cardinality, missing values, negative integers."""
     rng = np.random.default_rng(seed)
     distinct = np.geomspace(3, 50_000, 26).astype(int)
     columns = []
@@ -24,7 +33,7 @@ def make_lines(rows: int, seed: int, *, labelled: bool = True) -> list[str]:
 
 
 def write_rows(path: Path, rows: int, seed: int, *, labelled: bool = True) -> Path:
-    """Writes invented rows; compressed where the name says so."""
+    """Writes `make_lines`, compressed where the name says so."""
     data = ("\n".join(make_lines(rows, seed, labelled=labelled)) + "\n").encode()
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
@@ -34,3 +43,66 @@ def write_rows(path: Path, rows: int, seed: int, *, labelled: bool = True) -> Pa
         data = zstandard.ZstdCompressor().compress(data)
     path.write_bytes(data)
     return path
+
+
+def replicate(base: Path, out: Path, rows: int) -> int:
+    """Writes `rows` rows: copies of `base`, the rare values of which differ from copy to copy.
+
+    So the number of distinct values grows with the rows, as in the real logs, and the frequent ones stay frequent.
+    Returns the number of distinct (column, value) pairs written, up to chance collisions of perturbed values.
+    """
+    text = np.frombuffer(b"".join(text_blocks(base)), dtype=np.uint8)
+    if not text.size or text[-1] != _NEWLINE:
+        raise InputError(f"{base} does not end with a whole line")
+    rare, kept = _rare_values(text)
+    base_rows = int((text == _NEWLINE).sum())
+    hexadecimal = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
+    shifts = np.arange(28, -4, -4, dtype=np.uint32)
+    places = rare[:, None] + np.arange(8)
+    values = _values_at(text, rare)
+    distinct = kept
+    with open(out, "wb") as f:
+        for copy in range(-(-rows // base_rows)):
+            left = rows - copy * base_rows
+            perturbed = text.copy()
+            changed = values + np.uint32(copy * 0x9E3779B1 % 2**32)
+            perturbed[places] = hexadecimal[(changed[:, None] >> shifts) & np.uint32(15)]
+            end = text.size
+            if left < base_rows:
+                end = int(np.flatnonzero(text == _NEWLINE)[left - 1]) + 1
+            distinct += _count_rare(text, rare[rare < end])
+            f.write(perturbed[:end].data)
+    return distinct
+
+
+def _fields(text: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The start of every present value, and its column (counted over the line's fields)."""
+    ends = np.flatnonzero((text == _TAB) | (text == _NEWLINE))
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    per_line = int(np.argmax(text[ends] == _NEWLINE)) + 1
+    if ends.size % per_line or per_line < 39:
+        raise InputError("the base file's lines do not all have the columns of Criteo's format")
+    column = np.arange(ends.size) % per_line
+    value = (column >= per_line - 26) & (ends - starts == 8)
+    return starts[value], column[value]
+
+
+def _values_at(text: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.uint32]:
+    digits = text[starts[:, None] + np.arange(8)].astype(np.uint32)
+    nibbles = (digits & 15) + 9 * (digits >> 6)
+    shifts = np.arange(28, -4, -4, dtype=np.uint32)
+    return np.bitwise_or.reduce(nibbles << shifts, axis=1)
+
+
+def _rare_values(text: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
+    """Where the rare values start, and how many distinct frequent ones there are."""
+    starts, columns = _fields(text)
+    keys = columns.astype(np.uint64) << np.uint64(32) | _values_at(text, starts)
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    return starts[counts[inverse] < _KEPT_FROM], int((counts >= _KEPT_FROM).sum())
+
+
+def _count_rare(text: NDArray[np.uint8], rare: NDArray[np.int64]) -> int:
+    starts, columns = _fields(text)
+    column = columns[np.searchsorted(starts, rare)]
+    return np.unique(column.astype(np.uint64) << np.uint64(32) | _values_at(text, rare)).size

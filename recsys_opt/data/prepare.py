@@ -4,7 +4,7 @@ The text is parsed once. With hashed ids that is all. With a vocabulary, the par
 intermediate file of 108 bytes a row while they are counted, and turned into ids when all parts are counted:
 reading them back is much faster than parsing (and decompressing) the text again, and each part's values are
 removed as its ids are written, so that the disk never holds more than the result and one part's values.
-Memory holds the count tables (8 bytes a slot, 11 to 16 a distinct value) and a few MiB a thread.
+Memory holds the count tables (8 bytes a slot, 10 to 19 a distinct value) and a few MiB a thread.
 """
 
 from __future__ import annotations
