@@ -20,7 +20,7 @@ int64_t Chunker::fill(char* to, int64_t n) {
 bool Chunker::next(Chunk& chunk) {
   for (;;) {
     const auto carried = static_cast<int64_t>(carry_.size());
-    chunk.first_is_long = carried > kMaxLineBytes;
+    chunk.first_is_long = carry_is_one_line_ && carried > kMaxLineBytes;
     if (chunk.first_is_long) {
       chunk.text.assign(1 + kPadding, '\n');
       chunk.size = 1;
@@ -38,6 +38,7 @@ bool Chunker::next(Chunk& chunk) {
     const auto* last = static_cast<const char*>(memrchr(text, '\n', static_cast<size_t>(size)));
     const int64_t whole = last == nullptr ? 0 : last - text + 1;
     carry_.assign(text + whole, text + size);
+    carry_is_one_line_ = true;
     if (whole == 0) continue;  // one line longer than the chunk: read on, until it is too long
     chunk.size = whole;
     chunk.sequence = sequence_++;
@@ -50,6 +51,7 @@ bool Chunker::next(Chunk& chunk) {
 void Chunker::skip_long_line() {
   std::vector<char> block(static_cast<size_t>(std::max(bytes_, int64_t{1})));
   carry_.clear();
+  carry_is_one_line_ = false;
   while (!ended_) {
     const int64_t got = fill(block.data(), static_cast<int64_t>(block.size()));
     const auto* end =

@@ -37,7 +37,8 @@ class Chunker {
 
   ByteSource source_;
   const int64_t bytes_;
-  std::vector<char> carry_;  // the start of a line whose end is not read yet
+  std::vector<char> carry_;        // text that is read but not handed out: the start of a line,
+  bool carry_is_one_line_ = true;  // or, after a long line, any text
   bool ended_ = false;
   int64_t sequence_ = 0;
   int64_t bytes_read_ = 0;

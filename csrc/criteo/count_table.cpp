@@ -17,7 +17,12 @@ constexpr uint64_t kLargest = 1 << 17;  // 8 MiB; then it splits
 constexpr int64_t kAhead = 24;          // values whose buckets are on their way from memory
 
 // Least significant digit first, 11 bits a pass; a digit that all words share costs nothing.
-void radix_sort(std::vector<uint64_t>& words) {
+void sort_words(std::vector<uint64_t>& words) {
+  constexpr size_t kFew = 1 << 12;  // the passes' counters would cost more than comparisons
+  if (words.size() < kFew) {
+    std::sort(words.begin(), words.end());
+    return;
+  }
   constexpr int kBits = 11, kPasses = 6;
   constexpr uint64_t kMask = (1u << kBits) - 1;
   std::vector<uint64_t> starts(kPasses << kBits, 0);
@@ -27,7 +32,7 @@ void radix_sort(std::vector<uint64_t>& words) {
   std::vector<uint64_t> other(words.size());
   for (int pass = 0; pass < kPasses; ++pass) {
     uint64_t* start = &starts[static_cast<size_t>(pass) << kBits];
-    if (!words.empty() && start[(words[0] >> (pass * kBits)) & kMask] == words.size()) continue;
+    if (start[(words[0] >> (pass * kBits)) & kMask] == words.size()) continue;
     uint64_t sum = 0;
     for (uint64_t digit = 0; digit <= kMask; ++digit) sum += std::exchange(start[digit], sum);
     for (const uint64_t word : words) other[start[(word >> (pass * kBits)) & kMask]++] = word;
@@ -174,7 +179,7 @@ std::vector<uint32_t> CountTable::take_ranked(uint64_t min_count) {
   }
   std::vector<uint64_t> packed = take_packed(min_count);
   empty();
-  radix_sort(packed);
+  sort_words(packed);
   std::vector<uint32_t> ranked(packed.begin(), packed.end());  // the low halves
   // Counts of 2^32 - 1 and more were packed alike; they are the first ones.
   std::sort(ranked.begin(), ranked.begin() + static_cast<int64_t>(huge.size()),

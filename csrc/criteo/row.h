@@ -8,8 +8,13 @@ namespace criteo {
 
 inline constexpr int kIntegers = 13;
 inline constexpr int kValues = 26;
-// A longer line is refused unread, so that memory stays bounded whatever the file holds.
+// A longer line is refused unread, so that memory stays bounded whatever the file holds. (The
+// fuzzer sets less.)
+#ifdef CRITEO_MAX_LINE_BYTES
+inline constexpr int64_t kMaxLineBytes = CRITEO_MAX_LINE_BYTES;
+#else
 inline constexpr int64_t kMaxLineBytes = 64 * 1024;
+#endif
 // parse_line reads up to this many bytes past the line's end; every buffer has them.
 inline constexpr int64_t kPadding = 16;
 

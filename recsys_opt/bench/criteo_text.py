@@ -13,6 +13,7 @@ from recsys_opt.errors import InputError
 
 _KEPT_FROM = 3  # values that occur this often stay as they are in every copy
 _TAB, _NEWLINE = 9, 10
+_SHIFTS = np.arange(28, -4, -4, dtype=np.uint32)
 
 
 def make_lines(rows: int, seed: int, *, labelled: bool = True) -> list[str]:
@@ -54,55 +55,37 @@ def replicate(base: Path, out: Path, rows: int) -> int:
     text = np.frombuffer(b"".join(text_blocks(base)), dtype=np.uint8)
     if not text.size or text[-1] != _NEWLINE:
         raise InputError(f"{base} does not end with a whole line")
-    rare, kept = _rare_values(text)
-    base_rows = int((text == _NEWLINE).sum())
-    hexadecimal = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
-    shifts = np.arange(28, -4, -4, dtype=np.uint32)
+    starts, keys = _values(text)
+    line_ends = np.flatnonzero(text == _NEWLINE)
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    is_rare = counts[inverse] < _KEPT_FROM
+    rare, rare_keys = starts[is_rare], keys[is_rare]
     places = rare[:, None] + np.arange(8)
-    values = _values_at(text, rare)
-    distinct = kept
+    hexadecimal = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
+    distinct = int((counts >= _KEPT_FROM).sum())
     with open(out, "wb") as f:
-        for copy in range(-(-rows // base_rows)):
-            left = rows - copy * base_rows
+        for copy in range(-(-rows // line_ends.size)):
+            left = rows - copy * line_ends.size
+            end = int(line_ends[min(left, line_ends.size) - 1]) + 1
+            changed = (rare_keys + np.uint64(copy * 0x9E3779B1)).astype(np.uint32)
             perturbed = text.copy()
-            changed = values + np.uint32(copy * 0x9E3779B1 % 2**32)
-            perturbed[places] = hexadecimal[(changed[:, None] >> shifts) & np.uint32(15)]
-            end = text.size
-            if left < base_rows:
-                end = int(np.flatnonzero(text == _NEWLINE)[left - 1]) + 1
-            distinct += _count_rare(text, rare[rare < end])
+            perturbed[places] = hexadecimal[(changed[:, None] >> _SHIFTS) & np.uint32(15)]
             f.write(perturbed[:end].data)
+            distinct += np.unique(rare_keys[rare < end]).size
     return distinct
 
 
-def _fields(text: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The start of every present value, and its column (counted over the line's fields)."""
+def _values(text: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Where every present value starts, and (field << 32 | value)."""
     ends = np.flatnonzero((text == _TAB) | (text == _NEWLINE))
     starts = np.concatenate(([0], ends[:-1] + 1))
     per_line = int(np.argmax(text[ends] == _NEWLINE)) + 1
     if ends.size % per_line or per_line < 39:
         raise InputError("the base file's lines do not all have the columns of Criteo's format")
-    column = np.arange(ends.size) % per_line
-    value = (column >= per_line - 26) & (ends - starts == 8)
-    return starts[value], column[value]
-
-
-def _values_at(text: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.uint32]:
+    field = np.arange(ends.size) % per_line
+    present = (field >= per_line - 26) & (ends - starts == 8)
+    starts = starts[present]
     digits = text[starts[:, None] + np.arange(8)].astype(np.uint32)
-    nibbles = (digits & 15) + 9 * (digits >> 6)
-    shifts = np.arange(28, -4, -4, dtype=np.uint32)
-    return np.bitwise_or.reduce(nibbles << shifts, axis=1)
-
-
-def _rare_values(text: NDArray[np.uint8]) -> tuple[NDArray[np.int64], int]:
-    """Where the rare values start, and how many distinct frequent ones there are."""
-    starts, columns = _fields(text)
-    keys = columns.astype(np.uint64) << np.uint64(32) | _values_at(text, starts)
-    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    return starts[counts[inverse] < _KEPT_FROM], int((counts >= _KEPT_FROM).sum())
-
-
-def _count_rare(text: NDArray[np.uint8], rare: NDArray[np.int64]) -> int:
-    starts, columns = _fields(text)
-    column = columns[np.searchsorted(starts, rare)]
-    return np.unique(column.astype(np.uint64) << np.uint64(32) | _values_at(text, rare)).size
+    nibbles = (digits & np.uint32(15)) + np.uint32(9) * (digits >> np.uint32(6))
+    values = (nibbles << _SHIFTS).sum(axis=1, dtype=np.uint64)
+    return starts, field[present].astype(np.uint64) << np.uint64(32) | values

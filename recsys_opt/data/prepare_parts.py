@@ -92,16 +92,16 @@ def read_part(
             threads=threads,
             chunk_bytes=CHUNK_BYTES,
         )
-        if source.compression == "none":
-            try:
+        try:
+            if source.compression == "none":
                 reader.read_file(str(source.path))
-            except OSError as error:
-                raise InputError(f"cannot read {source.path}: {error.strerror}") from error
-        else:
-            for block in text_blocks(source.path, meter.advance):
-                if not reader.feed(block):
-                    break
-        result = reader.finish()
+            else:
+                for block in text_blocks(source.path, meter.advance):
+                    if not reader.feed(block):
+                        break
+            result = reader.finish()
+        except OSError as error:
+            raise _file_fault(error, source.path) from error
         if meter.cancelled:
             raise CancelledError("cancelled")
         examples = tuple(f"{source.path}, line {bad.line}: {bad.found}" for bad in result.bad)
@@ -129,6 +129,14 @@ def read_part(
         rows=result.rows,
         bad_lines=result.bad_lines,
         bad_examples=examples,
+    )
+
+
+def _file_fault(error: OSError, source: Path) -> RecsysOptError:
+    if error.filename == str(source):
+        return InputError(f"cannot read {source}: {error.strerror}")
+    return RecsysOptError(
+        f"cannot write {error.filename}: {error.strerror}; mend that, then repeat the command to go on"
     )
 
 
@@ -192,6 +200,9 @@ def map_part(
 ) -> None:
     """Turns a part's values into ids."""
     with atomic_path(array_path(out, part, "sparse")) as partial:
-        vocabulary.map_blocks(str(values_path), str(partial), rows, threads, meter)
+        try:
+            vocabulary.map_blocks(str(values_path), str(partial), rows, threads, meter)
+        except OSError as error:
+            raise _file_fault(error, values_path) from error
         if meter.cancelled:
             raise CancelledError("cancelled")
