@@ -49,7 +49,7 @@ def write_rows(path: Path, rows: int, seed: int, *, labelled: bool = True) -> Pa
 def replicate(base: Path, out: Path, rows: int) -> int:
     """Writes `rows` rows: copies of `base`, the rare values of which differ from copy to copy.
 
-    So the number of distinct values grows with the rows, as in the real logs, and the frequent ones stay frequent.
+    So the number of distinct values grows with the rows, as in real logs, and the frequent ones stay frequent.
     Returns the number of distinct (column, value) pairs written, up to chance collisions of perturbed values.
     """
     text = np.frombuffer(b"".join(text_blocks(base)), dtype=np.uint8)

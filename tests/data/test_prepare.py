@@ -160,7 +160,7 @@ def test_a_second_writer_is_refused(train: Path, tmp_path: Path) -> None:
         prepare([train], tmp_path / "out")
 
 
-class Interrupted(Exception):
+class InterruptedForTestError(Exception):
     pass
 
 
@@ -175,7 +175,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, where: str, call: int) -> None
         nonlocal calls
         calls += 1
         if calls == call:
-            raise Interrupted
+            raise InterruptedForTestError
         return original(*args, **kwargs)
 
     monkeypatch.setattr(module, where, fail)
@@ -193,7 +193,7 @@ def test_what_is_done_is_not_done_again(
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         interrupt_at(patch, where, call)
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptedForTestError):
             prepare(days, out, options)
     with pytest.raises(InputError, match=r"run the same command again"):
         Dataset(out)
@@ -215,7 +215,7 @@ def test_a_file_that_changed_since_the_interruption(tmp_path: Path, monkeypatch:
     train = write_rows(tmp_path / "train.txt", 100, seed=1)
     with monkeypatch.context() as patch:
         interrupt_at(patch, "write_vocabulary", 1)
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptedForTestError):
             prepare([train], tmp_path / "out")
     write_rows(train, 100, seed=2)
     with pytest.raises(InputError, match=r"train.txt holds another text"):
