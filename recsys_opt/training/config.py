@@ -62,8 +62,8 @@ class TrainingConfig:
     """Updates between two lines of metrics.jsonl."""
     evals_per_epoch: int = 4
     """Evaluations on the validation split in an epoch, the last at its end; 0: none."""
-    checkpoint_every_s: float = 600.0
-    """Seconds between checkpoints; there is always one at the end."""
+    checkpoint_every_s: float | None = 600.0
+    """Seconds between checkpoints, with one more at the end; none: no checkpoint at all."""
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("epochs", 1), ("log_every", 1), ("evals_per_epoch", 0)):
@@ -72,7 +72,7 @@ class TrainingConfig:
                 raise InputError(f"{name} = {value}; it must be at least {least}")
         if self.max_rows is not None and self.max_rows < 1:
             raise InputError(f"max_rows = {self.max_rows}; it must be at least 1")
-        if not self.checkpoint_every_s >= 0:
+        if self.checkpoint_every_s is not None and not self.checkpoint_every_s >= 0:
             raise InputError(f"checkpoint_every_s = {self.checkpoint_every_s}; it must be 0 or more")
         if self.precision not in ("fp32", "bf16"):
             raise InputError(f"precision = {self.precision!r}; it must be 'fp32' or 'bf16'")

@@ -192,7 +192,7 @@ class _Training:
                     shown = self._log()
                 if evaluate_now:
                     shown |= self._validate()
-                if last or time.monotonic() - saved >= self.config.checkpoint_every_s:
+                if self._checkpoint_due(last, time.monotonic() - saved):
                     self._save()
                     saved = time.monotonic()
                 self.progress.advance(batch.rows, **shown)
@@ -227,6 +227,10 @@ class _Training:
         done = (step - 1) % self.steps_per_epoch + 1  # of this epoch, 1 .. steps_per_epoch
         count, steps = self.config.evals_per_epoch, self.steps_per_epoch
         return done * count // steps > (done - 1) * count // steps
+
+    def _checkpoint_due(self, last: bool, elapsed_s: float) -> bool:
+        every = self.config.checkpoint_every_s
+        return every is not None and (last or elapsed_s >= every)
 
     def _collect(self) -> None:
         """Moves predictions of the last updates to `recent`; raises when one is not finite."""
