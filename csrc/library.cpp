@@ -32,4 +32,5 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
       "tt_embedding_bag_backward(Tensor grad, Tensor indices, Tensor offsets, Tensor[] cores, "
       "int[] cores_per_table, int[] num_embeddings, int[] pooling_modes, int[] padding_idx, "
       "Tensor? per_sample_weights, bool weights_grad) -> Tensor[]");
+  m.def("tt_limit_isa(int widest) -> int");
 }

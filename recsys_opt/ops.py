@@ -272,6 +272,15 @@ def tt_embedding_bag(
     return apply(indices, offsets, options, per_sample_weights, *cores)
 
 
+def tt_limit_isa(widest: int) -> int:
+    """Holds the CPU kernels to an instruction set: 0 portable, 1 AVX2, 2 AVX-512 (the default).
+
+    For tests and measurements. Returns the widest that they now use.
+    """
+    used: int = torch.ops.recsys_opt.tt_limit_isa(widest)
+    return used
+
+
 @_fake("recsys_opt::tt_embedding_bag")
 def _tt_embedding_bag_fake(
     indices: Tensor,

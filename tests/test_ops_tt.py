@@ -124,6 +124,33 @@ def test_single_precision_with_many_chunks(q, ranks):
         torch.testing.assert_close(mine.double(), right, rtol=1e-3, atol=1e-5 * right.abs().max().item())
 
 
+@pytest.mark.parametrize("isa", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_instruction_set(isa, dtype):
+    if ops.tt_limit_isa(isa) != isa:
+        ops.tt_limit_isa(2)
+        pytest.skip("this machine lacks it")
+    try:
+        for q in ((2, 2, 4), (2, 3, 2), (1, 2, 16)):
+            for ranks in ((32, 32), (16, 48), (8, 8), (12, 4), (2, 6), (3, 5)):
+                case = one_table(n=200, dtype=dtype, q=q, ranks=ranks, weighted=True)
+                got, want = case.call(ops.tt_embedding_bag), case.call(reference.tt_embedding_bag)
+                tolerance = {torch.float32: 2e-5, torch.float64: 1e-12}[dtype]
+                pairs = [
+                    (got, want),
+                    *zip(
+                        torch.autograd.grad(got.square().sum(), case.leaves()),
+                        torch.autograd.grad(want.square().sum(), case.leaves()),
+                        strict=True,
+                    ),
+                ]
+                for mine, right in pairs:
+                    scale = right.detach().abs().max().item()
+                    torch.testing.assert_close(mine, right, rtol=0, atol=tolerance * scale)
+    finally:
+        ops.tt_limit_isa(2)
+
+
 def test_results_do_not_depend_on_the_number_of_threads():
     generator = torch.Generator().manual_seed(0)
     indices = torch.randint(0, 10800, (8000,), generator=generator)

@@ -512,8 +512,18 @@ std::vector<Tensor> tt_embedding_bag_backward_cpu(
   return grads;
 }
 
+int64_t tt_limit_isa(int64_t widest) {
+  STD_TORCH_CHECK(widest >= 0 && widest <= 2, "tt_limit_isa: ", widest,
+                  " is not 0 (portable), 1 (AVX2) or 2 (AVX-512)");
+  return static_cast<int64_t>(limit_isa(static_cast<Isa>(widest)));
+}
+
 }  // namespace
 }  // namespace recsys_opt::tt
+
+STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CompositeExplicitAutograd, m) {
+  m.impl("tt_limit_isa", TORCH_BOX(&recsys_opt::tt::tt_limit_isa));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CPU, m) {
   m.impl("tt_embedding_bag", TORCH_BOX(&recsys_opt::tt::tt_embedding_bag_cpu));

@@ -38,9 +38,16 @@ struct Kernels {
   T (*dot)(const T* x, const T* y, int64_t n);
 };
 
+// Instruction sets, narrowest first.
+enum class Isa : int64_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+
 // The kernels for ranks that are all multiples of `ranks_divisor`.
 template <typename T>
 const Kernels<T>& kernels(int64_t ranks_divisor);
+
+// Lets the calls to come use no wider instruction set; returns the widest of those that the machine
+// has.
+Isa limit_isa(Isa widest);
 
 // One set per instruction set, widest first; nullptr where the machine lacks it or no width divides
 // the ranks.

@@ -1,3 +1,5 @@
+#include <atomic>
+
 #include "tt_kernels.h"
 
 namespace recsys_opt::tt {
@@ -16,11 +18,22 @@ const Kernels<T>* portable_kernels(int64_t ranks_divisor) {
 template const Kernels<float>* portable_kernels<float>(int64_t);
 template const Kernels<double>* portable_kernels<double>(int64_t);
 
+static std::atomic<Isa> widest_isa{Isa::kAvx512};
+
 template <typename T>
 const Kernels<T>& kernels(int64_t ranks_divisor) {
-  if (const Kernels<T>* found = avx512_kernels<T>(ranks_divisor)) return *found;
-  if (const Kernels<T>* found = avx2_kernels<T>(ranks_divisor)) return *found;
-  return *portable_kernels<T>(ranks_divisor);
+  const Isa widest = widest_isa;
+  const Kernels<T>* found = nullptr;
+  if (widest >= Isa::kAvx512) found = avx512_kernels<T>(ranks_divisor);
+  if (!found && widest >= Isa::kAvx2) found = avx2_kernels<T>(ranks_divisor);
+  return found ? *found : *portable_kernels<T>(ranks_divisor);
+}
+
+Isa limit_isa(Isa widest) {
+  widest_isa = widest;
+  if (widest >= Isa::kAvx512 && avx512_kernels<float>(1)) return Isa::kAvx512;
+  if (widest >= Isa::kAvx2 && avx2_kernels<float>(1)) return Isa::kAvx2;
+  return Isa::kPortable;
 }
 
 template const Kernels<float>& kernels<float>(int64_t);
