@@ -19,6 +19,9 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
   m.def(
       "dense_bag_factor_gradients(Tensor grad, Tensor[] weights, Tensor indices, Tensor? offsets, "
       "Tensor per_sample_weights) -> Tensor");
+  m.def(
+      "adagrad_(Tensor(a!)[] parameters, Tensor(b!)[] states, Tensor[] grads, float lr, float eps) "
+      "-> ()");
   m.def("sgd_rows_(Tensor(a!)[] weights, Tensor[] ids, Tensor[] grads, float lr) -> ()");
   m.def(
       "rowwise_adagrad_rows_(Tensor(a!)[] weights, Tensor(b!)[] states, Tensor[] ids, Tensor[] "

@@ -198,6 +198,18 @@ torch.library.register_autograd(
 )
 
 
+def adagrad_(
+    parameters: Sequence[Tensor], states: Sequence[Tensor], grads: Sequence[Tensor], lr: float, eps: float
+) -> None:
+    """Adagrad on dense parameters; `reference.adagrad_` says what it computes."""
+    torch.ops.recsys_opt.adagrad_(parameters, states, grads, lr, eps)
+
+
+@_fake("recsys_opt::adagrad_")
+def _(parameters: list[Tensor], states: list[Tensor], grads: list[Tensor], lr: float, eps: float) -> None:
+    return None
+
+
 def sgd_rows_(weights: Sequence[Tensor], ids: Sequence[Tensor], grads: Sequence[Tensor], lr: float) -> None:
     """SGD on the looked-up rows of dense tables; `reference.sgd_rows_` says what it computes."""
     torch.ops.recsys_opt.sgd_rows_(weights, ids, grads, lr)

@@ -61,6 +61,15 @@ def dense_bag(
     return torch.cat(columns, dim=1)
 
 
+def adagrad_(
+    parameters: Sequence[Tensor], states: Sequence[Tensor], grads: Sequence[Tensor], lr: float, eps: float
+) -> None:
+    """state += grad^2;  parameter -= lr * grad / (sqrt(state) + eps), for every tensor."""
+    for parameter, state, grad in zip(parameters, states, grads, strict=True):
+        state += grad.square()
+        parameter -= lr * grad / (state.sqrt() + eps)
+
+
 def sgd_rows_(weights: Sequence[Tensor], ids: Sequence[Tensor], grads: Sequence[Tensor], lr: float) -> None:
     """weight[i] -= lr * (sum of the gradients of id i), for every table."""
     for weight, i, grad in zip(weights, ids, grads, strict=True):

@@ -149,10 +149,7 @@ class ModelOptimizer:
             torch._foreach_add_(parameters, gradients, alpha=-lr)
             return
         states = [self._state[name] for name in named]
-        torch._foreach_addcmul_(states, gradients, gradients, 1.0)
-        denominators = torch._foreach_sqrt(states)
-        torch._foreach_add_(denominators, self.config.eps)
-        torch._foreach_addcdiv_(parameters, gradients, denominators, -lr)
+        ops.adagrad_(parameters, states, gradients, lr, self.config.eps)
 
     def _update_tables(self, named: Mapping[str, nn.Parameter], lr: float) -> None:
         gradients = [p.grad for p in named.values() if p.grad is not None]

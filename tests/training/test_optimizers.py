@@ -127,6 +127,33 @@ def test_rows_of_a_table_that_needs_three_passes_of_the_sort():
     torch.testing.assert_close(got, want)
 
 
+@settings(deadline=None, max_examples=20)
+@given(sizes=st.lists(st.integers(0, 40_000), min_size=1, max_size=4), seed=st.integers(0, 100))
+def test_adagrad_matches_the_reference(sizes, seed):
+    g = torch.Generator().manual_seed(seed)
+    parameters = [torch.randn(n, generator=g, dtype=torch.float64) for n in sizes]
+    states = [torch.rand(n, generator=g, dtype=torch.float64) for n in sizes]
+    grads = [torch.randn(n, 2, generator=g, dtype=torch.float64)[:, 0] for n in sizes]
+    got, want = copy.deepcopy((parameters, states)), copy.deepcopy((parameters, states))
+    ops.adagrad_(*got, grads, 0.3, 1e-3)
+    reference.adagrad_(*want, grads, 0.3, 1e-3)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (([torch.zeros(2)], [torch.zeros(2)], []), "1 parameters need as many states and grads"),
+        (([torch.zeros(2)], [torch.zeros(3)], [torch.zeros(2)]), r"parameters\[0\] has 2 numbers"),
+        (([torch.zeros(2)], [torch.zeros(2)], [torch.zeros(2).double()]), "differ in dtype"),
+        (([torch.zeros(2, 2)[:, 0]], [torch.zeros(2)], [torch.zeros(2)]), "must be contiguous"),
+    ],
+)
+def test_bad_adagrad_arguments_are_named(args, message):
+    with pytest.raises(RuntimeError, match=message):
+        ops.adagrad_(*args, 0.1, 1e-8)
+
+
 def rows_example() -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     g = torch.Generator().manual_seed(0)
     weights = [torch.randn(n, 16, generator=g) for n in (3, 9000)]
@@ -154,6 +181,10 @@ def test_threads_do_not_change_the_rows():
 def test_opcheck():
     weights, states, ids, grads = rows_example()
     torch.library.opcheck(torch.ops.recsys_opt.sgd_rows_.default, (weights, ids, grads, 0.1))
+    torch.library.opcheck(
+        torch.ops.recsys_opt.adagrad_.default,
+        ([g.clone() for g in grads], [g.square() for g in grads], grads, 0.1, 1e-8),
+    )
     torch.library.opcheck(
         torch.ops.recsys_opt.rowwise_adagrad_rows_.default, (weights, states, ids, grads, 0.1, 1e-8)
     )
