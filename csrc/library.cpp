@@ -29,7 +29,8 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
   // tt
   m.def(
       "tt_embedding_bag(Tensor indices, Tensor offsets, Tensor[] cores, int[] cores_per_table, "
-      "int[] num_embeddings, int[] pooling_modes, int[] padding_idx, Tensor? per_sample_weights) -> "
+      "int[] num_embeddings, int[] pooling_modes, int[] padding_idx, Tensor? per_sample_weights) "
+      "-> "
       "Tensor");
   m.def(
       "tt_embedding_bag_backward(Tensor grad, Tensor indices, Tensor offsets, Tensor[] cores, "
