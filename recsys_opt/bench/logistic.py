@@ -1,9 +1,9 @@
 """Logistic regression on the same inputs as the DLRM: the baseline that any model must beat.
 
-    logit = b + w . dense + sum over columns f of v_f[id_f]
+    logit = b + w . dense + sum over columns f of v_f[id_f]        (dense columns standardised)
 
-The loss, mean logloss + l2 / (2 N) |v|^2, is convex and is minimised over all training rows at once (L-BFGS), so
-that the baseline depends on nothing but l2, which the validation rows choose.
+The loss, mean logloss + l2 / (2 N) |v|^2, is convex and is minimised over all training rows at once (L-BFGS),
+so that the baseline depends on nothing but l2, which the validation rows choose.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from recsys_opt.data.batches import BatchStream
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.training.metrics import Metrics, compute_metrics
 
-L2_GRID = (4.0, 8.0, 16.0)
+L2_GRID = (2.0, 4.0, 8.0, 16.0)
 MAX_ITERATIONS = 60
 
 
@@ -46,7 +46,11 @@ def fit_logistic(dataset: Dataset, grid: tuple[float, ...] = L2_GRID) -> Logisti
     """Fits one regression per l2; returns the one with the best validation AUC."""
     train, validation, test = (_read(dataset, split) for split in ("train", "validation", "test"))
     seen = torch.unique(train.ids)  # sorted; ids that never occur have weight 0 and need no place
-    train, validation, test = (_placed(rows, seen) for rows in (train, validation, test))
+    mean, deviation = train.dense.mean(0), train.dense.std(0).clamp_min(1e-6)
+    train, validation, test = (
+        _Rows((rows.dense - mean) / deviation, _places(rows.ids, seen), rows.labels)
+        for rows in (train, validation, test)
+    )
     fits = []
     start = torch.zeros(1 + train.dense.shape[1] + len(seen) + 1)
     for l2 in sorted(grid, reverse=True):
@@ -68,10 +72,9 @@ def _read(dataset: Dataset, split: str) -> _Rows:
     )
 
 
-def _placed(rows: _Rows, seen: Tensor) -> _Rows:
-    places = torch.searchsorted(seen, rows.ids).clamp_max(len(seen) - 1)
-    known = seen[places] == rows.ids
-    return _Rows(rows.dense, torch.where(known, places, len(seen)), rows.labels)
+def _places(ids: Tensor, seen: Tensor) -> Tensor:
+    places = torch.searchsorted(seen, ids).clamp_max(len(seen) - 1)
+    return torch.where(seen[places] == ids, places, len(seen))
 
 
 def _logits(rows: _Rows, weights: Tensor) -> Tensor:
@@ -84,7 +87,10 @@ def _logits(rows: _Rows, weights: Tensor) -> Tensor:
 def _minimise(rows: _Rows, l2: float, start: Tensor) -> Tensor:
     weights = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [weights], max_iter=MAX_ITERATIONS, history_size=20, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+        [weights],
+        max_iter=MAX_ITERATIONS,
+        history_size=20,
+        line_search_fn="strong_wolfe",
     )
     columns = rows.dense.shape[1]
 
