@@ -32,6 +32,13 @@ void for_each_task(int64_t count, const Task& task) {
   });
 }
 
+// Asks for n elements that will be read.
+template <typename T>
+void fetch(const T* x, int64_t n) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(x + i);
+}
+
 struct Chunk {
   int64_t table;
   int64_t part;                    // of the table's chunks
@@ -166,6 +173,9 @@ void for_each_block(const Work<T>& w, int k, const Chunk& chunk, Array<T>& paren
     for (int64_t u = level.group_start[g]; u < level.group_start[g + 1]; u += kBlockNodes) {
       const int64_t end = std::min<int64_t>(u + kBlockNodes, level.group_start[g + 1]);
       if (k == 1) {
+        if (g + kAhead < chunk.group_end) {
+          fetch(w.core[0] + level.group_index[g + kAhead] * w.width[1], w.width[1]);
+        }
         body(g, u, end, w.core[0] + level.group_index[g] * w.width[1]);
       } else {
         multiply_chain(w, k, g, u, end, parents.data(), products.data());

@@ -18,7 +18,7 @@ namespace recsys_opt::tt {
 struct Level {
   int64_t groups = 0;
   int64_t nodes = 0;
-  Array<int64_t> group_index;  // [groups] the slice of core k - 1, ascending
+  Array<int64_t> group_index;  // [groups] the slice of core k - 1, ascending where sorted
   Array<int32_t> group_start;  // [groups + 1] into nodes
   Array<int64_t> parent_key;   // [nodes] the prefix without its last index, as one number
   Array<int32_t> parent;       // [nodes] node one level down (levels 2 and up)

@@ -8,6 +8,8 @@
 namespace recsys_opt::tt {
 namespace {
 
+constexpr int64_t kFewLookups = 8192;  // that are not worth sorting for the caches' sake alone
+
 // Division by a number known only at run time, as one multiplication where the dividend has 32
 // bits.
 class Divider {
@@ -160,8 +162,11 @@ Fault make_plan(const Arguments& args, int64_t t, const Index* indices, const Of
     plan.one_per_bag &= plan.lookups - before <= 1;
     if (mean) plan.bag_size[b] = static_cast<int32_t>(plan.lookups - before);
   }
+  // The forward pass of two cores multiplies no prefixes: it takes few lookups as they come.
+  const bool sort = top > 1 || lowest_level <= top || plan.lookups > kFewLookups;
   const int bits = std::bit_width(parents * table.n[top - 1] * table.n[top] - 1);
-  const Item<Key>* sorted = radix_sort(items.data(), spare.data(), plan.lookups, bits);
+  const Item<Key>* sorted =
+      sort ? radix_sort(items.data(), spare.data(), plan.lookups, bits) : items.data();
 
   plan.levels.resize(table.d);
   Level& level = plan.levels[top];
