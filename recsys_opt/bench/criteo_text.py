@@ -17,7 +17,7 @@ _SHIFTS = np.arange(28, -4, -4, dtype=np.uint32)
 
 
 def make_lines(rows: int, seed: int, *, labelled: bool = True) -> list[str]:
-    """Invented lines: skewed values in columns of very different cardinality, missing values, negative integers."""
+    """Invented lines: skewed values, columns of very different cardinality, missing and negative integers."""
     rng = np.random.default_rng(seed)
     distinct = np.geomspace(3, 50_000, 26).astype(int)
     columns = []
@@ -49,7 +49,7 @@ def write_rows(path: Path, rows: int, seed: int, *, labelled: bool = True) -> Pa
 def replicate(base: Path, out: Path, rows: int) -> int:
     """Writes `rows` rows: copies of `base`, the rare values of which differ from copy to copy.
 
-    So the number of distinct values grows with the rows, as in real logs, and the frequent ones stay frequent.
+    So distinct values grow in number with the rows, as in real logs, and the frequent ones stay frequent.
     Returns the number of distinct (column, value) pairs written, up to chance collisions of perturbed values.
     """
     text = np.frombuffer(b"".join(text_blocks(base)), dtype=np.uint8)
