@@ -14,6 +14,12 @@ constexpr uint64_t kHugePage = 2u << 20;
 constexpr uint64_t kFirstSize = 4;
 constexpr uint64_t kGrowth = 4;
 constexpr uint64_t kLargest = 1 << 17;  // 8 MiB; then it splits
+// What a slot cannot hold goes to CountTable::overflow_. (The fuzzer sets less.)
+#ifdef CRITEO_COUNT_LIMIT
+constexpr uint64_t kCountLimit = CRITEO_COUNT_LIMIT;
+#else
+constexpr uint64_t kCountLimit = uint64_t{1} << 32;
+#endif
 constexpr int64_t kAhead = 24;          // values whose buckets are on their way from memory
 
 // Least significant digit first, 11 bits a pass; a digit that all words share costs nothing.
@@ -99,9 +105,9 @@ void CountTable::add(const uint32_t* values, const uint32_t* missing, int column
 inline void CountTable::count(Shard& shard, Bucket* bucket, uint32_t value) {
   for (;; bucket = shard.next(bucket)) {
     if (uint32_t* number = bucket->find(value); number != nullptr) [[likely]] {
-      if (++*number == 0) [[unlikely]] {
-        *number = 1u << 31;
-        overflow_[value] += 1u << 31;
+      if (++*number == static_cast<uint32_t>(kCountLimit)) [[unlikely]] {
+        *number = static_cast<uint32_t>(kCountLimit / 2);
+        overflow_[value] += kCountLimit / 2;
       }
       return;
     }
@@ -181,7 +187,7 @@ std::vector<uint32_t> CountTable::take_ranked(uint64_t min_count) {
   empty();
   sort_words(packed);
   std::vector<uint32_t> ranked(packed.begin(), packed.end());  // the low halves
-  // Counts of 2^32 - 1 and more were packed alike; they are the first ones.
+  // Counts over the limit were packed alike; they are the first ones.
   std::sort(ranked.begin(), ranked.begin() + static_cast<int64_t>(huge.size()),
             [&](uint32_t a, uint32_t b) { return huge[a] != huge[b] ? huge[a] > huge[b] : a < b; });
   return ranked;

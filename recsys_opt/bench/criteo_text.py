@@ -67,7 +67,7 @@ def replicate(base: Path, out: Path, rows: int) -> int:
         for copy in range(-(-rows // line_ends.size)):
             left = rows - copy * line_ends.size
             end = int(line_ends[min(left, line_ends.size) - 1]) + 1
-            changed = (rare_keys + np.uint64(copy * 0x9E3779B1)).astype(np.uint32)
+            changed = (rare_keys + np.uint64(copy * 0x85EBCA77)).astype(np.uint32)
             perturbed = text.copy()
             perturbed[places] = hexadecimal[(changed[:, None] >> _SHIFTS) & np.uint32(15)]
             f.write(perturbed[:end].data)

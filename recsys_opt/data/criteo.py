@@ -31,8 +31,10 @@ class VocabularyIds:
     min_count: int = 2
 
     def __post_init__(self) -> None:
-        if self.min_count < 1:
-            raise InputError(f"the minimum count is {self.min_count}; it must be at least 1")
+        if not 1 <= self.min_count < 2**32:
+            raise InputError(
+                f"the minimum count is {self.min_count}; it must be at least 1 and less than 2^32"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """What dataset.json says of the ids."""

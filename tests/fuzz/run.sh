@@ -11,7 +11,7 @@ clang=${CLANG:-clang++}
 command -v "$clang" >/dev/null || { echo "run.sh: $clang is not here: apt-get install clang libclang-rt-14-dev" >&2; exit 1; }
 
 mkdir -p build/fuzz/corpus
-flags="-std=c++20 -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -DCRITEO_MAX_LINE_BYTES=600 -Icsrc -pthread"
+flags="-std=c++20 -O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -DCRITEO_MAX_LINE_BYTES=600 -DCRITEO_COUNT_LIMIT=2 -Icsrc -pthread"
 sanitizers=address,undefined
 # The reader is instrumented for coverage, the harness is not: its branches would lead the search astray.
 "$clang" $flags -fsanitize=$sanitizers -c -o build/fuzz/harness.o tests/fuzz/reader_fuzz.cpp
