@@ -21,9 +21,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recsys_opt.bench.measure import quantile
 from recsys_opt.data.dataset import SparseColumn
+from recsys_opt.data.descriptor import published_cardinalities
 from recsys_opt.errors import InputError, RecsysOptError
 from recsys_opt.models.dlrm import DLRM
-from recsys_opt.models.recipes import CRITEO_KAGGLE_ROWS, criteo_kaggle, table_configs
+from recsys_opt.models.recipes import criteo_kaggle, table_configs
 from recsys_opt.progress import Progress
 from recsys_opt.tables import TableConfig
 from recsys_opt.training.optimizers import ModelOptimizer, OptimizerConfig
@@ -106,7 +107,7 @@ class Settings:
     @property
     def rows(self) -> tuple[int, ...]:
         """The tables' rows."""
-        return tuple(min(n, self.max_rows or n) for n in CRITEO_KAGGLE_ROWS)
+        return tuple(min(n, self.max_rows or n) for n in published_cardinalities()["kaggle"])
 
 
 def run(settings: Settings, progress: Progress) -> list[dict[str, Any]]:

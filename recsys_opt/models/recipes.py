@@ -13,12 +13,6 @@ from recsys_opt.errors import InputError
 from recsys_opt.models.dlrm import DLRM
 from recsys_opt.tables import TableConfig
 
-CRITEO_KAGGLE_ROWS = (
-    1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992, 5461306, 10,
-    5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
-)  # fmt: skip
-"""Distinct values of the 26 categorical columns of Criteo Kaggle, missing counted as one."""
-
 
 @dataclass(frozen=True)
 class DLRMConfig:

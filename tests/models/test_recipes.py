@@ -1,15 +1,15 @@
 import pytest
 
 from recsys_opt.data.dataset import SparseColumn
+from recsys_opt.data.descriptor import published_cardinalities
 from recsys_opt.errors import InputError
-from recsys_opt.models.recipes import CRITEO_KAGGLE_ROWS, criteo_kaggle, criteo_terabyte, table_configs
+from recsys_opt.models.recipes import criteo_kaggle, criteo_terabyte, table_configs
 
-COLUMNS = [SparseColumn(f"C{i + 1}", rows) for i, rows in enumerate(CRITEO_KAGGLE_ROWS)]
+COLUMNS = [SparseColumn(f"C{i + 1}", rows) for i, rows in enumerate(published_cardinalities()["kaggle"])]
 
 
 def test_kaggle_tables_have_the_published_size():
-    assert len(CRITEO_KAGGLE_ROWS) == 26
-    assert sum(CRITEO_KAGGLE_ROWS) == 33_762_577
+    assert sum(column.num_embeddings for column in COLUMNS) == 33_762_577
     tables = table_configs(COLUMNS, criteo_kaggle().embedding_dim)
     assert sum(table.dense_bytes for table in tables) == 2_160_804_928
 
