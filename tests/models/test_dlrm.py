@@ -124,6 +124,7 @@ def _written_out(table: nn.Module) -> Tensor:
     return table(ids, ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tables", [TABLES, MIXED], ids=["dense", "mixed"])
 @pytest.mark.parametrize("jagged", [False, True])
 def test_compiles(jagged, tables):
