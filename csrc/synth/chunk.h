@@ -14,6 +14,7 @@ struct Generator::Chunk {
   uint32_t cell[kMaxSparse][kChunk];
   uint64_t normal_bits[5][kChunk];
   float factors[kFactors][kChunk];
+  float place[kChunk];
   float logit[kChunk];
   float latent_sum[kLatent * kChunk];
   float latent_squares[kChunk];

@@ -7,6 +7,14 @@
 #include "synth/chunk.h"
 #include "synth/hash.h"
 
+// Rows must not depend on the processor: a fused multiply-add rounds differently from the two
+// operations.
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#elif defined(__GNUC__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+
 #if defined(__x86_64__) && defined(__gnu_linux__)
 #define RECSYS_OPT_CLONES \
   __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
@@ -59,11 +67,29 @@ void draw_hashes(uint64_t key, int64_t start, int n, uint64_t* out) {
   for (int r = 0; r < n; ++r) out[r] = hash(key, static_cast<uint64_t>(start + r));
 }
 
-// z -> probability, from a table over [-6, 6].
-inline float normal_cdf(const std::vector<float>& table, float z) {
-  const float place = std::clamp((z + 6.0f) * (4096.0f / 12.0f), 0.0f, 4095.99f);
-  const int i = static_cast<int>(place);
-  return table[i] + (table[i + 1] - table[i]) * (place - static_cast<float>(i));
+// out[r] = scale * the standard normal deviate in 12 bits of the hash
+RECSYS_OPT_CLONES
+void take_normals(const float* table, const uint64_t* bits, int shift, float scale, int n,
+                  float* out) {
+  for (int r = 0; r < n; ++r) out[r] = scale * table[(bits[r] >> shift) & 4095];
+}
+
+RECSYS_OPT_CLONES
+void add_scaled(const float* x, float scale, int n, float* out) {
+  for (int r = 0; r < n; ++r) out[r] += scale * x[r];
+}
+
+// z[r] -> its probability under the standard normal distribution, from a table over [-6, 6], times
+// `scale`.
+RECSYS_OPT_CLONES
+void normal_cdf(const float* table, float scale, int n, float* z) {
+  for (int r = 0; r < n; ++r) {
+    float place = (z[r] + 6.0f) * (4096.0f / 12.0f);
+    place = place < 0.0f ? 0.0f : place;
+    place = place > 4095.99f ? 4095.99f : place;
+    const int i = static_cast<int>(place);
+    z[r] = scale * (table[i] + (table[i + 1] - table[i]) * (place - static_cast<float>(i)));
+  }
 }
 
 // Quantile of the standard normal distribution, by bisection (used for a table only).
@@ -185,15 +211,20 @@ void Generator::dense_rows(int64_t start, int n, Chunk* work, const RowsOut& out
   // own.
   for (int h = 0; h < 5; ++h)
     draw_hashes(stream_key(seed_, kDenseNoise + h), start, n, work->normal_bits[h]);
-  const auto normal = [&](int i, int r) {
-    return normal_[(work->normal_bits[i / 5][r] >> (12 * (i % 5))) & 4095];
+  const auto normals = [&](int i, float scale, float* to) {
+    take_normals(normal_.data(), work->normal_bits[i / 5], 12 * (i % 5), scale, n, to);
   };
-  for (int k = 0; k < kFactors; ++k)
-    for (int r = 0; r < n; ++r) work->factors[k][r] = normal(k, r);
+  for (int k = 0; k < kFactors; ++k) normals(k, 1.0f, work->factors[k]);
   const int columns = dense_columns();
   for (int j = 0; j < columns; ++j) {
     const DenseColumn& column = dense_[j];
-    const uint64_t tie_key = stream_key(seed_, kDenseTie + j);
+    normals(kFactors + j, column.noise, work->place);
+    for (int k = 0; k < kFactors; ++k)
+      add_scaled(work->factors[k], column.loadings[k], n, work->place);
+    if (column.tied_to >= 0 && column.tie != 0)
+      add_effects(stream_key(seed_, kDenseTie + j), column.tie, work->full_id[column.tied_to], n,
+                  work->place);
+    normal_cdf(normal_cdf_.data(), kQuantiles, n, work->place);
     for (int r = 0; r < n; ++r) {
       float* dense = out.dense ? out.dense + int64_t{r} * columns + j : nullptr;
       int32_t* integer = out.integers ? out.integers + int64_t{r} * columns + j : nullptr;
@@ -203,11 +234,7 @@ void Generator::dense_rows(int64_t start, int n, Chunk* work, const RowsOut& out
         if (integer) *integer = kMissing;
         continue;
       }
-      float z = column.noise * normal(kFactors + j, r);
-      for (int k = 0; k < kFactors; ++k) z += column.loadings[k] * work->factors[k][r];
-      if (column.tied_to >= 0)
-        z += column.tie * bell(hash(tie_key, work->full_id[column.tied_to][r]));
-      const float place = normal_cdf(normal_cdf_, z) * kQuantiles;
+      const float place = work->place[r];
       const int step = std::min(static_cast<int>(place), kQuantiles - 1);
       const int32_t low = column.quantiles[step];
       const int64_t gap = int64_t{column.quantiles[step + 1]} - low;

@@ -13,6 +13,11 @@ SUBVERBS: dict[str, tuple[str, str]] = {
     "train": ("recsys_opt.cli.bench_train", "time a training step, beside the DLRM repository's own script"),
     "tt": ("recsys_opt.cli.bench_tt", "time a tensor-train table beside dense ones"),
     "quality": ("recsys_opt.cli.bench_quality", "compare dense tables and tensor trains over several seeds"),
+    "synth": ("recsys_opt.cli.bench_synth", "rows a second of the generator, made and written"),
+    "synth-gap": (
+        "recsys_opt.cli.bench_synth_gap",
+        "a small DLRM's distance to the best AUC of generated rows",
+    ),
 }
 
 
