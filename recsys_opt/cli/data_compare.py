@@ -35,5 +35,7 @@ def run(args: argparse.Namespace) -> Outcome:
     found = compare(load_table(args.a, args.rows), load_table(args.b, args.rows))
     if args.record is not None:
         rest = {("row_counts" if k == "rows" else k): v for k, v in found.items() if k != "sparse"}
-        write_record(args.record, "synth_vs_real", found["sparse"], **rest)
+        # names only: where the data lie is nobody's business
+        command = f"recsys-opt data compare {args.a.name} {args.b.name}"
+        write_record(args.record, "synth_vs_real", found["sparse"], command=command, **rest)
     return Outcome(format_comparison(found), found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 import recsys_opt._synth as _synth
 from recsys_opt.data.bayes import Scores, bayes
 from recsys_opt.data.calibration_ids import (
+    collision_chance,
     effect_variance,
     fleeting_share,
     frequencies,
@@ -54,6 +56,30 @@ def missing_patterns(sample: Sample) -> tuple[tuple[int, int], ...]:
     return tuple((int(m), int(n)) for m, n in zip(values[keep][order], counts[keep][order], strict=True))
 
 
+def chain_strength(sample: Sample, parent: str, child: str) -> float:
+    """`Dependence.strength` of a child; inexact ones count the columns that follow from it too.
+
+    A row may agree on the coarse columns though not on the child, which one strength cannot say: it is the
+    mean (of squares, the chance that two rows both follow) over the chain.
+    """
+
+    def strength(column: str) -> float:
+        return link_strength(sample.ids[:, names.index(parent)], sample.ids[:, names.index(column)])
+
+    names = list(SPARSE_COLUMNS)
+    own = strength(child)
+    if own == 1:
+        return own
+    chain, squares = [child], []
+    for column in chain:
+        ids = sample.ids[:, names.index(column)]
+        below = [c for c, of in PARENTS.items() if of == column]
+        chain += [c for c in below if link_strength(ids, sample.ids[:, names.index(c)]) == 1]
+        if collision_chance(ids) < 0.5:  # else agreement says little
+            squares.append(strength(column) ** 2)
+    return round(math.sqrt(float(np.mean(squares or [own**2]))), 4)
+
+
 def sparse_statistics(
     sample: Sample, cardinalities: Sequence[int], progress: Progress
 ) -> list[SparseStatistics]:
@@ -65,11 +91,10 @@ def sparse_statistics(
         ids = sample.ids[:, c]
         head, tail = frequencies(ids, cardinalities[c])
         parent = PARENTS.get(name)
-        dependence = None
-        if parent is not None:
-            strength = link_strength(sample.ids[:, names.index(parent)], ids)
-            dependence = Dependence(parent, strength)
+        dependence = None if parent is None else Dependence(parent, chain_strength(sample, parent, name))
         exact = dependence is not None and dependence.strength == 1
+        # Only rows that do not follow the parent drift by themselves.
+        free = 1.0 if dependence is None else 1.0 - dependence.strength
         # What the columns that follow from this one explain already is not this column's own.
         children = [
             variances[names.index(child)]
@@ -86,7 +111,7 @@ def sparse_statistics(
                 head=head,
                 tail=tail,
                 dependence=dependence,
-                trend=0.0 if exact else trend(ids, len(head)),
+                trend=0.0 if exact else round(min(trend(ids, len(head)) / free, 1.0), 4),
                 fleeting=0.0 if exact else fleeting_share(ids, head, tail),
                 effect=round(own**0.5 / (rate * (1 - rate)), 4),
                 interaction=name in INTERACTING,

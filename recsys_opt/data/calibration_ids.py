@@ -66,10 +66,15 @@ def pair_agreement(parent: Array, child: Array) -> float:
     return float(((joint[joint_inverse] - 1)[often] / (counts[inverse] - 1)[often]).mean())
 
 
+def collision_chance(ids: Array) -> float:
+    """The chance that two rows share an id, among rows that have one."""
+    present = ids[ids > 0]
+    return float(((np.bincount(present) / max(len(present), 1)) ** 2).sum())
+
+
 def link_strength(parent: Array, child: Array) -> float:
     """`Dependence.strength`: the share p of rows that follow, from agreement = p^2 + (1 - p^2) chance."""
-    present = child[child > 0]
-    chance = float(((np.bincount(present) / len(present)) ** 2).sum())
+    chance = collision_chance(child)
     agreement = pair_agreement(parent, child)
     if agreement > 0.99:
         return 1.0

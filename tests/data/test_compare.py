@@ -99,7 +99,9 @@ def test_text_and_folder_measure_alike(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["worst"]["missing_integer"]["difference"] == 0
     column = found["sparse"][2]
     assert column["a"] == column["b"]  # C3 can be missing, so that its id 0 means the same in both
-    assert json.loads(record.read_text())["name"] == "synth_vs_real"
+    written = json.loads(record.read_text())
+    assert written["name"] == "synth_vs_real"
+    assert str(tmp_path) not in record.read_text()  # a record travels: it tells no one's folders
 
 
 def test_bad_input(tmp_path: Path) -> None:
