@@ -33,7 +33,7 @@ void Batch::reserve(int64_t text_bytes) {
   capacity_ = needed;
   // Columns 3 cache lines off a multiple of a page: equal rows of 26 columns fall into different
   // cache sets.
-  stride_ = (needed + 1023) / 1024 * 1024 + 48;
+  stride_ = needed < 1024 ? needed : (needed + 1023) / 1024 * 1024 + 48;
   const auto size = static_cast<size_t>(capacity_);
   dense_.reset(new uint32_t[size * kIntegers]);
   values_.reset(new uint32_t[static_cast<size_t>(stride_) * kValues]);

@@ -20,7 +20,7 @@ constexpr uint64_t kCountLimit = CRITEO_COUNT_LIMIT;
 #else
 constexpr uint64_t kCountLimit = uint64_t{1} << 32;
 #endif
-constexpr int64_t kAhead = 24;          // values whose buckets are on their way from memory
+constexpr int64_t kAhead = 24;  // values whose buckets are on their way from memory
 
 // Least significant digit first, 11 bits a pass; a digit that all words share costs nothing.
 void sort_words(std::vector<uint64_t>& words) {

@@ -11,6 +11,7 @@ from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.data.criteo import HashedIds, VocabularyIds
 from recsys_opt.data.descriptor import published_cardinalities
 from recsys_opt.data.prepare import Prepared, PrepareOptions, prepare
+from recsys_opt.data.sources import find_sources
 from recsys_opt.data.splits import Split
 from recsys_opt.errors import InputError
 
@@ -80,7 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace what --out holds, where it was made from other input or options",
+        help="replace what --out holds, where it was made from other input or options; start an unfinished "
+        "run over",
     )
 
 
@@ -108,8 +110,6 @@ def _ids(args: argparse.Namespace) -> VocabularyIds | HashedIds:
     published = published_cardinalities()
     which = args.cardinalities
     if which is None:
-        from recsys_opt.data.sources import find_sources
-
         kind, _ = find_sources(args.inputs, args.format)
         which = "terabyte-40m" if kind == "terabyte" else "kaggle"
     if which in published:

@@ -25,6 +25,7 @@ from recsys_opt.data.criteo import DENSE_COLUMNS, FIRST_ID, SPARSE_COLUMNS, Hash
 from recsys_opt.data.dataset import Dataset, DatasetInfo, Part, SparseColumn, write_dataset_info
 from recsys_opt.data.prepare_journal import FileRecord, Journal
 from recsys_opt.data.prepare_parts import (
+    count_part,
     load_vocabulary,
     map_part,
     read_part,
@@ -37,6 +38,8 @@ from recsys_opt.data.splits import Split
 from recsys_opt.errors import InputError
 from recsys_opt.files import FolderLock
 from recsys_opt.progress import Progress, SilentProgress
+
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ def prepare(
     options = options or PrepareOptions()
     out = Path(out)
     began = time.perf_counter()
-    if options.threads < 0:
-        raise InputError(f"threads = {options.threads}; it must be at least 1, or 0 for all cores")
+    if not 0 <= options.threads <= MAX_THREADS:
+        raise InputError(f"threads = {options.threads}; it must be 1 to {MAX_THREADS}, or 0 for all cores")
     kind, sources = find_sources([Path(p) for p in paths], options.kind)
     settings = settings_of(kind, options.ids, options.dense_transform, options.bad_lines)
     labelled = sum(source.labelled for source in sources)
@@ -178,8 +181,8 @@ class _Run:
             return
         self._progress.start("counting what was read before", sum(r.rows for r in records), "rows")
         for record in records:
-            path = str(self._journal.values_path(record.part))
-            self._metered([partial(counts.add_blocks, path, self._threads, self._meter)])
+            values = self._journal.values_path(record.part)
+            self._metered([partial(count_part, values, counts, self._threads, self._meter)])
 
     def _read(self, counts: _criteo.Counts | None) -> None:
         """Reads the parts not read yet: compressed files side by side, a plain file by all threads."""

@@ -132,6 +132,19 @@ def read_part(
     )
 
 
+def count_part(values_path: Path, counts: _criteo.Counts, threads: int, meter: _criteo.Meter) -> None:
+    """Counts the values of a part that is read already."""
+    try:
+        counts.add_blocks(str(values_path), threads, meter)
+    except (OSError, RuntimeError) as error:
+        raise damaged_values(error) from error
+
+
+def damaged_values(error: Exception) -> RecsysOptError:
+    """An intermediate file is not what this package wrote."""
+    return RecsysOptError(f"an intermediate file cannot be read: {error}; start over with --overwrite")
+
+
 def _file_fault(error: OSError, source: Path) -> RecsysOptError:
     if error.filename == str(source):
         return InputError(f"cannot read {source}: {error.strerror}")
@@ -204,5 +217,7 @@ def map_part(
             vocabulary.map_blocks(str(values_path), str(partial), rows, threads, meter)
         except OSError as error:
             raise _file_fault(error, values_path) from error
+        except RuntimeError as error:
+            raise damaged_values(error) from error
         if meter.cancelled:
             raise CancelledError("cancelled")

@@ -44,7 +44,8 @@ def decide(
 ) -> tuple[Decision, Journal | None]:
     """The decision, and the journal to work from: None where the arrays are whole already.
 
-    Other settings or other input than the run before had are refused, unless `overwrite` says to start over.
+    Other settings or other input than the run before had are refused, unless `overwrite` says to start over; it
+    starts an unfinished run over in any case.
     """
     if (out / FILE_NAME).exists():
         # dataset.json is the last thing written and the first removed: the arrays are whole.
@@ -67,7 +68,7 @@ def decide(
                 f"{out} holds a dataset already, and {what}. Choose another folder, or replace it with "
                 "--overwrite"
             )
-    elif (journal := Journal.load(out)) is not None:
+    elif not overwrite and (journal := Journal.load(out)) is not None:
         differs = _differences(journal.settings, settings, journal.parts, journal.files, sources)
         if not differs:
             for source in sources:
@@ -75,11 +76,10 @@ def decide(
                 if record is not None and not record.is_same_file(source):
                     journal.same_content(source)
             return "resumed", journal
-        if not overwrite:
-            raise InputError(
-                f"{out} holds an unfinished run of data prepare, and {'; '.join(differs)}. Repeat the "
-                "command that was interrupted to go on, or start over with --overwrite"
-            )
+        raise InputError(
+            f"{out} holds an unfinished run of data prepare, and {'; '.join(differs)}. Repeat the "
+            "command that was interrupted to go on, or start over with --overwrite"
+        )
     elif not overwrite and (strangers := _ours(out)):
         raise InputError(
             f"{out} holds {strangers[0].name} of something else; choose another folder, or replace it with "

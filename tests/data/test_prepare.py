@@ -160,6 +160,22 @@ def test_a_second_writer_is_refused(train: Path, tmp_path: Path) -> None:
         prepare([train], tmp_path / "out")
 
 
+@pytest.mark.parametrize("content", [b"", b"\x05" + bytes(7), bytes(8), b"\x01"])
+def test_damaged_intermediate_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Path, content: bytes
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "map_part", 1)
+        with pytest.raises(InterruptedForTestError):
+            prepare([train], tmp_path / "out")
+    (tmp_path / "out" / ".prepare" / "train.values").write_bytes(content)
+    with pytest.raises(
+        RecsysOptError, match=r"(is damaged after row 0|holds 0 rows, not 600); start over with"
+    ):
+        prepare([train], tmp_path / "out")
+    assert prepare([train], tmp_path / "out", PrepareOptions(overwrite=True)).decision == "fresh"
+
+
 class InterruptedForTestError(Exception):
     pass
 
