@@ -22,7 +22,7 @@ def make_bag(**options) -> TTEmbeddingBag:
     return bag
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 5), min_size=1, max_size=8),
     mode=st.sampled_from(["sum", "mean"]),
@@ -123,6 +123,7 @@ def test_from_config():
             build_embedding(TableConfig("t", 60, 8, representation="tt", options=bad))
 
 
+@pytest.mark.slow
 def test_compiles_whole_with_gradients():
     bag, ids, offsets = make_bag(), torch.randint(0, 60, (20,)), torch.arange(0, 20, 2)
     compiled = torch.compile(bag, fullgraph=True)
