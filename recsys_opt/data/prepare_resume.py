@@ -44,7 +44,7 @@ def decide(
 ) -> tuple[Decision, Journal | None]:
     """The decision, and the journal to work from: None where the arrays are whole already.
 
-    Other settings or other input than the run before had are refused, unless `overwrite` says to start over; it
+    Other settings or input than the run before had are refused, unless `overwrite` says to start over; that
     starts an unfinished run over in any case.
     """
     if (out / FILE_NAME).exists():
