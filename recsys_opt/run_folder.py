@@ -90,7 +90,7 @@ class MetricsLog:
     def __init__(self, run: RunFolder, keep_bytes: int = 0) -> None:
         """Opens the log, cut to its first `keep_bytes`: later lines tell of updates that were lost."""
         self._file = open(run.metrics_path, "ab")  # noqa: SIM115 (closed by `close`)
-        size = self._file.tell()
+        size = os.fstat(self._file.fileno()).st_size
         if size < keep_bytes:
             self._file.close()
             raise InputError(
@@ -107,7 +107,7 @@ class MetricsLog:
     def sync(self) -> int:
         """Makes the lines durable; returns the length in bytes."""
         os.fsync(self._file.fileno())
-        return self._file.tell()
+        return os.fstat(self._file.fileno()).st_size  # tell() lags behind where nothing was appended yet
 
     def close(self) -> None:
         """Closes the file."""

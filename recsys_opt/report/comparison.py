@@ -37,7 +37,7 @@ def comparison(runs: Sequence[Path] | Mapping[str, Path], out: Path, *, title: s
             ("Validation AUC", _overlay(histories, "auc", "validation")),
             ("Validation logloss", _overlay(histories, "logloss", "validation")),
             ("Training logloss, last 65,536 rows", _overlay(histories, "logloss", None)),
-            (f"{split} AUC against bytes of the tables".capitalize(), _trade_off(histories, split)),
+            (f"AUC on {split} rows against bytes of the tables", _trade_off(histories, split)),
         ]
     )
     page.heading("Settings that differ")

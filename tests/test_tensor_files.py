@@ -1,0 +1,63 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from recsys_opt.errors import InputError
+from recsys_opt.tensor_files import read_into, read_tensors, write_tensors
+
+TYPES = [
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 4), max_size=3), max_size=4),
+    dtype=st.sampled_from(TYPES),
+    seed=st.integers(0, 99),
+)
+def test_files_are_safetensors(tmp_path_factory, shapes, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {f"t.{i}": torch.randint(0, 2, s, generator=generator).to(dtype) for i, s in enumerate(shapes)}
+    path = tmp_path_factory.mktemp("t") / "a.safetensors"
+    write_tensors(path, tensors)
+    for found in (load_file(path), read_tensors(path)):
+        assert found.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert found[name].dtype == tensor.dtype
+            assert torch.equal(found[name], tensor)
+
+
+def test_strided_tensors_are_written_in_order_of_rows(tmp_path):
+    tensor = torch.arange(12.0).view(3, 4).T
+    write_tensors(tmp_path / "a", {"x": tensor})
+    assert torch.equal(read_tensors(tmp_path / "a")["x"], tensor)
+
+
+def test_reading_into_a_model_refuses_what_does_not_fit(tmp_path):
+    path = tmp_path / "a"
+    write_tensors(path, {"x": torch.ones(3), "y": torch.zeros(2)})
+    x, y = torch.zeros(3), torch.ones(2)
+    read_into(path, {"x": x, "y": y})
+    assert torch.equal(x, torch.ones(3))
+    assert torch.equal(y, torch.zeros(2))
+    with pytest.raises(InputError, match=r"missing \['z'\], extra \['y'\]"):
+        read_into(path, {"x": x, "z": y})
+    with pytest.raises(InputError, match=r"x is torch.float32 \[3\]; the model has torch.float64 \[3\]"):
+        read_into(path, {"x": x.double(), "y": y})
+    with pytest.raises(InputError, match="does not exist"):
+        read_tensors(tmp_path / "b")
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(InputError, match="is damaged"):
+        read_tensors(path)
+    with pytest.raises(InputError, match=r"type torch\.complex64"):
+        write_tensors(path, {"x": torch.zeros(1, dtype=torch.complex64)})
