@@ -51,9 +51,8 @@ def test_a_comparison_from_search_to_record(tmp_path, capsys):
     assert not any(key.startswith("test_") for r in searched for key in r)  # chosen without the test rows
     for name in ("dense", "tt"):
         own = [r for r in searched if r["variant"] == name]
-        assert {
-            k: r for k, r in max(own, key=lambda r: r["validation_auc"]).items() if k in SPACE
-        } == summary["chosen"][name]
+        best = max(own, key=lambda r: r["validation_auc"])
+        assert {path: best[path] for path in SPACE} == summary["chosen"][name]
     finals = [r for r in record["rows"] if r["stage"] == "seeds"]
     assert [(r["variant"], r["seed"]) for r in finals] == [("dense", 1), ("tt", 1), ("dense", 2), ("tt", 2)]
     difference = summary["variants"]["tt"]["test_auc_difference"]["mean"]
