@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=int, default=1, metavar="K", help="default 1")
     parser.add_argument("--embedding-dim", type=int, default=64, metavar="D", help="default 64")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--record", type=Path, metavar="JSON", help="also write the reuse, as a record")
     parser.add_argument(
         "--out",
         type=Path,
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Makes the trace."""
+    from recsys_opt.bench.record import write_record
     from recsys_opt.data.table_traces import (
         PUBLISHED_MEAN_REUSE,
         PUBLISHED_REUSE,
@@ -69,4 +71,6 @@ def run(args: argparse.Namespace) -> Outcome:
         "reuse": dict(zip(REUSE_BINS, reuse.shares, strict=True)),
         "published_reuse": dict(zip(REUSE_BINS, PUBLISHED_REUSE, strict=True)),
     }
+    if args.record is not None:
+        write_record(args.record, "table_traces", [result])
     return Outcome("\n".join(lines), result)
