@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recsys_opt.data.criteo import HashedIds, VocabularyIds
-from recsys_opt.data.dataset import FILE_NAME, FORMAT, VERSION, DatasetInfo
+from recsys_opt.data.dataset import FILE_NAME, Dataset, DatasetInfo
 from recsys_opt.data.prepare_journal import FOLDER, FileRecord, Journal
 from recsys_opt.data.prepare_parts import content_hash
 from recsys_opt.data.sources import Kind, Source
 from recsys_opt.data.splits import Split
 from recsys_opt.errors import InputError
-from recsys_opt.files import fsync_dir, read_json
+from recsys_opt.files import fsync_dir
 
 Decision = Literal["fresh", "resumed", "split", "unchanged"]
 
@@ -50,23 +50,18 @@ def decide(
     if (out / FILE_NAME).exists():
         # dataset.json is the last thing written and the first removed: the arrays are whole.
         shutil.rmtree(out / FOLDER, ignore_errors=True)
-        info = DatasetInfo.from_json(read_json(out / FILE_NAME, FORMAT, VERSION))
-        before = info.source.get("settings")
-        if not isinstance(before, dict):
-            differs = [f"it was not made by data prepare (its name is {info.name})"]
-        else:
-            records = {f["part"]: FileRecord.from_json(f) for f in info.source["files"]}
-            differs = _differences(before, settings, [p.name for p in info.parts], records, sources)
-        ranges = None if differs else split.ranges([p.rows for p in info.parts if p.labelled])
-        if not differs and ranges == info.splits:
-            return "unchanged", None
-        if not differs and overwrite:
-            return "split", None
+        info, differs = _whole_dataset(out, settings, sources)
+        if info is not None and not differs:
+            ranges = split.ranges([p.rows for p in info.parts if p.labelled])
+            if ranges == info.splits:
+                return "unchanged", None
+            if overwrite:
+                return "split", None
+            differs = [f"its splits are {dict(info.splits)}, now asked for: {ranges}"]
         if not overwrite:
-            what = "; ".join(differs) or f"its splits are {dict(info.splits)}, now asked for: {ranges}"
             raise InputError(
-                f"{out} holds a dataset already, and {what}. Choose another folder, or replace it with "
-                "--overwrite"
+                f"{out} holds a dataset already, and {'; '.join(differs)}. Choose another folder, or replace "
+                "it with --overwrite"
             )
     elif not overwrite and (journal := Journal.load(out)) is not None:
         differs = _differences(journal.settings, settings, journal.parts, journal.files, sources)
@@ -89,6 +84,21 @@ def decide(
     journal = Journal(out, settings, [source.part for source in sources])
     journal.begin()
     return "fresh", journal
+
+
+def _whole_dataset(
+    out: Path, settings: Mapping[str, Any], sources: Sequence[Source]
+) -> tuple[DatasetInfo | None, list[str]]:
+    """What the dataset in `out` says of itself (None: it does not open), and how it differs from the wish."""
+    try:
+        info = Dataset(out).info
+    except InputError as error:
+        return None, [f"it does not open: {error}"]
+    before = info.source.get("settings")
+    if not isinstance(before, dict):
+        return info, [f"it was not made by data prepare (its name is {info.name})"]
+    records = {f["part"]: FileRecord.from_json(f) for f in info.source["files"]}
+    return info, _differences(before, settings, [p.name for p in info.parts], records, sources)
 
 
 def remove_dataset(out: Path) -> None:

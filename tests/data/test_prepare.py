@@ -128,6 +128,19 @@ def test_other_options_or_input_need_overwrite(train: Path, tmp_path: Path) -> N
     assert tree(out) == tree(tmp_path / "new")
 
 
+def test_a_dataset_that_lost_a_file_is_not_taken_for_whole(train: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare([train], out)
+    before = tree(out)
+    (out / "train_sparse.npy").unlink()
+    with pytest.raises(
+        InputError, match=r"holds a dataset already, and it does not open: .*train_sparse\.npy"
+    ):
+        prepare([train], out)
+    assert prepare([train], out, PrepareOptions(overwrite=True)).decision == "fresh"
+    assert tree(out) == before
+
+
 def test_another_split_leaves_the_arrays(train: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare([train], out)
