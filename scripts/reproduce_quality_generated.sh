@@ -11,7 +11,8 @@ rows=${1:-10000000}
 seeds=${2:-1}
 jobs=${3:-1}
 export PATH="$PWD/.venv/bin:$PATH"
-work=$(mktemp -d)
+work=build/quality_generated # relative, so that the records' command lines are
+rm -rf "$work"
 trap 'rm -rf "$work"' EXIT
 
 recsys-opt data synth --rows "$rows" --out "$work/data"

@@ -5,15 +5,17 @@
 #   scripts/reproduce_quality_sample.sh TRAIN_TXT [SEARCH [JOBS]]
 #
 #   TRAIN_TXT  Criteo Kaggle rows, plain or compressed; the records in benchmarks/results are of a 0.3 % sample
-#   SEARCH     learning-rate settings tried on the validation rows for each variant (default 8; 0: the recipe's)
+#   SEARCH     learning-rate settings tried on the validation rows for each variant (default 0: the recipe's, which
+#              come from such a search, benchmarks/results/quality_sample_search.json)
 #   JOBS       runs at a time, one thread and up to 2.4 GB each (default: one a core)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 input=${1:?"usage: scripts/reproduce_quality_sample.sh TRAIN_TXT [SEARCH [JOBS]]"}
-search=${2:-8}
+search=${2:-0}
 jobs=${3:-$(nproc)}
 export PATH="$PWD/.venv/bin:$PATH"
-work=$(mktemp -d)
+work=build/quality_sample # relative, so that the records' command lines are
+rm -rf "$work"
 trap 'rm -rf "$work"' EXIT
 
 recsys-opt data prepare "$input" --format kaggle --out "$work/vocabulary" --min-count 2

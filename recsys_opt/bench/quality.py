@@ -23,7 +23,7 @@ from recsys_opt.training.trainer import TrainResult, train
 
 # Ranges searched, by dotted path; a variant without tensor trains is not touched by core_lr.
 SPACE: dict[str, tuple[float, float]] = {
-    "optimizer.mlp_lr": (0.003, 0.012),
+    "optimizer.mlp_lr": (0.003, 0.008),
     "optimizer.table_lr": (0.015, 0.1),
     "optimizer.core_lr": (0.005, 0.03),
 }
