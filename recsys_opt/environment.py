@@ -36,6 +36,12 @@ def commit() -> str:
     return found.stdout.strip()
 
 
+def command() -> str:
+    """The command line of this process; of a path elsewhere on the machine only the last name is kept."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return shlex.join(Path(w).name if w.startswith("/") else w for w in words)
+
+
 def environment() -> dict[str, Any]:
     """Where, when and by which command; JSON values only."""
     import torch
@@ -44,7 +50,7 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "commit": commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory_bytes / 2**30, 1),
