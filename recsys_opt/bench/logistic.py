@@ -20,8 +20,8 @@ from recsys_opt.data.batches import BatchStream
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.training.metrics import Metrics, compute_metrics
 
-L2_GRID = (2.0, 4.0, 8.0, 16.0)
-MAX_ITERATIONS = 60
+L2_GRID = (8.0, 16.0, 32.0, 64.0)
+MAX_ITERATIONS = 200
 
 
 @dataclass(frozen=True)
