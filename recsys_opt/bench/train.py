@@ -26,7 +26,6 @@ from recsys_opt.errors import InputError, RecsysOptError
 from recsys_opt.models.dlrm import DLRM
 from recsys_opt.models.recipes import criteo_kaggle, table_configs
 from recsys_opt.progress import Progress
-from recsys_opt.tables import TableConfig
 from recsys_opt.training.optimizers import ModelOptimizer, OptimizerConfig
 
 POOL = 8
@@ -153,15 +152,14 @@ def _row(
 def _model(kind: str, settings: Settings) -> DLRM:
     recipe = criteo_kaggle()
     columns = [SparseColumn(f"C{i + 1}", n) for i, n in enumerate(settings.rows)]
-    if kind == "fbgemm":
-        tables = [
-            TableConfig(c.name, c.num_embeddings, recipe.embedding_dim, representation="fbgemm")
-            for c in columns
-        ]
-    else:
-        largest = sorted(columns, key=lambda c: -c.num_embeddings)[: settings.tt_tables]
-        trains = [c.name for c in largest] if kind == "tt" else []
-        tables = table_configs(columns, recipe.embedding_dim, tt_tables=trains, tt_ranks=settings.tt_rank)
+    largest = sorted(columns, key=lambda c: -c.num_embeddings)[: settings.tt_tables]
+    tables = table_configs(
+        columns,
+        recipe.embedding_dim,
+        tt_tables=[c.name for c in largest] if kind == "tt" else [],
+        tt_ranks=settings.tt_rank,
+        dense_representation="fbgemm" if kind == "fbgemm" else "dense",
+    )
     torch.manual_seed(0)
     return recipe.build(tables)
 

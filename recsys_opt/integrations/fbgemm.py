@@ -121,6 +121,10 @@ class FBGEMMEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         """Pooled rows of many tables in one launch; see `EmbeddingRepresentation.forward_group`."""
         if offsets is None:
             offsets = torch.arange(indices.numel() + 1)
+        if torch.is_inference_mode_enabled():
+            # FBGEMM's operators have no kernel there, and what it made would not take updates afterwards.
+            with torch.inference_mode(False), torch.no_grad():
+                return cls.forward_group(bags, indices, offsets, per_sample_weights)
         fused = bags[0]._fused
         if fused is None or fused.features != tuple(bags):
             fused = _fuse(tuple(bags))

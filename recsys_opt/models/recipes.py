@@ -69,12 +69,14 @@ def table_configs(
     tt_threshold: int | None = None,
     tt_tables: Collection[str] = (),
     tt_ranks: int | Sequence[int] = 32,
+    dense_representation: str = "dense",
 ) -> list[TableConfig]:
     """One table per categorical column: a tensor train where asked for, dense elsewhere.
 
-    tt_threshold  tables of at least so many rows become tensor trains
-    tt_tables     names of further tables that do
-    tt_ranks      the rank of all, or one per inner edge
+    tt_threshold          tables of at least so many rows become tensor trains
+    tt_tables             names of further tables that do
+    tt_ranks              the rank of all, or one per inner edge
+    dense_representation  what the other tables are: "dense", or "fbgemm" for FBGEMM's fused tables
     """
     names = [column.name for column in columns]
     unknown = sorted(set(tt_tables) - set(names))
@@ -93,7 +95,7 @@ def table_configs(
                 column.name,
                 column.num_embeddings,
                 embedding_dim,
-                representation="tt" if is_tt else "dense",
+                representation="tt" if is_tt else dense_representation,
                 options=options if is_tt else {},
             )
         )

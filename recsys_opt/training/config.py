@@ -18,6 +18,7 @@ from recsys_opt.training.optimizers import OptimizerConfig
 from recsys_opt.training.schedule import ScheduleConfig
 
 Precision = Literal["fp32", "bf16"]
+DenseRepresentation = Literal["dense", "fbgemm"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class TrainingConfig:
     """Train on the first so many rows of the training split only."""
     precision: Precision = "fp32"
     """bf16: matrix products of the MLPs in bfloat16 (autocast); tables, sums and updates stay fp32."""
+    dense_representation: DenseRepresentation = "dense"
+    """Tables that are no tensor trains: dense, or fbgemm for FBGEMM's, which update themselves in the
+    backward pass (CPU, an embedding dimension that 4 divides; needs the package fbgemm-gpu-cpu)."""
     seed: int = 0
     """The same seed gives the same weights."""
     device: str = "cpu"
@@ -76,6 +80,10 @@ class TrainingConfig:
             raise InputError(f"checkpoint_every_s = {self.checkpoint_every_s}; it must be 0 or more")
         if self.precision not in ("fp32", "bf16"):
             raise InputError(f"precision = {self.precision!r}; it must be 'fp32' or 'bf16'")
+        if self.dense_representation not in ("dense", "fbgemm"):
+            raise InputError(
+                f"dense_representation = {self.dense_representation!r}; it must be 'dense' or 'fbgemm'"
+            )
         if self.device.partition(":")[0] not in ("cpu", "cuda"):
             raise InputError(f"device = {self.device!r}; it must be 'cpu' or 'cuda'")
         if not 0 <= self.seed < 2**63:

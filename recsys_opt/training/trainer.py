@@ -97,6 +97,7 @@ def build_model(config: TrainingConfig, dataset: Dataset) -> DLRM:
         tt_threshold=config.compression.tt_threshold,
         tt_tables=config.compression.tt_tables,
         tt_ranks=config.compression.tt_rank,
+        dense_representation=config.dense_representation,
     )
     torch.manual_seed(config.seed)
     return config.architecture.build(tables, device=_device(config.device))

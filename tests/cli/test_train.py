@@ -66,6 +66,24 @@ def test_tensor_trains_by_threshold_and_name(tmp_path, capsys):
             assert c4["storage_bytes"] < c4["dense_bytes"] / 20
 
 
+def test_fbgemm_tables_beside_tensor_trains(tmp_path, capsys):
+    pytest.importorskip("fbgemm_gpu")
+    data, out = make_dataset(tmp_path / "data"), tmp_path / "run"
+    flags = ["--dense-representation", "fbgemm", "--tt-tables", "C4", "--json"]
+    code, text, _ = run(capsys, str(data.path), "--out", str(out), *SMALL, *flags)
+    assert code == 0
+    result = json.loads(text)
+    tables = RunFolder(out).description()["model"]["tables"]
+    assert [t["representation"] for t in tables] == ["fbgemm", "fbgemm", "fbgemm", "tt"]
+    assert [t["storage_bytes"] for t in tables[:3]] == [t["dense_bytes"] for t in tables[:3]]
+    assert "<td>fbgemm</td>" in (out / "report.html").read_text()
+    for more in (["--evaluate-only", "test"], ["--resume"]):
+        code, text, _ = run(capsys, str(data.path), "--out", str(out), *more, "--json")
+        assert code == 0
+        found = json.loads(text)
+        assert found.get("test", found) == result["test"]
+
+
 def test_resume_keeps_the_runs_settings(tmp_path, capsys):
     data = make_dataset(tmp_path / "data")
     flags = [str(data.path), "--out", str(tmp_path / "run")]

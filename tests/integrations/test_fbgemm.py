@@ -96,6 +96,20 @@ def test_a_saved_state_goes_on_the_same():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def test_a_table_first_looked_up_in_an_evaluation_still_trains():
+    ours, expected = collection("fbgemm"), collection("fbgemm")
+    with torch.inference_mode():
+        values, offsets = jagged()
+        looked_up = ours(values, offsets, torch.ones(len(values)))
+    assert not looked_up.requires_grad
+    torch.testing.assert_close(looked_up, collection("dense")(*jagged()))
+    for model in (ours, expected):
+        ModelOptimizer(model, OptimizerConfig("sgd", table_lr=0.1)).scale_learning_rates(1.0)
+        model(*jagged()).square().sum().backward()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, ours.state_dict()[name]), name
+
+
 def test_an_id_out_of_range_names_its_table():
     with pytest.raises(InputError, match=r"values\[5\] = 3 is outside the 3 rows of table b"):
         collection("fbgemm")(torch.tensor([0, 0, 0, 0, 0, 3, 0, 0]))

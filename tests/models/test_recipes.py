@@ -28,6 +28,12 @@ def test_tensor_trains_by_threshold_and_by_name():
     assert all(table.representation == "dense" for table in table_configs(COLUMNS, 16))
 
 
+def test_the_tables_that_are_no_tensor_trains_take_the_dense_representation():
+    tables = table_configs(COLUMNS[:3], 16, tt_tables=["C2"], dense_representation="fbgemm")
+    assert [table.representation for table in tables] == ["fbgemm", "tt", "fbgemm"]
+    assert tables[0].options == {}
+
+
 def test_an_unknown_table_is_named():
     with pytest.raises(InputError, match="tt_tables names C27, but the tables are C1, C2"):
         table_configs(COLUMNS[:2], 16, tt_tables=["C1", "C27"])

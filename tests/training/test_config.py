@@ -41,6 +41,7 @@ def test_differences_name_what_decides_the_weights():
         {"max_rows": 0},
         {"precision": "fp16"},
         {"device": "tpu"},
+        {"dense_representation": "sparse"},
         {"seed": -1},
         {"log_every": 0},
         {"evals_per_epoch": -1},
@@ -55,6 +56,12 @@ def test_refusals(change):
             CompressionConfig(**change["compression"])
         else:
             replaced(TrainingConfig(), change)
+
+
+def test_a_document_from_before_a_field_has_its_default():
+    document = recipe("criteo_kaggle").to_json()
+    del document["dense_representation"]
+    assert TrainingConfig.from_json(document) == recipe("criteo_kaggle")
 
 
 def test_unknown_names_and_documents():

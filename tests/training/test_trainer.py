@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -18,6 +19,7 @@ from recsys_opt.files import FolderLock, read_json, write_json
 from recsys_opt.models.recipes import DLRMConfig
 from recsys_opt.models.saved import load_model
 from recsys_opt.run_folder import CHECKPOINT_FORMAT, VERSION, RunFolder
+from recsys_opt.tensor_files import read_tensors
 from recsys_opt.training import checkpoint as checkpoint_module
 from recsys_opt.training import trainer as trainer_module
 from recsys_opt.training.config import CompressionConfig, TrainingConfig, replaced
@@ -35,6 +37,11 @@ CONFIG = TrainingConfig(
     epochs=2,
     log_every=7,
     evals_per_epoch=3,
+)
+
+FBGEMM = {"dense_representation": "fbgemm"}
+needs_fbgemm = pytest.mark.skipif(
+    importlib.util.find_spec("fbgemm_gpu") is None, reason="fbgemm-gpu-cpu is not installed"
 )
 
 
@@ -114,6 +121,18 @@ def test_training_leaves_the_callers_random_state(dataset, tmp_path):
 @pytest.mark.parametrize(("every_s", "step"), [(0.0, 1), (0.0, 29), (0.0, 48), (0.0, 73), (1e9, 30)])
 def test_a_resumed_run_ends_as_one_never_stopped(dataset, tmp_path, monkeypatch, algorithm, every_s, step):
     config = replaced(CONFIG, {"optimizer.algorithm": algorithm, "checkpoint_every_s": every_s})
+    check_resuming(config, step, dataset, tmp_path, monkeypatch)
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("algorithm", ["sgd", "adagrad"])
+def test_a_resumed_run_of_fbgemm_tables_ends_as_one_never_stopped(dataset, tmp_path, monkeypatch, algorithm):
+    config = replaced(CONFIG, {"optimizer.algorithm": algorithm, "checkpoint_every_s": 0.0, "epochs": 1})
+    config = replaced(config, FBGEMM | {"compression.tt_tables": ("C3",)})
+    check_resuming(config, 29, dataset, tmp_path, monkeypatch)
+
+
+def check_resuming(config: TrainingConfig, step: int, dataset: Dataset, tmp_path: Path, monkeypatch) -> None:
     train(config, dataset.path, tmp_path / "whole")
     interrupt(monkeypatch, step, config, dataset, tmp_path / "run")
     train(config, dataset.path, tmp_path / "run", resume=True)
@@ -242,6 +261,29 @@ def test_bf16_stays_near_fp32(dataset, tmp_path):
     assert bf16.test.auc == pytest.approx(fp32.test.auc, abs=0.02)
     assert weights(tmp_path / "fp32") != weights(tmp_path / "bf16")
     assert load_model(tmp_path / "bf16").top[0].weight.dtype == torch.float32
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("algorithm", ["sgd", "adagrad"])
+def test_fbgemm_tables_train_as_dense_ones(dataset, tmp_path, algorithm):
+    config = replaced(CONFIG, {"optimizer.algorithm": algorithm})
+    dense = train(config, dataset.path, tmp_path / "dense")
+    fused = train(replaced(config, FBGEMM), dataset.path, tmp_path / "fused")
+    assert fused.test.auc == pytest.approx(dense.test.auc, abs=1e-3)
+    assert fused.test.logloss == pytest.approx(dense.test.logloss, abs=1e-3)
+    assert fused.embedding_bytes == dense.embedding_bytes
+    assert evaluate_run(tmp_path / "fused", dataset, "test") == fused.test
+    for name in ("model", "optimizer"):  # the files have the same tensors, so that either can be read
+        ours, theirs = (
+            read_tensors(tmp_path / run / "checkpoint" / f"{name}.safetensors") for run in ("fused", "dense")
+        )
+        assert set(ours) == set(theirs)
+        assert all(ours[k].shape == theirs[k].shape for k in ours)
+    moved = load_model(tmp_path / "fused").embeddings.table("C4").materialize()
+    start = trainer_module.build_model(config, dataset).embeddings.table("C4").materialize()
+    assert (moved - start).abs().max() > 0.01
+    with pytest.raises(InputError, match="dense_representation: 'dense' -> 'fbgemm'"):
+        train(replaced(config, FBGEMM), dataset.path, tmp_path / "dense", resume=True)
 
 
 def test_max_rows_and_splits_without_rows(tmp_path):
