@@ -28,6 +28,11 @@ if torch.version.cuda and CUDA_LIBRARY.exists():
     torch.ops.load_library(CUDA_LIBRARY)
 
 
+def has_cuda_kernel(op: str) -> bool:
+    """Whether an op of this library, by its name, runs on CUDA tensors."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"recsys_opt::{op}", "CUDA")
+
+
 def _fake(name: str) -> Callable[[_F], _F]:
     """Registers the shapes of an op's results."""
 

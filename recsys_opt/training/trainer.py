@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recsys_opt import ops
 from recsys_opt.data.batches import Batch, BatchStream
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.environment import environment
@@ -365,6 +366,13 @@ def _describe_dataset(dataset: Dataset) -> Mapping[str, Any]:
 
 
 def _device(name: str) -> torch.device:
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device = {name!r}, but torch sees no CUDA device; use --device cpu")
+    if name.startswith("cuda"):
+        missing = [op for op in ("dense_bag", "dot_interaction") if not ops.has_cuda_kernel(op)]
+        if missing:
+            raise InputError(
+                f"device = {name!r}, but {' and '.join(missing)} have no CUDA kernel in this installation; "
+                "use --device cpu"
+            )
+        if not torch.cuda.is_available():
+            raise InputError(f"device = {name!r}, but torch sees no CUDA device; use --device cpu")
     return torch.device(name)

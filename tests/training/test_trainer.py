@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from recsys_opt import ops
 from recsys_opt.data.dataset import Dataset, array_path
 from recsys_opt.errors import InputError, RecsysOptError
 from recsys_opt.files import FolderLock, read_json, write_json
@@ -306,8 +307,8 @@ def test_refusals(dataset, tmp_path):
     unknown = replaced(CONFIG, {"compression": CompressionConfig(tt_tables=("C9",))})
     with pytest.raises(InputError, match="C9"):
         train(unknown, dataset.path, tmp_path / "run")
-    if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="no CUDA device"):
+    if not ops.has_cuda_kernel("dense_bag"):
+        with pytest.raises(InputError, match="dense_bag and dot_interaction have no CUDA kernel"):
             train(replaced(CONFIG, {"device": "cuda"}), dataset.path, tmp_path / "gpu")
     train(replaced(CONFIG, {"epochs": 1}), dataset.path, tmp_path / "trained")
     other = make_dataset(tmp_path / "narrow", columns=(5, 5, 5, 5))
