@@ -68,11 +68,11 @@ class RunFolder:
         """The folder of the last whole checkpoint, or None; read all of one checkpoint from this one path."""
         link = self.checkpoint_link
         with contextlib.suppress(FileNotFoundError):
-            if link.is_symlink():
+            if link.is_symlink() and link.exists():
                 return link.with_name(os.readlink(link))
         if link.is_dir():  # a copy of the run that followed the link
             return link
-        # A copy that lost the link: a folder is whole when it has checkpoint.json, which is written last.
+        # The link is lost, or what it names: a folder is whole when it has checkpoint.json, written last.
         whole = sorted(self.path.glob(f"{CHECKPOINT_PREFIX}*/checkpoint.json"))
         return whole[-1].parent if whole else None
 

@@ -54,3 +54,6 @@ def test_the_last_whole_checkpoint_is_found_without_its_link(tmp_path):
     assert run.checkpoint_folder() == tmp_path / ".checkpoint-000000007"
     run.checkpoint_link.symlink_to(".checkpoint-000000005")
     assert run.checkpoint_folder() == tmp_path / ".checkpoint-000000005"
+    run.checkpoint_link.unlink()
+    run.checkpoint_link.symlink_to(".checkpoint-000000011")  # gone
+    assert run.checkpoint_folder() == tmp_path / ".checkpoint-000000007"
