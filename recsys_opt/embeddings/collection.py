@@ -218,6 +218,13 @@ class EmbeddingCollection(nn.Module):
             raise InputError(
                 f"offsets has {offsets.numel()} entries; {features} features need {features} * batch + 1"
             )
+        if offsets.device.type == "cpu" and not torch.compiler.is_compiling():
+            first, last = int(offsets[0]), int(offsets[-1])
+            if first != 0 or last != values.numel():  # ids outside would be left out without a word
+                raise InputError(
+                    f"offsets run from {first} to {last}; they must run from 0 to the number of values, "
+                    f"{values.numel()}"
+                )
         return (offsets.numel() - 1) // features
 
 

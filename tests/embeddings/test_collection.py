@@ -173,6 +173,8 @@ def test_bad_tables_are_named(tables, message):
         ),
         ((torch.zeros(5, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)), r"offsets has 0 entries"),
         ((torch.zeros(5, dtype=torch.int64), torch.zeros(6)), r"offsets must be 1-D int32 or int64"),
+        ((torch.zeros(5, dtype=torch.int64), torch.tensor([1, 1, 2, 3, 4, 5])), "offsets run from 1 to 5"),
+        ((torch.zeros(5, dtype=torch.int64), torch.tensor([0, 1, 2, 3, 4, 4])), "number of values, 5"),
         ((torch.zeros(5, dtype=torch.int64), None, torch.zeros(4)), r"per_sample_weights has shape \[4\]"),
     ],
 )
