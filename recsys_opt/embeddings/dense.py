@@ -32,6 +32,12 @@ class DenseEmbeddingBag(EmbeddingRepresentation):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        if mode not in ("sum", "mean"):
+            raise InputError(f"mode = {mode!r}; it must be 'sum' or 'mean'")
+        if num_embeddings < 1 or embedding_dim < 1:
+            raise InputError(
+                f"num_embeddings = {num_embeddings}, embedding_dim = {embedding_dim}; both must be at least 1"
+            )
         self.num_embeddings, self.embedding_dim, self.mode = num_embeddings, embedding_dim, mode
         self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim, dtype=dtype, device=device))
         self.reset_parameters()

@@ -160,6 +160,15 @@ def test_options_are_refused():
         DenseEmbeddingBag.from_config(TableConfig("t", 5, 2, options={"tt_ranks": 4}))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((5, 2, "max"), "mode = 'max'"), ((0, 2, "sum"), "num_embeddings = 0")]
+)
+def test_a_table_that_cannot_be_is_refused(arguments, message):
+    rows, columns, mode = arguments
+    with pytest.raises(InputError, match=message):
+        DenseEmbeddingBag(rows, columns, mode=mode)
+
+
 def test_bytes_and_table():
     bag = DenseEmbeddingBag.from_config(TableConfig("t", 5, 2, pooling="mean"))
     assert bag.storage_bytes() == 40
