@@ -53,6 +53,8 @@ class OptimizerConfig:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise InputError(f"{name} = {value}; it must be a finite number, 0 or larger")
+        if self.eps == 0:  # a weight whose gradients are all 0 would become 0 / 0
+            raise InputError(f"eps = {self.eps}; it must be larger than 0")
 
     def learning_rate(self, kind: Kind) -> float:
         """The learning rate of one kind of parameters."""

@@ -293,7 +293,9 @@ def test_gradients_of_two_batches_add_up():
     assert_same_parameters(one, two, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("values", [{"algorithm": "adam"}, {"mlp_lr": -1.0}, {"eps": float("nan")}])
+@pytest.mark.parametrize(
+    "values", [{"algorithm": "adam"}, {"mlp_lr": -1.0}, {"eps": float("nan")}, {"eps": 0.0}]
+)
 def test_bad_settings_are_named(values):
     name, value = next(iter(values.items()))
     with pytest.raises(InputError, match=f"{name} = {value!r}"):
