@@ -64,6 +64,12 @@ def test_second_writer_is_refused(tmp_path: Path):
         assert pool.apply(_try_lock, (str(tmp_path),)) == "locked"
 
 
+def test_a_file_in_the_folder_s_place_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write to the folder .*file: .*; choose another folder"):
+        FolderLock(tmp_path / "file").__enter__()
+
+
 def test_json_is_plain(tmp_path: Path):
     write_json(tmp_path / "a.json", "thing", 1, {"x": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"format": "thing", "version": 1, "x": 1}
