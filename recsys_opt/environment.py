@@ -39,7 +39,7 @@ def commit() -> str:
 def command() -> str:
     """The command line of this process; of a path elsewhere on the machine only the last name is kept."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return shlex.join(Path(w).name if w.startswith("/") else w for w in words)
+    return shlex.join(Path(w).name if w.startswith(("/", "../")) else w for w in words)
 
 
 def environment() -> dict[str, Any]:

@@ -224,7 +224,9 @@ class TTEmbeddingBag(EmbeddingRepresentation):
             cores = [core.detach().clone() for core in self.cores]
             if level == "prefix":
                 if len(cores) == 2:
-                    raise InputError("the product of a table's only two cores is the table: use 'dense'")
+                    raise InputError(
+                        "the product of a table's only two cores is the table: use 'dense' or 'cores'"
+                    )
                 first, second = cores[:2]
                 both = torch.einsum("iars,jbst->ijabrt", first, second)
                 cores[:2] = [both.flatten(2, 3).flatten(0, 1)]
@@ -247,7 +249,9 @@ class TTEmbeddingBag(EmbeddingRepresentation):
 
     def _frozen_dense(self) -> DenseEmbeddingBag:
         if self.include_last_offset or (self.padding_idx is not None and self.mode == "mean"):
-            raise InputError("a dense table has no include_last_offset and no padded mean: use 'prefix'")
+            raise InputError(
+                "a dense table has no include_last_offset and no padded mean: use 'prefix' or 'cores'"
+            )
         table = self.materialize()
         if self.padding_idx is not None:
             table[self.padding_idx] = 0.0
