@@ -114,7 +114,9 @@ def _machine() -> str:
 def _package(name: str) -> Callable[[], str]:
     def probe() -> str:
         importlib.import_module(name)
-        return importlib.metadata.version(name.replace("_", "-"))
+        # fbgemm_gpu comes with fbgemm-gpu or with fbgemm-gpu-cpu.
+        distribution = importlib.metadata.packages_distributions().get(name, [name])[0]
+        return importlib.metadata.version(distribution)
 
     return probe
 
