@@ -58,10 +58,6 @@ def criteo_terabyte() -> DLRMConfig:
     return DLRMConfig(bottom_mlp=(512, 256, 64), top_mlp=(512, 512, 256, 1))
 
 
-RECIPES = {"criteo_kaggle": criteo_kaggle, "criteo_terabyte": criteo_terabyte}
-"""The settings by name."""
-
-
 def table_configs(
     columns: Sequence[SparseColumn],
     embedding_dim: int,
