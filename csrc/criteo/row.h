@@ -27,14 +27,13 @@ struct Row {
 };
 
 // Parses the line at `p`; its '\n' must exist, and kPadding readable bytes after it. Returns the
-// byte after the
-// '\n', or nullptr where the line is not plainly right: parse_line_strictly then says whether and
-// why.
+// byte after the '\n', or nullptr where the line is not plainly right: parse_line_strictly then
+// says whether and why.
 const char* parse_line(const char* p, bool labelled, Row& row);
 
 // The definition of the format, slow and complete: [begin, end) is the line without its '\n'. A
-// '\r' before the
-// '\n' is accepted; digits may be upper-case. Returns "" and fills `row`, or says what was found.
+// '\r' before the '\n' is accepted; digits may be upper-case. Returns "" and fills `row`, or says
+// what was found.
 std::string parse_line_strictly(const char* begin, const char* end, bool labelled, Row& row);
 
 // What is said of a line over kMaxLineBytes.

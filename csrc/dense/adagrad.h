@@ -1,8 +1,10 @@
 #pragma once
 // Adagrad on dense parameters, all tensors in one pass over memory.
 //
-//   parameters[k], states[k], grads[k]   equal shapes, contiguous; parameters and states are
-//   changed in place state += grad^2;  parameter -= lr * grad / (sqrt(state) + eps)
+//   parameters[k], states[k]   equal shapes, contiguous; changed in place
+//   grads[k]                   the same shape
+//
+//   state += grad^2;  parameter -= lr * grad / (sqrt(state) + eps)
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 

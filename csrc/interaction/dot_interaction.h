@@ -3,10 +3,9 @@
 //
 //   dense      [B, D]          vector 0
 //   sparse[p]  [B, F_p * D]    the F = sum F_p embeddings, in pieces
-//   order      [F]             vector v is column block order[v - 1] of the pieces laid side by
-//   side out        [B, D + V (V - 1) / 2], V = F + 1: dense, then the dot products of the vectors
-//   i > j,
-//              row by row: (1, 0), (2, 0), (2, 1), (3, 0), ...
+//   order      [F]             vector v is column block order[v - 1] of the pieces side by side
+//   out        [B, D + V (V - 1) / 2], V = F + 1: dense, then the dot products of the vectors
+//              i > j, row by row: (1, 0), (2, 0), (2, 1), (3, 0), ...
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 

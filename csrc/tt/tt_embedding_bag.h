@@ -2,9 +2,10 @@
 // Pooled lookups in tensor-train tables (TT-Rec, MLSys 2021; Oseledets, "Tensor-train
 // decomposition", 2011).
 //
-//   cores[k]     [n_k, q_k, r_k, r_{k+1}]   r_0 = r_d = 1; G_k(i, j) = cores[k][i, j] is an r_k x
-//   r_{k+1} matrix row(i)[j]  = G_0(i_0, j_0) . G_1(i_1, j_1) ... G_{d-1}(i_{d-1}, j_{d-1})
-//                i = (i_0 n_1 + i_1) n_2 + ...,   j = (j_0 q_1 + j_1) q_2 + ...
+//   cores[k]   [n_k, q_k, r_k, r_{k+1}]   r_0 = r_d = 1
+//              G_k(i, j) = cores[k][i, j] is an r_k x r_{k+1} matrix
+//   row(i)[j]  = G_0(i_0, j_0) . G_1(i_1, j_1) ... G_{d-1}(i_{d-1}, j_{d-1})
+//              i = (i_0 n_1 + i_1) n_2 + ...,   j = (j_0 q_1 + j_1) q_2 + ...
 //   out[b, t]  = sum (or mean) of row(i) over the bag's ids i, each times its weight
 //
 // This file holds the argument checks that all devices share.
