@@ -87,6 +87,12 @@ void pool(const T* weight, int64_t rows, int64_t dim, const Id* ids, int64_t fir
   }
 }
 
+[[noreturn]] void refuse(int64_t k, int64_t id, const DenseBagShape& s, int64_t table) {
+  STD_TORCH_CHECK(false, "dense_bag: indices[", k, "] = ", id, " is outside the ", s.rows[table],
+                  " rows of table ", table);
+  __builtin_unreachable();
+}
+
 template <typename T, typename Id>
 void forward(const std::vector<Tensor>& weights, const Tensor& indices, const int64_t* offsets,
              const T* factors, const std::vector<int64_t>& mean, const DenseBagShape& s, T* out) {
@@ -108,8 +114,7 @@ void forward(const std::vector<Tensor>& weights, const Tensor& indices, const in
   if (k == std::numeric_limits<int64_t>::max()) return;
   int64_t table = 0;
   while (k >= (offsets ? offsets[(table + 1) * s.batch] : (table + 1) * s.batch)) ++table;
-  STD_TORCH_CHECK(false, "dense_bag: indices[", k, "] = ", static_cast<int64_t>(ids[k]),
-                  " is outside the ", s.rows[table], " rows of table ", table);
+  refuse(k, ids[k], s, table);
 }
 
 Tensor dense_bag_cpu(std::vector<Tensor> weights, Tensor indices, std::optional<Tensor> offsets,
@@ -190,12 +195,16 @@ Tensor dense_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> weights, 
                   "dense_bag_factor_gradients: grad must be [", s.batch, ", ", s.columns,
                   "] with the weights' dtype");
   grad = torch::stable::contiguous(grad);
-  // The forward pass has checked the ids' range with these same tensors.
   indices = torch::stable::contiguous(torch::stable::to(indices, ScalarType::Long));
   if (offsets) offsets = torch::stable::contiguous(*offsets);
   const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
   if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids);
   const int64_t* ids = indices.const_data_ptr<int64_t>();
+  for (int64_t t = 0; t < s.tables; ++t) {
+    const int64_t first = t * s.batch, last = first + s.batch;
+    for (int64_t k = bounds ? bounds[first] : first; k < (bounds ? bounds[last] : last); ++k)
+      if (ids[k] < 0 || ids[k] >= s.rows[t]) refuse(k, ids[k], s, t);
+  }
   Tensor out = torch::stable::new_empty(grad, {s.ids});
   dispatch_floating("dense_bag_factor_gradients_cpu", grad.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);

@@ -175,3 +175,12 @@ def test_bytes_and_table():
     assert bag.mode == "mean"
     assert torch.equal(bag.materialize(), bag.weight)
     assert bag.flops_per_lookup() == 2
+
+
+def test_gradients_of_factors_check_ids_themselves():
+    weights, offsets, factors = [torch.ones(4, 8)], torch.tensor([0, 1]), torch.ones(1)
+    for bad in (4, -1, 2**40):
+        with pytest.raises(RuntimeError, match=rf"indices\[0\] = {bad} is outside the 4 rows of table 0"):
+            torch.ops.recsys_opt.dense_bag_factor_gradients(
+                torch.ones(1, 8), weights, torch.tensor([bad]), offsets, factors
+            )
