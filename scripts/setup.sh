@@ -48,8 +48,14 @@ quietly() {
   "$@" >build/setup.log 2>&1 || { cat build/setup.log >&2; echo "setup: failed: $*" >&2; exit 1; }
 }
 
-.venv/bin/python -m pip --version >/dev/null 2>&1 ||
-  "$python" -m venv $([ "$kind" = system ] && echo --system-site-packages) .venv
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv .venv
+purelib() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+if [ "$kind" = system ]; then
+  # Not --system-site-packages: where python3 belongs to a virtual environment, that would pass over its packages.
+  purelib "$python" >"$(purelib .venv/bin/python)/recsys_opt_system.pth"
+  .venv/bin/python -m pip uninstall --quiet --yes setuptools 2>/dev/null || true # an old one would hide the system's
+  PATH="$PATH:$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')"
+fi
 export PATH="$PWD/.venv/bin:$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1
 pip() { quietly python -m pip install --quiet "$@"; }
 
