@@ -73,6 +73,12 @@ def run(args: argparse.Namespace) -> Outcome:
         raise InputError("--seeds and --jobs must be at least 1, --search at least 0")
     variants = [known[name] for name in names]
     dataset = Dataset(args.dataset)
+    for split in ("validation", "test"):
+        start, stop = dataset.split(split)
+        if start == stop:
+            raise InputError(
+                f"{args.dataset} has no {split} rows to compare on; make it with --split 80/10/10"
+            )
     config = replaced(recipe(args.recipe), config_changes(args))
     with ConsoleProgress() as progress:
         found = (

@@ -84,6 +84,15 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         return fail(error, 1)
+    except (MemoryError, RuntimeError) as error:
+        # torch's allocator raises a plain RuntimeError
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        return fail(
+            f"out of memory: {str(error) or 'an allocation was refused'}; make the tables smaller: "
+            "train --tt-threshold 100k (tensor trains), data synth --max-cardinality",
+            1,
+        )
 
 
 def emit(outcome: Outcome, *, as_json: bool) -> None:

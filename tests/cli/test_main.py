@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from recsys_opt.cli.main import VERBS, main
+from tests.generated import make_dataset
 
 
 def run(*arguments: str, **kwargs) -> subprocess.CompletedProcess[str]:
@@ -55,6 +56,21 @@ def test_input_error_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.Captu
     assert captured.err.startswith("recsys-opt: error: ")
     assert "absent" in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_tables_beyond_memory_are_one_line_with_a_remedy(tmp_path: Path):
+    data = make_dataset(tmp_path / "data")
+    document = json.loads((data.path / "dataset.json").read_text())
+    document["sparse_columns"][0]["num_embeddings"] = 2_000_000_000
+    (data.path / "dataset.json").write_text(json.dumps(document))
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35)); "
+    code = limit + "from recsys_opt.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["train", str(data.path), "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("recsys-opt: error: out of memory")
+    assert "--tt-threshold" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_help_does_not_import_torch():
