@@ -7,7 +7,6 @@ machine), progress and errors to stderr.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import recsys_opt
 from recsys_opt.cli.outcome import Outcome
+from recsys_opt.cli.subverbs import add_verb
 from recsys_opt.errors import InfeasibleError, InputError, RecsysOptError
 
 # verb: (module, one line of help). A module is imported only when its verb is asked for. A verb with
@@ -37,18 +37,7 @@ def build_parser(verb: str | None) -> argparse.ArgumentParser:
         if name != verb:
             verbs.add_parser(name, help=summary, add_help=False)
             continue
-        module = importlib.import_module(module_name)
-        sub = verbs.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            epilog=f"example:\n  {module.EXAMPLE}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(sub)
-        if "handler" not in sub._defaults:
-            sub.set_defaults(handler=getattr(module, "run", None))
-        add_json_flag(sub)
+        add_json_flag(add_verb(verbs, name, summary, module_name))
     return parser
 
 
