@@ -107,7 +107,7 @@ def read_part(
         examples = tuple(f"{source.path}, line {bad.line}: {bad.found}" for bad in result.bad)
         if examples and not skip_bad:
             raise InputError(
-                f"{examples[0]}; correct the file, or leave such lines out with --bad-lines skip"
+                f"{examples[0]}; correct the file, or leave such lines out with --bad-lines skip --overwrite"
             )
         if result.rows == 0:
             raise InputError(

@@ -29,6 +29,7 @@ from recsys_opt.data.dataset import (
     array_path,
     write_dataset_info,
 )
+from recsys_opt.data.prepare_journal import FOLDER as UNFINISHED
 from recsys_opt.data.splits import Split
 from recsys_opt.data.statistics import Statistics, read_statistics
 from recsys_opt.data.synth_model import make_generator
@@ -174,6 +175,11 @@ def write_dataset(
                 return existing
             raise InputError(
                 f"{folder} holds another dataset, made from {existing.name}; remove it or choose another "
+                "folder"
+            )
+        if (folder / UNFINISHED).exists():
+            raise InputError(
+                f"{folder} holds an unfinished run of data prepare; finish or remove it, or choose another "
                 "folder"
             )
         scores = _write_arrays(

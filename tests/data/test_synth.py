@@ -216,3 +216,10 @@ def test_damaged_statistics_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(document))
     with pytest.raises(InputError):
         SyntheticCriteo(10, profile=path)
+
+
+def test_unfinished_prepare_is_not_written_over(tmp_path: Path):
+    (tmp_path / ".prepare").mkdir()
+    with pytest.raises(InputError, match="unfinished run of data prepare"):
+        write_dataset(SyntheticCriteo(100), tmp_path)
+    assert not list(tmp_path.glob("*.npy"))
