@@ -81,9 +81,8 @@ def cases(draw) -> Case:
         options["num_embeddings"].append(rows)
         options["pooling_modes"].append(0 if weighted else draw(st.integers(0, 1)))
         options["padding_idx"].append(draw(st.sampled_from([-1, 0, rows - 1])))
-    before, after = draw(st.integers(0, 2)), draw(st.integers(0, 2))  # indices that no bag covers
-    ids = [10**6] * before + ids + [-5] * after
-    offsets = torch.tensor([0, *lengths]).cumsum(0) + before
+    ids += [-5] * draw(st.integers(0, 2))  # after the last bag: of no bag
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
     weights = torch.linspace(-1, 2, len(ids), dtype=torch.float64).requires_grad_() if weighted else None
     return Case(
         torch.tensor(ids, dtype=draw(INDEX_TYPES)), offsets.to(draw(INDEX_TYPES)), cores, options, weights
@@ -223,6 +222,7 @@ def test_opcheck(weighted):
         ([1, 2], [0, 2, 1], r"offsets\[2\] = 1 is less than offsets\[1\] = 2"),
         ([1, 2], [0, 1, 3], r"offsets\[2\] = 3 is outside the 2 indices"),
         ([1, 2], [-1, 1, 2], r"offsets\[0\] = -1 is outside the 2 indices"),
+        ([1, 2], [1, 1, 2], r"offsets\[0\] = 1; the first bag must start at 0"),
     ],
 )
 def test_bad_values_are_named(indices, offsets, message):

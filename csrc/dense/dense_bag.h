@@ -69,14 +69,15 @@ inline DenseBagShape check_dense_bag_args(
   return s;
 }
 
-// Offsets are non-decreasing from 0 to the number of ids.
+// Offsets are non-decreasing from 0 to at most the number of ids; the ids after the last are of no
+// bag.
 inline void check_dense_bag_offsets(const int64_t* offsets, int64_t bags, int64_t ids) {
   STD_TORCH_CHECK(offsets[0] == 0, "dense_bag: offsets[0] = ", offsets[0], "; it must be 0");
   for (int64_t k = 0; k < bags; ++k)
     STD_TORCH_CHECK(offsets[k] <= offsets[k + 1], "dense_bag: offsets[", k + 1,
                     "] = ", offsets[k + 1], " is below offsets[", k, "] = ", offsets[k]);
-  STD_TORCH_CHECK(offsets[bags] == ids, "dense_bag: offsets[", bags, "] = ", offsets[bags],
-                  "; the last offset must be the number of indices, ", ids);
+  STD_TORCH_CHECK(offsets[bags] <= ids, "dense_bag: offsets[", bags, "] = ", offsets[bags],
+                  " is outside the ", ids, " indices");
 }
 
 }  // namespace recsys_opt

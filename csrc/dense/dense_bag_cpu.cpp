@@ -205,7 +205,7 @@ Tensor dense_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> weights, 
     for (int64_t k = bounds ? bounds[first] : first; k < (bounds ? bounds[last] : last); ++k)
       if (ids[k] < 0 || ids[k] >= s.rows[t]) refuse(k, ids[k], s, t);
   }
-  Tensor out = torch::stable::new_empty(grad, {s.ids});
+  Tensor out = torch::stable::new_zeros(grad, {s.ids});
   dispatch_floating("dense_bag_factor_gradients_cpu", grad.scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     const scalar_t* from = grad.const_data_ptr<scalar_t>();

@@ -101,6 +101,8 @@ void build_level(const Table& table, int k, const Array<int64_t>& keys, Level& l
 }
 
 // Checks the offsets of the feature's bags. Returns false with a fault when they are not usable.
+// Ids before the first bag are refused; those after the last are of no bag, as nn.EmbeddingBag's
+// include_last_offset has it.
 template <typename Offset>
 bool check_offsets(const Offset* offsets, int64_t t, const Arguments& args, Fault& fault) {
   const Offset* at = offsets + t * args.batch_size;
@@ -109,6 +111,10 @@ bool check_offsets(const Offset* offsets, int64_t t, const Arguments& args, Faul
     if (at[b] < 0 || at[b] > args.num_indices) {
       fault = {position, "offsets[" + std::to_string(position) + "] = " + std::to_string(at[b]) +
                              " is outside the " + std::to_string(args.num_indices) + " indices"};
+      return false;
+    }
+    if (position == 0 && at[0] != 0) {
+      fault = {0, "offsets[0] = " + std::to_string(at[0]) + "; the first bag must start at 0"};
       return false;
     }
     if (b > 0 && at[b] < at[b - 1]) {

@@ -40,8 +40,7 @@ class EmbeddingCollection(nn.Module):
     """Tables of mixed representations, looked up together; tables of one representation run as one group.
 
     Features are the tables' features in order: of table 0 first, then of table 1, and so on. A table is
-    `collection.tables[name]`. torch.compile makes one graph of it, except for bags of several ids
-    (`offsets`) with tables of more than one representation: dividing those breaks the graph.
+    `collection.tables[name]`. torch.compile and torch.export make one graph of it.
     """
 
     def __init__(
@@ -181,10 +180,12 @@ class EmbeddingCollection(nn.Module):
                 else weights.view(len(self.feature_names), batch).index_select(0, rows).view(-1)
             )
             return picked, None, factors
-        bounds = offsets[::batch].tolist() if batch else [0] * (len(self.feature_names) + 1)
-        spans = [slice(bounds[p], bounds[p + 1]) for p in positions]
         lengths = offsets.diff().view(len(self.feature_names), batch)[list(positions)].view(-1)
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0, dtype=lengths.dtype)])
+        if offsets.device.type != "cpu" or torch.compiler.is_compiling():
+            return _picked_without_reading(positions, batch, values, offsets, starts, weights)
+        bounds = offsets[::batch].tolist() if batch else [0] * (len(self.feature_names) + 1)
+        spans = [slice(bounds[p], bounds[p + 1]) for p in positions]
         factors = None if weights is None else torch.cat([weights[s] for s in spans])
         return torch.cat([values[s] for s in spans]), starts, factors
 
@@ -226,6 +227,28 @@ class EmbeddingCollection(nn.Module):
                     f"{values.numel()}"
                 )
         return (offsets.numel() - 1) // features
+
+
+def _picked_without_reading(
+    positions: tuple[int, ...],
+    batch: int,
+    values: Tensor,
+    offsets: Tensor,
+    starts: Tensor,
+    weights: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The features' part of a batch, of a size that does not depend on the offsets.
+
+    No number is read from a tensor: a graph can hold it, and a CUDA stream runs on. The result is as long as
+    `values`; what lies behind the last of `starts` repeats the first ids and is of no bag.
+    """
+    features = torch.tensor(positions, device=values.device)
+    firsts = starts[torch.arange(len(positions) + 1, device=values.device) * batch]  # in the result
+    place = torch.arange(values.shape[0], device=values.device)
+    part = torch.bucketize(place, firsts[1:], right=True).clamp(max=len(positions) - 1)
+    source = place - firsts[part] + offsets[features * batch][part]
+    source = torch.where(place < firsts[-1], source, 0)
+    return values[source], starts, None if weights is None else weights[source]
 
 
 def _check_tables(configs: tuple[TableConfig, ...]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_opt import ops
+from recsys_opt.embeddings.bag_arguments import to_bags
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.errors import InputError
 from recsys_opt.tables import Pooling, TableConfig
@@ -69,20 +70,8 @@ class DenseEmbeddingBag(EmbeddingRepresentation):
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         """Pooled rows; see `EmbeddingRepresentation.forward`."""
-        if (input.dim() == 2) == (offsets is not None) or input.dim() not in (1, 2):
-            raise InputError(
-                f"input is {input.dim()}-D and offsets {'absent' if offsets is None else 'given'}; the ids "
-                "must be [N] with offsets, or [B, L] without"
-            )
-        if offsets is None:
-            batch, length = input.shape
-            bounds = torch.arange(batch + 1, device=input.device) * length
-        else:
-            bounds = torch.cat(
-                [offsets.to(torch.int64), offsets.new_full((1,), len(input), dtype=torch.int64)]
-            )
-        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
-        return DenseEmbeddingBag.forward_group([self], input.reshape(-1), bounds, weights)
+        indices, bounds, weights = to_bags(input, offsets, per_sample_weights)
+        return DenseEmbeddingBag.forward_group([self], indices, bounds, weights)
 
     @classmethod
     def forward_group(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from recsys_opt import ops, reference
+from recsys_opt.embeddings.bag_arguments import check_mode, refuse_dense_options, to_bags
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.embeddings.tt_init import INITS, Init, default_table_std, fit_cores, init_cores_
 from recsys_opt.embeddings.tt_shapes import resolve_shapes
-from recsys_opt.errors import InputError
+from recsys_opt.errors import BatchError, InputError
 from recsys_opt.tables import Pooling, TableConfig
 
 _MODES = {"sum": 0, "mean": 1}
@@ -35,7 +36,24 @@ class TTEmbeddingBag(EmbeddingRepresentation):
     padding_idx     an id that counts for nothing: no row, no gradient, no part in a mean
     init            "sampled_gaussian" (TT-Rec) or "gaussian"; either way a table entry has the standard
                     deviation of the DLRM repository's tables, 1 / sqrt(3 num_embeddings)
-    include_last_offset  offsets has one more entry, the end of the last bag
+    include_last_offset  offsets has one more entry, the end of the last bag; ids after it are of no bag
+
+    What differs from nn.EmbeddingBag:
+
+    | nn.EmbeddingBag | here |
+    | --- | --- |
+    | mode "mean" by default | "sum" by default |
+    | mode "max", max_norm, scale_grad_by_freq, sparse=True | refused: each needs stored rows |
+    | `weight` | `cores`; `materialize()` is the table, `from_pretrained(weight, tt_ranks)` the way back |
+    | the row of padding_idx is zeros | it is whatever the cores make; lookups leave it out all the same |
+    | per_sample_weights need the table's type | they are converted to it |
+    | ids of any integer type in places | int32 and int64, mixed with int32 or int64 offsets as you like |
+    | a 2-D input without columns fails | its bags are empty: zeros |
+    | a 1-D input may end beyond the last offset, with results that vary | those ids count for nothing |
+    | a wrong id reads or names nothing | refused on the CPU with its position and the table's rows |
+    | the gradient is a table, dense or sparse | the gradients are the cores', dense |
+
+    Gradients cannot be differentiated again. functional_call works; torch.func.grad and vmap do not.
     """
 
     def __init__(
@@ -50,12 +68,15 @@ class TTEmbeddingBag(EmbeddingRepresentation):
         padding_idx: int | None = None,
         init: Init = "sampled_gaussian",
         include_last_offset: bool = False,
+        max_norm: float | None = None,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if mode not in _MODES:
-            raise InputError(f"mode = {mode!r}; it must be 'sum' or 'mean'")
+        check_mode(mode)
+        refuse_dense_options(max_norm=max_norm, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
         if init not in INITS:
             raise InputError(f"init = {init!r}; choose one of {', '.join(INITS)}")
         p, q, ranks = resolve_shapes(num_embeddings, embedding_dim, tt_ranks, tt_p_shapes, tt_q_shapes)
@@ -144,40 +165,8 @@ class TTEmbeddingBag(EmbeddingRepresentation):
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         """Pooled rows; see `EmbeddingRepresentation.forward`."""
-        if per_sample_weights is not None and per_sample_weights.shape != input.shape:
-            raise InputError(
-                f"per_sample_weights has shape {list(per_sample_weights.shape)}, input {list(input.shape)}; "
-                "they must be the same"
-            )
-        if input.dim() == 2:
-            if offsets is not None:
-                raise InputError("a 2-D input has its bags as rows; it takes no offsets")
-            batch, length = input.shape
-            # Not arange: its step may not be 0, and bags may have no column.
-            bounds = torch.arange(batch + 1, device=input.device) * length
-            input = input.reshape(-1)
-            if per_sample_weights is not None:
-                per_sample_weights = per_sample_weights.reshape(-1)
-        elif input.dim() == 1:
-            bounds = self._bounds(input, offsets)
-        else:
-            raise InputError(f"input must be 1-D or 2-D, got shape {list(input.shape)}")
-        return self.forward_group([self], input, bounds, per_sample_weights)
-
-    def _bounds(self, input: Tensor, offsets: Tensor | None) -> Tensor:
-        """Starts of the bags and the end of the last."""
-        if offsets is None:
-            raise InputError("a 1-D input needs offsets, the starts of its bags")
-        if offsets.dim() != 1:
-            raise InputError(f"offsets must be 1-D, got shape {list(offsets.shape)}")
-        readable = offsets.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and offsets.numel() and offsets[0] != 0:
-            raise InputError(f"offsets[0] = {int(offsets[0])}; the first bag must start at 0")
-        if self.include_last_offset:
-            if offsets.numel() == 0:
-                raise InputError("offsets is empty; with include_last_offset it has at least the end, 0")
-            return offsets
-        return torch.cat([offsets, offsets.new_full((1,), input.numel())])
+        indices, bounds, weights = to_bags(input, offsets, per_sample_weights, self.include_last_offset)
+        return self.forward_group([self], indices, bounds, weights)
 
     @classmethod
     def forward_group(
@@ -193,7 +182,10 @@ class TTEmbeddingBag(EmbeddingRepresentation):
         if per_sample_weights is not None:
             averaging = [t for t, bag in enumerate(bags) if bag.mode == "mean"]
             if averaging:
-                raise InputError(f"per_sample_weights needs sum pooling, but table {averaging[0]} averages")
+                raise BatchError(
+                    f"per_sample_weights needs sum pooling, but table {averaging[0]} averages; use 'sum' "
+                    "with weights divided by the bag's length"
+                )
             per_sample_weights = per_sample_weights.to(bags[0].cores[0].dtype)
         return ops.tt_embedding_bag(
             indices,
@@ -271,12 +263,51 @@ class TTEmbeddingBag(EmbeddingRepresentation):
             columns *= self.tt_q_shapes[k]
         return flops
 
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: Any,
+        unexpected: Any,
+        errors: Any,
+    ) -> None:
+        """As nn.Module's; says in the table's terms what a state of another table is."""
+        found = sorted(key for key in state_dict if key.startswith(prefix + "cores."))
+        shapes = [tuple(state_dict[key].shape) for key in found]
+        if not found and prefix + "weight" in state_dict:
+            errors.append(
+                f"{prefix}weight is a table of rows, {list(state_dict[prefix + 'weight'].shape)}; "
+                "TTEmbeddingBag.from_pretrained(weight, tt_ranks) makes a tensor train of it."
+            )
+        elif found and shapes != [tuple(core.shape) for core in self.cores]:
+            kept = (
+                _described(shapes)
+                if all(len(shape) == 4 for shape in shapes)
+                else f"cores of shapes {shapes}"
+            )
+            own = _described([tuple(core.shape) for core in self.cores])
+            errors.append(
+                f"{prefix}cores: the state has {kept}; this table has {own}. Build the table with the "
+                "shapes and ranks of the state."
+            )
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+
     def extra_repr(self) -> str:
         """Shape, factors, ranks, pooling and the compression."""
         dense = self.num_embeddings * self.embedding_dim
         ratio = dense / sum(core.numel() for core in self.cores)
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        last = ", include_last_offset=True" if self.include_last_offset else ""
         return (
             f"{self.num_embeddings}, {self.embedding_dim}, tt_ranks={list(self.tt_ranks[1:-1])}, "
             f"tt_p_shapes={list(self.tt_p_shapes)}, tt_q_shapes={list(self.tt_q_shapes)}, "
-            f"mode={self.mode!r}, {ratio:.1f}x smaller"
+            f"mode={self.mode!r}{padding}{last}, {ratio:.1f}x smaller"
         )
+
+
+def _described(shapes: Sequence[Sequence[int]]) -> str:
+    """Cores of these shapes, [n, q, r, r'] each, as factors and ranks."""
+    p, q, _, right = (list(numbers) for numbers in zip(*shapes, strict=True))
+    return f"tt_p_shapes={p}, tt_q_shapes={q}, tt_ranks={right[:-1]}"

@@ -135,7 +135,7 @@ def test_threads_do_not_change_the_result():
         ({"indices": torch.tensor([0, -1, 6, 1, 9])}, r"indices\[1\] = -1 is outside the 7 rows of table 0"),
         ({"offsets": torch.tensor([0, 2, 1, 3, 5])}, r"offsets\[2\] = 1 is below offsets\[1\] = 2"),
         ({"offsets": torch.tensor([1, 2, 3, 3, 5])}, r"offsets\[0\] = 1; it must be 0"),
-        ({"offsets": torch.tensor([0, 2, 3, 3, 4])}, r"last offset must be the number of indices, 5"),
+        ({"offsets": torch.tensor([0, 2, 3, 3, 6])}, r"offsets\[4\] = 6 is outside the 5 indices"),
         ({"offsets": torch.tensor([0, 2, 5, 5])}, r"offsets has 4 entries; 2 tables need 2 \* batch \+ 1"),
         ({"mean": [0, 1]}, r"per_sample_weights needs sum pooling, but table 1 averages"),
         ({"indices": torch.tensor([0.0] * 5)}, r"indices must be 1-D int32 or int64"),

@@ -132,8 +132,7 @@ def test_compiles(jagged, tables):
     dense, ids, offsets = batch(fixed=not jagged)
     values, bounds = join(ids, offsets)
     args = (dense, values, bounds) if jagged else (dense, values)
-    # A jagged batch is divided among representations at sizes that one graph cannot know: there it breaks.
-    compiled = torch.compile(ours, fullgraph=not (jagged and tables is MIXED))
+    compiled = torch.compile(ours, fullgraph=True)
     parameters = list(ours.parameters())
     torch.testing.assert_close(
         gradients(lambda: compiled(*args), parameters), gradients(lambda: ours(*args), parameters)

@@ -1,0 +1,81 @@
+"""nn.EmbeddingBag's arguments: its call brought to ids and bounds of bags, its options that others refuse."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recsys_opt.errors import BatchError, InputError
+
+_REMEDIES = {
+    "max_norm": "rows are not stored, so that none can be rescaled; use the optimizer's weight_decay "
+    "on the cores",
+    "scale_grad_by_freq": "ids share the cores, which have no counts; give per_sample_weights of 1 / count",
+    "sparse": "the gradients are small dense tensors; leave sparse=True out and give the parameters to any "
+    "torch.optim optimizer",
+}
+
+
+def refuse_dense_options(**options: object) -> None:
+    """Raises for an option of nn.EmbeddingBag that needs stored rows; None and False are no request."""
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise InputError(f"{name} = {value!r} needs a table of stored rows: {_REMEDIES[name]}")
+
+
+def check_mode(mode: str) -> None:
+    """Raises unless `mode` is "sum" or "mean"."""
+    if mode == "max":
+        raise InputError(
+            "mode = 'max' is not supported; use 'sum' or 'mean', or look up one id per bag and take amax "
+            "over the rows of a bag"
+        )
+    if mode not in ("sum", "mean"):
+        raise InputError(f"mode = {mode!r}; it must be 'sum' or 'mean'")
+
+
+def to_bags(
+    input: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    include_last_offset: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The arguments of `nn.EmbeddingBag.forward` as 1-D ids, [B + 1] bounds of the bags, and 1-D weights.
+
+    Shapes and types are checked here, values by the ops. Nothing is read from a tensor, so that this runs on
+    any device, on fake tensors and under a tracer.
+    """
+    if per_sample_weights is not None and per_sample_weights.shape != input.shape:
+        raise BatchError(
+            f"per_sample_weights has shape {list(per_sample_weights.shape)}, input {list(input.shape)}; they "
+            "must be the same"
+        )
+    _check_ids("input", input)
+    if input.dim() == 2:
+        if offsets is not None:
+            raise BatchError(
+                f"input is 2-D, {list(input.shape)}: its rows are the bags and it takes no offsets; leave "
+                "them out or give a 1-D input"
+            )
+        batch, length = input.shape
+        # Not arange with a step: it may not be 0, and bags may have no column.
+        bounds = torch.arange(batch + 1, device=input.device) * length
+        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+        return input.reshape(-1), bounds, weights
+    if input.dim() != 1:
+        raise BatchError(f"input must be 1-D with offsets or 2-D without, but has shape {list(input.shape)}")
+    if offsets is None:
+        raise BatchError("a 1-D input needs offsets, the starts of its bags; [0, 1, ...] for one id per bag")
+    if offsets.dim() != 1:
+        raise BatchError(f"offsets must be 1-D, the starts of the bags, but has shape {list(offsets.shape)}")
+    _check_ids("offsets", offsets)
+    if include_last_offset:
+        if offsets.shape[0] == 0:
+            raise BatchError("offsets is empty; with include_last_offset it has at least the end, 0")
+        return input, offsets, per_sample_weights
+    return input, torch.cat([offsets, offsets.new_full((1,), input.shape[0])]), per_sample_weights
+
+
+def _check_ids(name: str, ids: Tensor) -> None:
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise BatchError(f"{name} must be int32 or int64, but is {ids.dtype}; convert it with .long()")
