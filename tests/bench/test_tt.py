@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from recsys_opt.bench.tt import GatheredTT, Settings, draw_ids
+from recsys_opt.bench.tt_candidates import GatheredTT
+from recsys_opt.bench.tt_cases import POOL_LOOKUPS, PRESETS, Settings, draw_batches, draw_ids
 from recsys_opt.cli.main import main
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.errors import InputError
@@ -11,21 +12,61 @@ from recsys_opt.errors import InputError
 
 def test_bench_tt_writes_every_case(tmp_path, capsys):
     out = tmp_path / "tt.json"
-    sizes = ["--rows", "5000", "--rank", "4", "8", "--batch-size", "32", "--threads", "1", "2"]
-    chosen = ["--candidates", "dense", "torch", "tt", "--repeats", "2", "--out", str(out)]
-    assert main(["bench", "tt", *sizes, *chosen, "--json"]) == 0
+    sizes = ["--rows", "5000", "--rank", "4", "8", "--batch-size", "32", "--threads", "1"]
+    chosen = ["--candidates", "dense", "torch", "tt", "tt-prefix", "--rounds", "3", "--block-ms", "0.5"]
+    assert main(["bench", "tt", *sizes, *chosen, "--bag-size", "3", "--out", str(out), "--json"]) == 0
     rows = json.loads(out.read_text())["rows"]
-    assert len(rows) == 2 * 2 * 2 * 2 * 3
-    assert {(r["rank"], r["threads"], r["ids"]) for r in rows} == {
-        (rank, threads, ids) for rank in (4, 8) for threads in (1, 2) for ids in ("uniform", "zipf")
+    found = {(r["rank"], r["threads"], r["ids"], r["work"], r["candidate"]) for r in rows}
+    trained = {
+        (rank, threads, ids, work, candidate)
+        for rank in (4, 8)
+        for threads in (1,)
+        for ids in ("uniform", "zipf")
+        for work in ("forward", "backward", "step")
+        for candidate in ("dense", "torch", "tt")
     }
-    assert all(0 < r["p20_us"] <= r["median_us"] <= r["p80_us"] for r in rows)
+    assert trained <= found
+    assert {(w, c) for *_, w, c in found - trained} == {("forward", "tt-prefix")}
+    assert len(rows) == len(found)
+    for r in rows:
+        assert 0 < r["p20_us"] <= r["median_us"] <= r["p80_us"]
+        assert r["ratio_p20"] <= r["ratio"] <= r["ratio_p80"]
+        assert r["rounds"] == 3
+        assert r["candidate"] != "dense" or r["ratio"] == 1
     assert json.loads(capsys.readouterr().out)["record"] == str(out)
+
+
+def test_a_batch_comes_round_when_the_caches_have_forgotten_it():
+    settings = Settings(num_embeddings=5000)
+    for case in settings.cases():
+        batches = draw_batches(case, settings)
+        assert len({b.numel() for b in batches}) == 1
+        assert sum(b.numel() for b in batches) >= POOL_LOOKUPS
+
+
+def test_the_largest_kaggle_table_has_the_published_factors():
+    (shape,) = Settings().shapes()
+    assert shape.p == (200, 220, 250)
+    (other,) = Settings(num_embeddings=1000, embedding_dims=(64,), tt_q_shapes=((4, 4, 4),)).shapes()
+    assert other.q == (4, 4, 4)
+    with pytest.raises(InputError, match="make 8 columns, not 16"):
+        list(Settings(tt_q_shapes=((2, 2, 2),)).shapes())
+
+
+def test_presets_cover_the_promised_directions():
+    for make in PRESETS.values():
+        cases = [case for settings in make(Settings()) for case in settings.cases()]
+        assert {c.rank for c in cases} == {16, 32, 64}
+        assert {c.shape.embedding_dim for c in cases} == {16, 64, 128}
+        assert {c.bag_size for c in cases} == {1, 20}
+        assert {c.threads for c in cases} == {1, 2}
+        assert {c.ids for c in cases} == {"uniform", "zipf"}
+        assert {2048, 65536} <= {c.batch_size for c in cases}
 
 
 def test_the_torch_candidate_computes_the_same_rows():
     bag = TTEmbeddingBag(5000, 16, 4)
-    ids, offsets = torch.randint(0, 5000, (10,)), torch.arange(10)
+    ids, offsets = torch.randint(0, 5000, (10,)), torch.arange(0, 10, 2)
     torch.testing.assert_close(GatheredTT(bag)(ids, offsets), bag(ids, offsets))
 
 
@@ -43,6 +84,12 @@ def test_zipf_ids_follow_the_power_law():
 
 
 def test_settings_are_checked():
-    for bad in ({"ranks": (0,)}, {"zipf_exponent": 0.0}, {"candidates": ("lut",)}):
+    for bad in (
+        {"ranks": (0,)},
+        {"zipf_exponent": 0.0},
+        {"candidates": ("lut",)},
+        {"ids": ("zip",)},
+        {"block_ms": 0.0},
+    ):
         with pytest.raises(InputError):
             Settings(**bad)
