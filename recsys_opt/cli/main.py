@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("recsys_opt.cli.doctor", "print what is installed, what works, and what to do about the rest"),
     "data": ("recsys_opt.cli.data", "prepare Criteo data, or generate data like it"),
     "train": ("recsys_opt.cli.train", "train and evaluate a DLRM"),
+    "convert": ("recsys_opt.cli.convert", "fit tensor trains to the dense tables of a trained run"),
     "bench": ("recsys_opt.cli.bench", "measure speed, side by side with the alternatives"),
 }
 

@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         choices=sorted(RECIPES),
-        help="where settings that are not given come from (default criteo_kaggle; with --resume, the run)",
+        help="where settings that are not given come from (default criteo_kaggle; with --resume or "
+        "--init-from, that run)",
     )
     settings = parser.add_argument_group("settings (default: the recipe's)")
     add_config_arguments(settings, TrainingConfig, names=NAMES, leave_out=LEAVE_OUT)
@@ -64,6 +65,9 @@ def _base(args: argparse.Namespace) -> TrainingConfig:
     folder = RunFolder(args.out)
     if args.resume and args.recipe is None and folder.exists():
         return TrainingConfig.from_json(folder.description()["config"])
+    before = config_changes(args).get("init_from")
+    if before is not None and args.recipe is None:
+        return TrainingConfig.from_json(RunFolder(before).description()["config"])
     return recipe(args.recipe or "criteo_kaggle")
 
 

@@ -58,6 +58,9 @@ class TrainingConfig:
     dense_representation: DenseRepresentation = "dense"
     """Tables that are no tensor trains: dense, or fbgemm for FBGEMM's, which update themselves in the
     backward pass (CPU, an embedding dimension that 4 divides; needs the package fbgemm-gpu-cpu)."""
+    init_from: str | None = None
+    """Start from the weights of this trained run; a table that the settings make a tensor train and that was
+    dense there is fitted to it by TT-SVD."""
     seed: int = 0
     """The same seed gives the same weights."""
     device: str = "cpu"

@@ -20,9 +20,7 @@ from recsys_opt.environment import environment
 from recsys_opt.errors import InputError, RecsysOptError
 from recsys_opt.files import FolderLock
 from recsys_opt.integrations.tensorboard import ScalarWriter, open_scalar_writer
-from recsys_opt.models.dlrm import DLRM
-from recsys_opt.models.recipes import table_configs
-from recsys_opt.models.saved import describe_model
+from recsys_opt.models.saved import describe_model, model_from_description
 from recsys_opt.progress import Progress, SilentProgress
 from recsys_opt.run_folder import MetricsLog, RunFolder
 from recsys_opt.training.checkpoint import (
@@ -34,6 +32,7 @@ from recsys_opt.training.checkpoint import (
 )
 from recsys_opt.training.config import TrainingConfig, differences, replaced
 from recsys_opt.training.evaluate import evaluate, mixed_precision
+from recsys_opt.training.initial import initial_model
 from recsys_opt.training.metrics import Metrics, RecentMetrics
 from recsys_opt.training.optimizers import ModelOptimizer
 
@@ -90,20 +89,6 @@ def train(
         return _Training(config, dataset, run, progress or SilentProgress()).to_the_end()
 
 
-def build_model(config: TrainingConfig, dataset: Dataset) -> DLRM:
-    """The model that `config` asks for over a dataset's columns, initialised from the seed."""
-    tables = table_configs(
-        dataset.info.sparse_columns,
-        config.architecture.embedding_dim,
-        tt_threshold=config.compression.tt_threshold,
-        tt_tables=config.compression.tt_tables,
-        tt_ranks=config.compression.tt_rank,
-        dense_representation=config.dense_representation,
-    )
-    torch.manual_seed(config.seed)
-    return config.architecture.build(tables, device=_device(config.device))
-
-
 class _Training:
     """One run in progress."""
 
@@ -117,7 +102,10 @@ class _Training:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.device = _device(config.device)
         checkpoint = self._compatible_checkpoint()
-        self.model = build_model(config, dataset)
+        if checkpoint:
+            _, self.model = model_from_description(checkpoint.model, device=self.device)
+        else:
+            self.model = initial_model(config, dataset.info.sparse_columns, self.device, progress)
         self.optimizer = ModelOptimizer(self.model, config.optimizer)
         self.recent = RecentMetrics()
         self.position = Position(step=0, epoch=0, row=0, rows_seen=0, metrics_bytes=0)

@@ -25,6 +25,7 @@ from recsys_opt.training import checkpoint as checkpoint_module
 from recsys_opt.training import trainer as trainer_module
 from recsys_opt.training.config import CompressionConfig, TrainingConfig, replaced
 from recsys_opt.training.evaluate import evaluate, evaluate_run
+from recsys_opt.training.initial import initial_model
 from recsys_opt.training.optimizers import OptimizerConfig
 from recsys_opt.training.schedule import ScheduleConfig
 from recsys_opt.training.trainer import train
@@ -281,7 +282,11 @@ def test_fbgemm_tables_train_as_dense_ones(dataset, tmp_path, algorithm):
         assert set(ours) == set(theirs)
         assert all(ours[k].shape == theirs[k].shape for k in ours)
     moved = load_model(tmp_path / "fused").embeddings.table("C4").materialize()
-    start = trainer_module.build_model(config, dataset).embeddings.table("C4").materialize()
+    start = (
+        initial_model(config, dataset.info.sparse_columns, torch.device("cpu"))
+        .embeddings.table("C4")
+        .materialize()
+    )
     assert (moved - start).abs().max() > 0.01
     with pytest.raises(InputError, match="dense_representation: 'dense' -> 'fbgemm'"):
         train(replaced(config, FBGEMM), dataset.path, tmp_path / "dense", resume=True)

@@ -1,0 +1,132 @@
+"""A trained model with its tables in another representation: dense tables become tensor trains, or back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from recsys_opt.embeddings.base import EmbeddingRepresentation
+from recsys_opt.embeddings.dense import DenseEmbeddingBag
+from recsys_opt.embeddings.tt import TTEmbeddingBag
+from recsys_opt.errors import InputError
+from recsys_opt.models.dlrm import DLRM
+from recsys_opt.progress import Progress, SilentProgress
+from recsys_opt.tables import TableConfig
+
+
+@dataclass(frozen=True)
+class TableFit:
+    """What became of one table."""
+
+    name: str
+    num_embeddings: int
+    representation: str
+    """The new one."""
+    tt_ranks: tuple[int, ...]
+    """Of a tensor train, without the outer ones; empty otherwise."""
+    bytes_before: int
+    bytes_after: int
+    fit_error: float
+    """Relative Frobenius distance between the new table and the old one."""
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values only."""
+        return {**asdict(self), "tt_ranks": list(self.tt_ranks)}
+
+
+def convert_model(
+    model: DLRM, tables: Sequence[TableConfig], *, progress: Progress | None = None
+) -> tuple[DLRM, list[TableFit]]:
+    """A model that computes what `model` does, as closely as `tables` can, and what was fitted.
+
+    model    a trained model; the new one takes over its MLPs and unchanged tables, without a copy
+    tables   the model's tables in order, with the representation that each should have: a table that becomes
+             "tt" is fitted by TT-SVD, one that becomes "dense" is written out
+    """
+    _check(model, tables)
+    progress = progress or SilentProgress()
+    changed = [
+        new for old, new in zip(model.embeddings.configs, tables, strict=True) if not _is_same(old, new)
+    ]
+    progress.start("fitting tables", sum(c.num_embeddings for c in changed), "rows")
+    fits, modules = [], {}
+    for config in changed:
+        source, began = model.embeddings.table(config.name), time.perf_counter()
+        modules[config.name], error = _fit(source, config)
+        progress.advance(config.num_embeddings, table=config.name, error=f"{error:.3g}")
+        module = modules[config.name]
+        ranks = module.tt_ranks[1:-1] if isinstance(module, TTEmbeddingBag) else ()
+        fits.append(
+            TableFit(
+                name=config.name,
+                num_embeddings=config.num_embeddings,
+                representation=config.representation,
+                tt_ranks=ranks,
+                bytes_before=source.storage_bytes(),
+                bytes_after=module.storage_bytes(),
+                fit_error=error,
+                seconds=time.perf_counter() - began,
+            )
+        )
+    progress.finish()
+    found = DLRM(
+        tables,
+        dense_features=model.dense_features,
+        bottom_mlp=_widths(model.bottom),
+        top_mlp=_widths(model.top),
+        device="meta",
+    )
+    found.bottom, found.top = model.bottom, model.top
+    for config in tables:
+        found.embeddings.tables.add(
+            config.name, modules.get(config.name, model.embeddings.tables[config.name])
+        )
+    return found.train(model.training), fits
+
+
+def _fit(source: EmbeddingRepresentation, config: TableConfig) -> tuple[EmbeddingRepresentation, float]:
+    with torch.no_grad():
+        table = source.materialize()
+    if config.representation == "dense":
+        dense = DenseEmbeddingBag.from_config(config, device="meta")
+        dense.weight = nn.Parameter(table)
+        return dense, 0.0
+    options = {k: v for k, v in config.options.items() if k != "init"}
+    bag = TTEmbeddingBag.from_pretrained(table, mode=config.pooling, **options)
+    assert bag.fit_error is not None
+    return bag, bag.fit_error
+
+
+def _check(model: DLRM, tables: Sequence[TableConfig]) -> None:
+    before = {c.name: replace(c, representation="", options={}) for c in model.embeddings.configs}
+    after = {c.name: replace(c, representation="", options={}) for c in tables}
+    if list(before.items()) != list(after.items()):
+        different = [
+            f"{name}: {before.get(name, 'none')} -> {after.get(name, 'none')}"
+            for name in before | after
+            if before.get(name) != after.get(name)
+        ]
+        raise InputError(
+            "the tables must be the model's, in its order, with nothing changed but representation and "
+            f"options ({'; '.join(different) or 'the order differs'})"
+        )
+    for old, new in zip(model.embeddings.configs, tables, strict=True):
+        if not _is_same(old, new) and new.representation not in ("dense", "tt"):
+            raise InputError(
+                f"table {new.name} cannot become {new.representation!r}; a trained table can become 'tt' or "
+                "'dense'"
+            )
+
+
+def _is_same(old: TableConfig, new: TableConfig) -> bool:
+    return (old.representation, dict(old.options)) == (new.representation, dict(new.options))
+
+
+def _widths(mlp: nn.Sequential) -> list[int]:
+    return [layer.out_features for layer in mlp if isinstance(layer, nn.Linear)]

@@ -1,0 +1,134 @@
+"""The model that training starts from: drawn from the seed, or taken over from a trained run.
+
+    recsys-opt train kaggle/ --out runs/dense
+    recsys-opt convert runs/dense --out runs/svd --tt-threshold 100k --tt-rank 32    # TT-SVD alone
+    recsys-opt train kaggle/ --out runs/tuned --init-from runs/svd --core-lr 0.002   # and fine-tuning
+
+The last two are one with `train --init-from runs/dense --tt-threshold 100k --tt-rank 32`. From Python:
+`convert_run("runs/dense", "runs/svd", CompressionConfig(tt_threshold=100_000, tt_rank=32))` and
+`train(replaced(config, {"init_from": "runs/svd"}), dataset, "runs/tuned")`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recsys_opt.data.dataset import SparseColumn
+from recsys_opt.environment import environment
+from recsys_opt.errors import InputError
+from recsys_opt.files import FolderLock
+from recsys_opt.models.convert import TableFit, convert_model
+from recsys_opt.models.dlrm import DLRM
+from recsys_opt.models.recipes import table_configs
+from recsys_opt.models.saved import describe_model, load_model
+from recsys_opt.progress import Progress
+from recsys_opt.run_folder import RunFolder
+from recsys_opt.tables import TableConfig
+from recsys_opt.training.checkpoint import Position, write_checkpoint
+from recsys_opt.training.config import CompressionConfig, TrainingConfig, differences
+from recsys_opt.training.metrics import RecentMetrics
+from recsys_opt.training.optimizers import ModelOptimizer
+
+
+def initial_model(
+    config: TrainingConfig,
+    columns: Sequence[SparseColumn],
+    device: torch.device,
+    progress: Progress | None = None,
+) -> DLRM:
+    """The model that `config` asks for over a dataset's columns, before its first update."""
+    if config.init_from is not None:
+        return _taken_over(config, config.init_from, columns, device, progress)
+    torch.manual_seed(config.seed)
+    return config.architecture.build(wanted_tables(config, columns), device=device)
+
+
+def wanted_tables(config: TrainingConfig, columns: Sequence[SparseColumn]) -> list[TableConfig]:
+    """The tables that `config` asks for over a dataset's columns."""
+    return table_configs(
+        columns,
+        config.architecture.embedding_dim,
+        tt_threshold=config.compression.tt_threshold,
+        tt_tables=config.compression.tt_tables,
+        tt_ranks=config.compression.tt_rank,
+        dense_representation=config.dense_representation,
+    )
+
+
+def convert_run(
+    run: Path | str,
+    out: Path | str,
+    compression: CompressionConfig,
+    *,
+    progress: Progress | None = None,
+) -> list[TableFit]:
+    """Writes a run folder whose model is the trained one of `run` with its tables as `compression` says.
+
+    Nothing is trained. `train --evaluate-only` evaluates the new run, `train --init-from` fine-tunes it.
+    """
+    source = RunFolder(run)
+    description = source.description()
+    config = dataclasses.replace(
+        TrainingConfig.from_json(description["config"]), compression=compression, init_from=str(run)
+    )
+    target = RunFolder(out)
+    with FolderLock(target.path), torch.random.fork_rng():
+        if target.exists():
+            raise InputError(f"{target.path} already holds a run; choose another folder")
+        old = load_model(run, device="cpu")
+        model, fits = convert_model(old, wanted_tables(config, _columns(old)), progress=progress)
+        if not fits:
+            sizes = ", ".join(f"{c.name} {c.num_embeddings}" for c in old.embeddings.configs)
+            raise InputError(
+                f"no table of {run} changes: the settings name none, or those that they name are so already; "
+                f"the tables and their rows are {sizes}"
+            )
+        described = describe_model(config.architecture, model)
+        documents = {"config": config.to_json(), "model": described, "dataset": description["dataset"]}
+        target.write_description(
+            {**documents, "environment": environment(), "conversion": [fit.to_json() for fit in fits]}
+        )
+        target.metrics_path.touch()
+        write_checkpoint(
+            target,
+            Position(step=0, epoch=0, row=0, rows_seen=0, metrics_bytes=0),
+            model,
+            ModelOptimizer(model, config.optimizer).state_dict(),
+            {**RecentMetrics().state(), "torch_rng": torch.get_rng_state()},
+            documents,
+        )
+    return fits
+
+
+def _taken_over(
+    config: TrainingConfig,
+    run: str,
+    columns: Sequence[SparseColumn],
+    device: torch.device,
+    progress: Progress | None,
+) -> DLRM:
+    before = TrainingConfig.from_json(RunFolder(run).description()["config"])
+    model = load_model(run, device=device)
+    sizes: list[Any] = [[c.num_embeddings for c in model.embeddings.configs]]
+    sizes.append([c.num_embeddings for c in columns])
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"{run} has tables of {sizes[0]} rows, but the dataset's columns have {sizes[1]} ids; prepare "
+            "the dataset in the same way as that run's"
+        )
+    changed = [d for d in differences(before, config) if d.startswith("architecture.")]
+    if changed:
+        raise InputError(f"the weights of {run} do not fit the settings: {'; '.join(changed)}")
+    kept = ("compression", "dense_representation")
+    if any(getattr(before, name) != getattr(config, name) for name in kept):
+        model, _ = convert_model(model, wanted_tables(config, columns), progress=progress)
+    return model.train()
+
+
+def _columns(model: DLRM) -> list[SparseColumn]:
+    return [SparseColumn(c.name, c.num_embeddings) for c in model.embeddings.configs]

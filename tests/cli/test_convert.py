@@ -1,0 +1,47 @@
+import json
+
+from recsys_opt.cli.main import main
+from recsys_opt.run_folder import RunFolder
+from tests.generated import make_dataset
+
+SMALL = ["--bottom-mlp", "16,8", "--top-mlp", "16,1", "--max-rows", "1k"]
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    code = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_train_convert_evaluate_fine_tune(tmp_path, capsys):
+    data = make_dataset(tmp_path / "data")
+    dense, svd, tuned = (tmp_path / name for name in ("dense", "svd", "tuned"))
+    assert run(capsys, "train", data.path, "--out", dense, *SMALL)[0] == 0
+    code, text, _ = run(capsys, "convert", dense, "--out", svd, "--tt-threshold", "700", "--tt-rank", "4")
+    assert code == 0
+    assert "C4             5,000" in text
+    assert "C3" in text
+    assert run(capsys, "train", data.path, "--out", svd, "--evaluate-only", "test")[0] == 0
+    flags = ["--init-from", svd, "--core-lr", "0.001", "--json"]
+    code, text, _ = run(capsys, "train", data.path, "--out", tuned, *flags)
+    assert code == 0
+    assert json.loads(text)["rows"] == 1000  # the settings of the run that it starts from
+    tables = RunFolder(tuned).description()["model"]["tables"]
+    assert [t["representation"] for t in tables] == ["dense", "dense", "tt", "tt"]
+
+
+def test_json(tmp_path, capsys):
+    data = make_dataset(tmp_path / "data")
+    assert run(capsys, "train", data.path, "--out", tmp_path / "dense", *SMALL)[0] == 0
+    flags = ["--out", tmp_path / "svd", "--tt-tables", "C4", "--tt-rank", "2", "--json"]
+    code, text, _ = run(capsys, "convert", tmp_path / "dense", *flags)
+    (table,) = json.loads(text)["tables"]
+    assert code == 0
+    assert (table["name"], table["tt_ranks"]) == ("C4", [2, 2])
+    assert 0 < table["fit_error"] < 1
+
+
+def test_refusals_exit_with_2(tmp_path, capsys):
+    code, _, error = run(capsys, "convert", tmp_path, "--out", tmp_path / "x", "--tt-rank", "2")
+    assert code == 2
+    assert "is not a run folder" in error

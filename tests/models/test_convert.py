@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from recsys_opt import DLRM, TableConfig
+from recsys_opt.embeddings.tt import TTEmbeddingBag
+from recsys_opt.errors import InputError
+from recsys_opt.models.convert import convert_model
+
+DENSE = [TableConfig("small", 20, 8), TableConfig("large", 900, 8)]
+
+
+def tables(**options) -> list[TableConfig]:
+    return [DENSE[0], TableConfig("large", 900, 8, representation="tt", options=options)]
+
+
+def model() -> DLRM:
+    torch.manual_seed(0)
+    return DLRM(DENSE, dense_features=3, bottom_mlp=[16, 8], top_mlp=[16, 1])
+
+
+def batch():
+    ids = torch.cat([torch.randint(0, 20, (32,)), torch.randint(0, 900, (32,))])
+    return torch.randn(32, 3), ids
+
+
+def test_full_rank_computes_the_same_and_keeps_the_rest():
+    old = model().eval()
+    converted, (fit,) = convert_model(old, tables(tt_ranks=[80, 40], tt_p_shapes=[10, 9, 10]))
+    dense, ids = batch()
+    torch.testing.assert_close(converted(dense, ids), old(dense, ids), rtol=1e-4, atol=1e-5)
+    assert converted.top is old.top
+    assert converted.embeddings.table("small") is old.embeddings.table("small")
+    assert not converted.training
+    assert (fit.name, fit.bytes_before) == ("large", 900 * 8 * 4)
+    assert fit.fit_error < 1e-5
+    bag = converted.embeddings.table("large")
+    assert isinstance(bag, TTEmbeddingBag)
+    assert bag.storage_bytes() == fit.bytes_after
+    assert all(p.requires_grad and not p.is_meta for p in converted.parameters())
+
+
+def test_the_error_told_is_the_tables():
+    old = model()
+    table = old.embeddings.table("large").materialize().clone()
+    converted, (fit,) = convert_model(old, tables(tt_ranks=8))
+    got = converted.embeddings.table("large").materialize().detach()
+    assert fit.fit_error == pytest.approx(float((got - table).norm() / table.norm()), rel=0.02)
+    assert 0.1 < fit.fit_error < 1
+
+
+def test_back_to_dense_is_exact():
+    compressed, _ = convert_model(model(), tables(tt_ranks=8))
+    dense, (fit,) = convert_model(compressed, DENSE)
+    torch.testing.assert_close(
+        dense.embeddings.table("large").materialize(),
+        compressed.embeddings.table("large").materialize().detach(),
+    )
+    assert (fit.fit_error, fit.bytes_after) == (0.0, 900 * 8 * 4)
+
+
+def test_nothing_to_do():
+    old = model()
+    same, fits = convert_model(old, DENSE)
+    assert fits == []
+    dense, ids = batch()
+    assert torch.equal(same(dense, ids), old(dense, ids))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (DENSE[::-1], "the order differs"),
+        (DENSE[:1], "large: .* -> none"),
+        ([DENSE[0], TableConfig("large", 901, 8)], "num_embeddings=901"),
+        ([DENSE[0], TableConfig("large", 900, 8, representation="fbgemm")], "cannot become 'fbgemm'"),
+    ],
+)
+def test_other_tables_are_refused(asked, message):
+    with pytest.raises(InputError, match=message):
+        convert_model(model(), asked)
