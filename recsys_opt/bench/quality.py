@@ -12,11 +12,12 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from recsys_opt.environment import commit
 from recsys_opt.progress import Progress, SilentProgress
 from recsys_opt.training.config import TrainingConfig, replaced
 from recsys_opt.training.trainer import TrainResult, train
@@ -39,25 +40,46 @@ class Variant:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run and what it came to."""
+    """One training run to make."""
 
-    variant: str
+    stage: Literal["search", "seeds"]
+    variant: Variant
     seed: int
     settings: Mapping[str, Any]
-    result: TrainResult
 
-    def row(self, stage: str) -> dict[str, Any]:
-        """A row of the record; a trial of the search says nothing about the test rows."""
-        row: dict[str, Any] = {"stage": stage, "variant": self.variant, "seed": self.seed, **self.settings}
-        for split, metrics in (("validation", self.result.validation), ("test", self.result.test)):
-            if metrics and not (stage == "search" and split == "test"):
-                values = metrics.to_json()
-                del values["reliability"]
-                row |= {f"{split}_{key}": value for key, value in values.items()}
-        row["embedding_bytes"] = self.result.embedding_bytes
-        row["dense_embedding_bytes"] = self.result.dense_embedding_bytes
-        row["samples_per_s"] = self.result.samples_per_s
-        return row
+    def key(self) -> tuple[Any, ...]:
+        """Equal for a trial and its row in a record."""
+        return (self.stage, self.variant.name, self.seed, tuple(sorted(self.settings.items())))
+
+
+Row = Mapping[str, Any]
+"""A finished trial: its stage, variant, seed and settings, the metrics, the bytes of the tables."""
+
+
+def row_key(row: Row) -> tuple[Any, ...]:
+    """`Trial.key` of a finished trial."""
+    settings = {path: row[path] for path in SPACE if path in row}
+    return (row["stage"], row["variant"], row["seed"], tuple(sorted(settings.items())))
+
+
+def make_row(trial: Trial, result: TrainResult) -> dict[str, Any]:
+    """A row of the record; a trial of the search says nothing about the test rows."""
+    row: dict[str, Any] = {
+        "stage": trial.stage,
+        "variant": trial.variant.name,
+        "seed": trial.seed,
+        **trial.settings,
+        "commit": commit(),
+    }
+    for split, metrics in (("validation", result.validation), ("test", result.test)):
+        if metrics and not (trial.stage == "search" and split == "test"):
+            values = metrics.to_json()
+            del values["reliability"]
+            row |= {f"{split}_{key}": value for key, value in values.items()}
+    row["embedding_bytes"] = result.embedding_bytes
+    row["dense_embedding_bytes"] = result.dense_embedding_bytes
+    row["samples_per_s"] = result.samples_per_s
+    return row
 
 
 def points(count: int) -> list[dict[str, float]]:
@@ -79,92 +101,69 @@ def round_to_two_digits(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def run_trial(task: tuple[str, str, TrainingConfig, Mapping[str, Any]]) -> Trial:
+@dataclass(frozen=True)
+class Comparison:
+    """Where trials train, and what becomes of each when it is done."""
+
+    dataset: str
+    config: TrainingConfig
+    jobs: int = 1
+    """Trials at a time, each in a process of its own with one thread."""
+    finished: Sequence[Row] = ()
+    """Trials that an earlier run made; they are not made again."""
+    keep: Callable[[Row], None] = lambda row: None
+    """Called with each new row as soon as its trial and all before it are done."""
+    progress: Progress = field(default_factory=SilentProgress)
+
+    def run(self, description: str, trials: Sequence[Trial]) -> list[Row]:
+        """The rows of `trials`, in their order."""
+        rows = {row_key(row): row for row in self.finished}
+        tasks = [(self.dataset, self.config, trial) for trial in trials if trial.key() not in rows]
+        self.progress.start(description, len(tasks), "runs")
+        with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
+            for row in pool.map(_run_trial, tasks):
+                rows[row_key(row)] = row
+                self.keep(row)
+                auc = row.get("validation_auc")
+                shown = "-" if auc is None else f"{auc:.5f}"
+                self.progress.advance(1, last=f"{row['variant']} validation AUC {shown}")
+        self.progress.finish()
+        return [rows[trial.key()] for trial in trials]
+
+    def search(self, variants: Sequence[Variant], count: int) -> list[Row]:
+        """Trains every variant with the same `count` settings, seed 0."""
+        return self.run(
+            f"search, {count} settings each",
+            [Trial("search", variant, 0, point) for variant in variants for point in points(count)],
+        )
+
+    def seeds(
+        self, variants: Sequence[Variant], chosen: Mapping[str, Mapping[str, Any]], count: int
+    ) -> list[Row]:
+        """Trains every variant with its chosen settings for seeds 1 .. `count` (the search used seed 0)."""
+        return self.run(
+            f"{count} seeds each",
+            [Trial("seeds", v, seed, chosen[v.name]) for seed in range(1, count + 1) for v in variants],
+        )
+
+
+def _run_trial(task: tuple[str, TrainingConfig, Trial]) -> dict[str, Any]:
     """Trains one configuration in a temporary run folder, without checkpoints."""
-    dataset, variant, config, settings = task
+    dataset, config, trial = task
     if config.device == "cpu":
         import torch
 
         torch.set_num_threads(1)  # trials run beside each other
+    changes = {**trial.variant.changes, **trial.settings, "seed": trial.seed, "checkpoint_every_s": None}
     with tempfile.TemporaryDirectory() as folder:
-        result = train(replaced(config, {"checkpoint_every_s": None}), dataset, Path(folder) / "run")
-    return Trial(variant, config.seed, settings, result)
+        return make_row(trial, train(replaced(config, changes), dataset, Path(folder) / "run"))
 
 
-def run_trials(
-    tasks: Sequence[tuple[str, str, TrainingConfig, Mapping[str, Any]]],
-    jobs: int,
-    report: Callable[[Trial], None],
-) -> list[Trial]:
-    """Runs trials, `jobs` at a time, each in its own process with one thread."""
-    trials = []
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for trial in pool.map(run_trial, tasks):
-            report(trial)
-            trials.append(trial)
-    return trials
-
-
-def search(
-    dataset: str,
-    config: TrainingConfig,
-    variants: Sequence[Variant],
-    count: int,
-    jobs: int,
-    progress: Progress | None = None,
-) -> list[Trial]:
-    """Trains every variant with the same `count` settings, seed 0."""
-    tasks = [
-        (dataset, variant.name, replaced(config, {**variant.changes, **point, "seed": 0}), point)
-        for variant in variants
-        for point in points(count)
-    ]
-    return _shown(f"search, {count} settings each", tasks, jobs, progress)
-
-
-def best(trials: Sequence[Trial], variant: str) -> Trial:
-    """The trial of a variant with the best validation AUC."""
-    return max(
-        (t for t in trials if t.variant == variant),
-        key=lambda t: t.result.validation.auc or 0.0 if t.result.validation else 0.0,
-    )
-
-
-def seeds(
-    dataset: str,
-    config: TrainingConfig,
-    variants: Sequence[Variant],
-    chosen: Mapping[str, Mapping[str, Any]],
-    count: int,
-    jobs: int,
-    progress: Progress | None = None,
-) -> list[Trial]:
-    """Trains every variant with its chosen settings for seeds 1 .. `count` (the search used seed 0)."""
-    tasks = [
-        (dataset, v.name, replaced(config, {**v.changes, **chosen[v.name], "seed": seed}), chosen[v.name])
-        for seed in range(1, count + 1)
-        for v in variants
-    ]
-    return _shown(f"{count} seeds each", tasks, jobs, progress)
-
-
-def _shown(
-    description: str,
-    tasks: Sequence[tuple[str, str, TrainingConfig, Mapping[str, Any]]],
-    jobs: int,
-    progress: Progress | None,
-) -> list[Trial]:
-    progress = progress or SilentProgress()
-    progress.start(description, len(tasks), "runs")
-
-    def report(trial: Trial) -> None:
-        metrics = trial.result.validation
-        shown = "-" if metrics is None or metrics.auc is None else f"{metrics.auc:.5f}"
-        progress.advance(1, last=f"{trial.variant} validation AUC {shown}")
-
-    trials = run_trials(tasks, jobs, report)
-    progress.finish()
-    return trials
+def best_settings(rows: Sequence[Row], variant: str) -> dict[str, Any]:
+    """The settings of a variant's search with the best validation AUC."""
+    own = [row for row in rows if row["variant"] == variant]
+    found = max(own, key=lambda row: row.get("validation_auc") or 0.0)
+    return {path: found[path] for path in SPACE}
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
@@ -177,3 +176,30 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, float
     differences = [x - y for x, y in zip(a, b, strict=True)]
     mean, spread = mean_and_spread(differences)
     return {"mean": mean, "spread": spread, "standard_error": spread / math.sqrt(len(differences))}
+
+
+def summarise(rows: Sequence[Row], names: Sequence[str]) -> dict[str, Any]:
+    """Mean and spread per variant, and the paired difference to the first."""
+    summary: dict[str, Any] = {}
+    values: dict[str, dict[str, list[float]]] = {}
+    for name in names:
+        own = sorted((r for r in rows if r["variant"] == name), key=lambda r: int(r["seed"]))
+        values[name] = {
+            what: [r[what] for r in own]
+            for what in ("test_auc", "test_logloss", "test_accuracy", "test_calibration")
+        }
+        summary[name] = {
+            "seeds": len(own),
+            **{
+                what: dict(zip(("mean", "spread"), mean_and_spread(v), strict=True))
+                for what, v in values[name].items()
+            },
+            "test_auc_of_each_seed": values[name]["test_auc"],
+            "embedding_bytes": own[0]["embedding_bytes"],
+            "smaller": own[0]["dense_embedding_bytes"] / own[0]["embedding_bytes"],
+        }
+        for what in ("test_auc", "test_logloss") if name != names[0] else ():
+            summary[name][f"{what}_difference"] = paired_difference(
+                values[name][what], values[names[0]][what]
+            )
+    return summary

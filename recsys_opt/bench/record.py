@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys_opt.environment import environment
-from recsys_opt.files import write_json
+from recsys_opt.files import read_json, write_json
 
 FORMAT = "recsys_opt.measurement"
 VERSION = 1
@@ -19,3 +19,8 @@ def write_record(path: Path, name: str, rows: Sequence[Mapping[str, Any]], **ext
     write_json(
         path, FORMAT, VERSION, {"name": name, **environment(), **extra, "rows": [dict(r) for r in rows]}
     )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What `write_record` wrote."""
+    return read_json(path, FORMAT, VERSION)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recsys_opt.bench.logistic import fit_logistic
-from recsys_opt.bench.quality import (
-    Trial,
-    Variant,
-    best,
-    mean_and_spread,
-    paired_difference,
-    search,
-    seeds,
-)
-from recsys_opt.bench.record import write_record
+from recsys_opt.bench.quality import Comparison, Row, Variant, best_settings, summarise
+from recsys_opt.bench.record import read_record, write_record
 from recsys_opt.cli.arguments import add_config_arguments, config_changes
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
@@ -26,17 +20,22 @@ from recsys_opt.data.dataset import Dataset
 from recsys_opt.errors import InputError
 from recsys_opt.training.config import RECIPES, TrainingConfig, recipe, replaced
 
-EXAMPLE = "recsys-opt bench quality kaggle/ --variants dense,tt --seeds 5 --search 8 --record quality.json"
+EXAMPLE = (
+    "recsys-opt bench quality kaggle/ --variants dense,tt8,tt16,tt32,tt64 --seeds 5 --record quality.json"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the dataset, the size of the comparison and the settings of training."""
     parser.add_argument("dataset", metavar="DATASET", help="a dataset folder")
     parser.add_argument(
-        "--variants", default="dense,tt", help="dense, tt, or both with a comma between (default both)"
+        "--variants",
+        default="dense,tt",
+        help="with commas between, the first is what the others are compared with: dense; tt, tensor trains "
+        "of rank --tt-rank; tt8, of rank 8, or any other (default dense,tt)",
     )
-    parser.add_argument("--tt-above", type=int, default=100_000, metavar="ROWS", help="variant tt: tables of "
-        "at least so many rows are tensor trains (default 100000)")  # fmt: skip
+    parser.add_argument("--tt-above", type=int, default=100_000, metavar="ROWS", help="variants tt: tables "
+        "of at least so many rows are tensor trains (default 100000)")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs per variant (default 5)")
     parser.add_argument(
         "--search",
@@ -50,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--logistic", action="store_true", help="fit a logistic regression on the same inputs too"
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
-    parser.add_argument("--record", metavar="FILE", help="write every run to a JSON file")
+    parser.add_argument("--record", metavar="FILE", type=Path, help="write every run to a JSON file, as soon "
+        "as it is done")  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the record: runs that it holds are not made again"
+    )
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="criteo_kaggle", help="settings")
     settings = parser.add_argument_group("settings (default: the recipe's)")
     add_config_arguments(
@@ -61,17 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Searches, trains the seeds, compares."""
-    known = {
-        "dense": Variant("dense", {"compression.tt_threshold": None}),
-        "tt": Variant("tt", {"compression.tt_threshold": args.tt_above}),
-    }
     names = args.variants.split(",")
-    for name in names:
-        if name not in known:
-            raise InputError(f"--variants {args.variants}: there is no variant {name!r}; choose dense, tt")
+    variants = [_variant(name, args) for name in names]
+    if len(set(names)) < len(names):
+        raise InputError(f"--variants {args.variants} names a variant twice")
     if args.seeds < 1 or args.search < 0 or args.jobs < 1:
         raise InputError("--seeds and --jobs must be at least 1, --search at least 0")
-    variants = [known[name] for name in names]
     dataset = Dataset(args.dataset)
     for split in ("validation", "test"):
         start, stop = dataset.split(split)
@@ -80,64 +78,68 @@ def run(args: argparse.Namespace) -> Outcome:
                 f"{args.dataset} has no {split} rows to compare on; make it with --split 80/10/10"
             )
     config = replaced(recipe(args.recipe), config_changes(args))
+    described = {"dataset": _dataset_words(dataset), "tt_above": args.tt_above, "config": config.to_json()}
+    rows: list[Row] = list(_finished(args, described))
+
+    def keep(row: Row) -> None:
+        rows.append(row)
+        if args.record:
+            write_record(args.record, "quality", rows, **described)
+
     with ConsoleProgress() as progress:
-        found = (
-            search(args.dataset, config, variants, args.search, args.jobs, progress) if args.search else []
-        )
-        chosen = {v.name: dict(best(found, v.name).settings) if found else {} for v in variants}
-        trials = seeds(args.dataset, config, variants, chosen, args.seeds, args.jobs, progress)
-    logistic = fit_logistic(dataset) if args.logistic else None
-    summary = summarise(trials, names)
-    summary["chosen"] = chosen
+        comparison = Comparison(args.dataset, config, args.jobs, tuple(rows), keep, progress)
+        found = comparison.search(variants, args.search) if args.search else []
+        chosen = {v.name: best_settings(found, v.name) if found else {} for v in variants}
+        finals = comparison.seeds(variants, chosen, args.seeds)
+    summary: dict[str, Any] = {"variants": summarise(finals, names), "chosen": chosen}
     summary["bayes"] = {k: dict(v) for k, v in (dataset.info.bayes or {}).items()} or None
-    if logistic:
-        summary["logistic"] = {
-            "l2": logistic.l2,
-            "validation_auc": logistic.validation.auc,
-            "test_auc": logistic.test.auc,
-            "test_logloss": logistic.test.logloss,
-            "searched": [{"l2": l2, "validation_auc": auc} for l2, auc in logistic.searched],
-        }
+    if args.logistic:
+        summary["logistic"] = _logistic(dataset)
     if args.record:
-        rows = [t.row("search") for t in found] + [t.row("seeds") for t in trials]
-        write_record(
-            Path(args.record),
-            "quality",
-            rows,
-            dataset=_dataset_words(dataset),
-            config=config.to_json(),
-            summary=summary,
-        )
+        write_record(args.record, "quality", rows, **described, summary=summary)
     return Outcome(_text(summary, names), summary)
 
 
-def summarise(trials: Sequence[Trial], names: Sequence[str]) -> dict[str, Any]:
-    """Mean and spread per variant, and the paired difference to the first."""
-    summary: dict[str, Any] = {"variants": {}}
-    values: dict[str, dict[str, list[float]]] = {}
-    for name in names:
-        own = [t for t in trials if t.variant == name]
-        values[name] = {
-            field: [getattr(t.result.test, field) for t in own if t.result.test]
-            for field in ("auc", "logloss", "accuracy", "calibration")
-        }
-        first = own[0].result
-        summary["variants"][name] = {
-            "seeds": len(own),
-            **{
-                f"test_{field}": dict(zip(("mean", "spread"), mean_and_spread(v), strict=True))
-                for field, v in values[name].items()
-                if v
-            },
-            "test_auc_of_each_seed": values[name]["auc"],
-            "embedding_bytes": first.embedding_bytes,
-            "smaller": first.dense_embedding_bytes / first.embedding_bytes,
-        }
-    for name in names[1:]:
-        summary["variants"][name]["test_auc_difference"] = paired_difference(
-            values[name]["auc"], values[names[0]]["auc"]
+def _variant(name: str, args: argparse.Namespace) -> Variant:
+    if name == "dense":
+        return Variant(name, {"compression.tt_threshold": None})
+    found = re.fullmatch(r"tt([1-9]\d*)?", name)
+    if found is None:
+        raise InputError(
+            f"--variants {args.variants}: there is no variant {name!r}; choose dense, tt, tt8 .."
         )
-    return summary
+    rank = {} if found[1] is None else {"compression.tt_rank": int(found[1])}
+    return Variant(name, {"compression.tt_threshold": args.tt_above, **rank})
+
+
+def _finished(args: argparse.Namespace, described: Mapping[str, Any]) -> Sequence[Row]:
+    """The rows of the record to go on with."""
+    if not args.resume:
+        return ()
+    if args.record is None:
+        raise InputError("--resume needs --record, the record to go on with")
+    if not args.record.exists():
+        return ()
+    record = read_record(args.record)
+    for what, now in json.loads(json.dumps(described)).items():
+        if record.get(what) != now:
+            raise InputError(
+                f"{args.record} was made with another {what}; leave out --resume to make it anew, or write "
+                "to another record"
+            )
+    found: Sequence[Row] = record["rows"]
+    return found
+
+
+def _logistic(dataset: Dataset) -> dict[str, Any]:
+    found = fit_logistic(dataset)
+    return {
+        "l2": found.l2,
+        "validation_auc": found.validation.auc,
+        "test_auc": found.test.auc,
+        "test_logloss": found.test.logloss,
+        "searched": [{"l2": l2, "validation_auc": auc} for l2, auc in found.searched],
+    }
 
 
 def _dataset_words(dataset: Dataset) -> dict[str, Any]:
@@ -152,20 +154,17 @@ def _dataset_words(dataset: Dataset) -> dict[str, Any]:
 
 
 def _text(summary: Mapping[str, Any], names: Sequence[str]) -> str:
-    lines = ["variant   test AUC            logloss             tables        smaller"]
+    """A line per variant, at most 100 columns."""
+    many = f"minus {names[0]} (s.e.)"
+    lines = [f"{'':<13}{'MB':>8}{'smaller':>9}  {'test AUC':<19}{many:<20}{'logloss':<9}{many}"]
     for name in names:
         v = summary["variants"][name]
         auc, loss = v["test_auc"], v["test_logloss"]
+        apart = {field: _difference(v.get(f"{field}_difference")) for field in ("test_auc", "test_logloss")}
         lines.append(
-            f"{name:<9} {auc['mean']:.5f} +- {auc['spread']:.5f}  "
-            f"{loss['mean']:.5f} +- {loss['spread']:.5f}  "
-            f"{v['embedding_bytes'] / 1e6:9.1f} MB  {v['smaller']:.1f}x"
-        )
-    for name in names[1:]:
-        d = summary["variants"][name]["test_auc_difference"]
-        lines.append(
-            f"{name} - {names[0]}: test AUC {d['mean']:+.5f} (spread {d['spread']:.5f}, standard error "
-            f"{d['standard_error']:.5f})"
+            f"{name:<13}{v['embedding_bytes'] / 1e6:8.1f}{v['smaller']:8.1f}x  "
+            f"{auc['mean']:.5f} ± {auc['spread']:.5f}  {apart['test_auc']:<20}"
+            f"{loss['mean']:<9.5f}{apart['test_logloss']}".rstrip()
         )
     if "logistic" in summary:
         worst = min(min(summary["variants"][n]["test_auc_of_each_seed"]) for n in names)
@@ -176,3 +175,7 @@ def _text(summary: Mapping[str, Any], names: Sequence[str]) -> str:
     if summary["bayes"] and "test" in summary["bayes"]:
         lines.append(f"best possible test AUC {summary['bayes']['test']['auc']:.5f}")
     return "\n".join(lines)
+
+
+def _difference(found: Mapping[str, float] | None) -> str:
+    return "" if found is None else f"{found['mean']:+.5f} ({found['standard_error']:.5f})"

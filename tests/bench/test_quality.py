@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from recsys_opt.bench.quality import SPACE, mean_and_spread, paired_difference, points
+from recsys_opt.bench import quality
+from recsys_opt.bench.quality import SPACE, mean_and_spread, paired_difference, points, summarise
 from recsys_opt.cli.main import main
 from tests.generated import make_dataset
 
@@ -38,28 +39,73 @@ def test_differences_are_paired():
     assert mean_and_spread([1.0]) == (1.0, 0.0)
 
 
+def summarised(auc, logloss, variant):
+    return [
+        {
+            "stage": "seeds", "variant": variant, "seed": seed, "test_auc": a, "test_logloss": b,
+            "test_accuracy": 0.8, "test_calibration": 1.0, "embedding_bytes": 10, "dense_embedding_bytes": 40,
+        }
+        for seed, (a, b) in enumerate(zip(auc, logloss, strict=True))
+    ]  # fmt: skip
+
+
+def test_a_summary_pairs_by_seed():
+    dense = summarised([0.75, 0.77], [0.5, 0.4], "dense")
+    tt = summarised([0.74, 0.78], [0.6, 0.5], "tt8")
+    found = summarise([tt[1], dense[0], tt[0], dense[1]], ["dense", "tt8"])
+    assert found["tt8"]["test_auc"]["mean"] == pytest.approx(0.76)
+    assert found["tt8"]["test_auc_difference"]["mean"] == pytest.approx(0)
+    assert found["tt8"]["test_auc_difference"]["standard_error"] == pytest.approx(0.01)
+    assert found["tt8"]["test_logloss_difference"]["mean"] == pytest.approx(0.1)
+    assert found["tt8"]["smaller"] == 4
+    assert "test_auc_difference" not in found["dense"]
+
+
 @pytest.mark.slow
 def test_a_comparison_from_search_to_record(tmp_path, capsys):
-    data = make_dataset(tmp_path / "data")
-    flags = [str(data.path), "--seeds", "2", "--search", "2", "--logistic", *SMALL]
-    code = main(["bench", "quality", *flags, "--record", str(tmp_path / "record.json"), "--json"])
+    data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
+    flags = [str(data.path), "--variants", "dense,tt3", "--search", "2", "--logistic", *SMALL]
+    flags = ["bench", "quality", *flags, "--record", str(path), "--json"]
+    assert main([*flags, "--seeds", "1"]) == 0
+    first = json.loads(path.read_text())["rows"]
+    capsys.readouterr()
+    assert main([*flags, "--seeds", "2", "--resume"]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert code == 0
-    record = json.loads((tmp_path / "record.json").read_text())
-    searched = [r for r in record["rows"] if r["stage"] == "search"]
-    assert [r["variant"] for r in searched] == ["dense", "dense", "tt", "tt"]
+    rows = json.loads(path.read_text())["rows"]
+    assert rows[: len(first)] == first
+    assert len(rows) == len(first) + 2
+    searched = [r for r in rows if r["stage"] == "search"]
+    assert [r["variant"] for r in searched] == ["dense", "dense", "tt3", "tt3"]
     assert not any(key.startswith("test_") for r in searched for key in r)  # chosen without the test rows
-    for name in ("dense", "tt"):
+    for name in ("dense", "tt3"):
         own = [r for r in searched if r["variant"] == name]
         best = max(own, key=lambda r: r["validation_auc"])
         assert {path: best[path] for path in SPACE} == summary["chosen"][name]
-    finals = [r for r in record["rows"] if r["stage"] == "seeds"]
-    assert [(r["variant"], r["seed"]) for r in finals] == [("dense", 1), ("tt", 1), ("dense", 2), ("tt", 2)]
-    difference = summary["variants"]["tt"]["test_auc_difference"]["mean"]
-    dense, tt = ([r["test_auc"] for r in finals if r["variant"] == v] for v in ("dense", "tt"))
+    finals = [r for r in rows if r["stage"] == "seeds"]
+    assert [(r["variant"], r["seed"]) for r in finals] == [
+        ("dense", 1), ("tt3", 1), ("dense", 2), ("tt3", 2)
+    ]  # fmt: skip
+    difference = summary["variants"]["tt3"]["test_auc_difference"]["mean"]
+    dense, tt = ([r["test_auc"] for r in finals if r["variant"] == v] for v in ("dense", "tt3"))
     assert difference == pytest.approx(sum(tt) / 2 - sum(dense) / 2)
-    assert summary["variants"]["tt"]["embedding_bytes"] < summary["variants"]["dense"]["embedding_bytes"]
+    assert summary["variants"]["tt3"]["embedding_bytes"] < summary["variants"]["dense"]["embedding_bytes"]
     assert summary["logistic"]["test_auc"] > 0.5
+    assert main([*flags, "--seeds", "2", "--resume", "--batch-size", "64"]) == 2
+    assert "was made with another config" in capsys.readouterr().err
+
+
+def test_a_finished_comparison_is_read_from_its_record(tmp_path, capsys, monkeypatch):
+    data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
+    flags = ["bench", "quality", str(data.path), "--variants", "dense", "--seeds", "1", *SMALL]
+    assert main([*flags, "--record", str(path), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(quality, "_run_trial", None)
+    assert main([*flags, "--record", str(path), "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == made
+    assert main([*flags, "--record", str(path), "--resume"]) == 0
+    text = capsys.readouterr().out
+    assert f"{made['variants']['dense']['test_auc']['mean']:.5f}" in text
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_refusals(tmp_path, capsys):
@@ -67,3 +113,7 @@ def test_refusals(tmp_path, capsys):
     assert main(["bench", "quality", str(data.path), "--variants", "dense,dhe"]) == 2
     assert "there is no variant 'dhe'" in capsys.readouterr().err
     assert main(["bench", "quality", str(data.path), "--seeds", "0"]) == 2
+    assert main(["bench", "quality", str(data.path), "--variants", "dense,dense"]) == 2
+    assert main(["bench", "quality", str(data.path), "--variants", "tt0"]) == 2
+    assert main(["bench", "quality", str(data.path), "--resume"]) == 2
+    assert "--resume needs --record" in capsys.readouterr().err
