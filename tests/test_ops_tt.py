@@ -1,33 +1,11 @@
-"""tt_embedding_bag against its plain-torch twin, in float64, over random shapes and batches."""
-
-from dataclasses import dataclass
+"""tt_embedding_bag in chosen situations; tests/test_ops_tt_random.py has the random ones."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from recsys_opt import ops, reference
-
-OPTIONS = ("cores_per_table", "num_embeddings", "pooling_modes", "padding_idx")
-
-
-@dataclass
-class Case:
-    """Arguments of one call."""
-
-    indices: Tensor
-    offsets: Tensor
-    cores: list[Tensor]
-    options: dict[str, list[int]]
-    weights: Tensor | None = None
-
-    def call(self, op):
-        return op(self.indices, self.offsets, self.cores, **self.options, per_sample_weights=self.weights)
-
-    def leaves(self) -> list[Tensor]:
-        return [*self.cores, *([] if self.weights is None else [self.weights])]
+from tests.tt_cases import OPTIONS, Case
 
 
 def make_cores(p, q, ranks, dtype=torch.float64, seed=0) -> list[Tensor]:
@@ -46,72 +24,6 @@ def one_table(n=23, dtype=torch.float64, p=(4, 3, 5), q=(2, 3, 2), ranks=(3, 2),
     weights = torch.randn(n, generator=generator, dtype=dtype).requires_grad_() if weighted else None
     options = dict(zip(OPTIONS, ([len(p)], [60], [0], [-1]), strict=True))
     return Case(indices, offsets, make_cores(p, q, ranks, dtype), options, weights)
-
-
-RANKS = st.sampled_from([1, 2, 3, 4, 5, 8, 16, 24, 32])
-INDEX_TYPES = st.sampled_from([torch.int32, torch.int64])
-
-
-@st.composite
-def cases(draw) -> Case:
-    tables, batch = draw(st.integers(1, 3)), draw(st.integers(0, 6))
-    weighted = draw(st.booleans())
-    longest = draw(st.sampled_from([1, 4, 40]))
-    cores, ids, lengths = [], [], []
-    options: dict[str, list[int]] = {name: [] for name in OPTIONS}
-    for t in range(tables):
-        d = draw(st.integers(2, 4))
-        p = draw(st.lists(st.integers(1, 6), min_size=d, max_size=d))
-        q = draw(st.lists(st.sampled_from([1, 2, 3, 4, 5]), min_size=d, max_size=d))
-        ranks = draw(st.lists(RANKS, min_size=d - 1, max_size=d - 1))
-        cores += make_cores(p, q, ranks, seed=t)
-        whole = int(torch.tensor(p).prod())
-        rows = draw(st.integers(max(1, whole // 2), whole))
-        counts = draw(st.lists(st.integers(0, longest), min_size=batch, max_size=batch))
-        lengths += counts
-        few = draw(st.booleans())  # many repeats
-        ids += draw(
-            st.lists(
-                st.integers(0, min(rows - 1, 2) if few else rows - 1),
-                min_size=sum(counts),
-                max_size=sum(counts),
-            )
-        )
-        options["cores_per_table"].append(d)
-        options["num_embeddings"].append(rows)
-        options["pooling_modes"].append(0 if weighted else draw(st.integers(0, 1)))
-        options["padding_idx"].append(draw(st.sampled_from([-1, 0, rows - 1])))
-    ids += [-5] * draw(st.integers(0, 2))  # after the last bag: of no bag
-    offsets = torch.tensor([0, *lengths]).cumsum(0)
-    weights = torch.linspace(-1, 2, len(ids), dtype=torch.float64).requires_grad_() if weighted else None
-    return Case(
-        torch.tensor(ids, dtype=draw(INDEX_TYPES)), offsets.to(draw(INDEX_TYPES)), cores, options, weights
-    )
-
-
-@settings(max_examples=60, deadline=None)
-@given(cases())
-def test_values_and_gradients_match_the_reference(case: Case):
-    check_against_reference(case)
-
-
-@pytest.mark.slow
-@settings(max_examples=300, deadline=None)
-@given(cases())
-def test_values_and_gradients_match_the_reference_on_many_cases(case: Case):
-    check_against_reference(case)
-
-
-def check_against_reference(case: Case) -> None:
-    got, want = case.call(ops.tt_embedding_bag), case.call(reference.tt_embedding_bag)
-    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
-    upstream = torch.linspace(-1, 1, got.numel(), dtype=got.dtype).reshape(got.shape)
-    torch.testing.assert_close(
-        torch.autograd.grad(got, case.leaves(), upstream),
-        torch.autograd.grad(want, case.leaves(), upstream),
-        rtol=1e-9,
-        atol=1e-9,
-    )
 
 
 @pytest.mark.parametrize("ranks", [(32, 32), (16, 16), (8, 24), (7, 5)])
