@@ -1,9 +1,5 @@
 """TTEmbeddingBag as a drop-in for nn.EmbeddingBag, and its place in torch."""
 
-import copy
-import io
-import pickle
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -145,29 +141,6 @@ def test_autocast_keeps_single_precision():
         out = bag(ids, offsets, torch.ones(2, dtype=torch.bfloat16))
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, bag(ids, offsets))
-
-
-def test_without_gradients():
-    bag, ids, offsets = make_bag(), torch.tensor([1, 2]), torch.tensor([0, 1])
-    for context in (torch.no_grad, torch.inference_mode):
-        with context():
-            assert not bag(ids, offsets).requires_grad
-    twice = torch.autograd.grad(bag(ids, offsets).square().sum(), bag.cores[0], create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        twice.sum().backward()
-
-
-def test_copies_and_checkpoints():
-    bag, ids, offsets = make_bag(mode="mean"), torch.tensor([1, 2, 3]), torch.tensor([0, 1])
-    want = bag(ids, offsets)
-    assert list(bag.state_dict()) == ["cores.0", "cores.1", "cores.2"]
-    buffer = io.BytesIO()
-    torch.save(bag.state_dict(), buffer)
-    buffer.seek(0)
-    other = TTEmbeddingBag(60, 8, 4, mode="mean", dtype=torch.float64)
-    other.load_state_dict(torch.load(buffer))
-    for same in (other, copy.deepcopy(bag), pickle.loads(pickle.dumps(bag))):
-        assert torch.equal(same(ids, offsets), want)
 
 
 def test_deferred_initialisation():

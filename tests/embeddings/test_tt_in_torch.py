@@ -1,0 +1,197 @@
+"""TTEmbeddingBag as a citizen of torch: copies, devices, fake tensors, functional calls, other processes."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from recsys_opt import TTEmbeddingBag
+
+IDS, OFFSETS = torch.tensor([1, 59, 0, 7, 7]), torch.tensor([0, 2, 2])
+
+
+def make_bag(**options) -> TTEmbeddingBag:
+    torch.manual_seed(0)
+    bag = TTEmbeddingBag(60, 8, [3, 5], **{"dtype": torch.float64, **options})
+    bag.reset_parameters(1.0)
+    return bag
+
+
+def through_pickle(bag):
+    return pickle.loads(pickle.dumps(bag))
+
+
+def through_save(bag):
+    buffer = io.BytesIO()
+    torch.save(bag, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, through_pickle, through_save])
+def test_copies_compute_the_same(duplicate):
+    bag = make_bag(mode="mean", padding_idx=-1, include_last_offset=True)
+    offsets = torch.tensor([0, 2, 2, 5])
+    other = duplicate(bag)
+    assert torch.equal(other(IDS, offsets), bag(IDS, offsets))
+    assert repr(other) == repr(bag)
+    other(IDS, offsets).sum().backward()
+    assert all(core.grad is not None for core in other.cores)
+
+
+def test_a_deep_copy_shares_nothing():
+    bag = make_bag()
+    other = copy.deepcopy(bag)
+    with torch.no_grad():
+        other.cores[0].zero_()
+    assert bag(IDS, OFFSETS).any()
+    assert not other(IDS, OFFSETS).any()
+
+
+def test_the_state_holds_the_cores_alone():
+    bag, other = make_bag(), TTEmbeddingBag(60, 8, [3, 5], dtype=torch.float64)
+    assert list(bag.state_dict()) == ["cores.0", "cores.1", "cores.2"]
+    buffer = io.BytesIO()
+    torch.save(bag.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer))
+    assert torch.equal(other(IDS, OFFSETS), bag(IDS, OFFSETS))
+    meta = TTEmbeddingBag(60, 8, [3, 5], device="meta")
+    meta.load_state_dict(bag.state_dict(), assign=True)
+    assert torch.equal(meta(IDS, OFFSETS), bag(IDS, OFFSETS))
+
+
+def test_types_and_devices():
+    bag = make_bag()
+    want = bag(IDS, OFFSETS)
+    single = bag.to(torch.float32)
+    assert single is bag
+    assert bag(IDS, OFFSETS).dtype == torch.float32
+    torch.testing.assert_close(bag(IDS, OFFSETS), want.float())
+    assert bag.double()(IDS, OFFSETS).dtype == torch.float64
+    meta = copy.deepcopy(bag).to("meta")
+    out = meta(IDS.to("meta"), OFFSETS.to("meta"))
+    assert out.is_meta
+    assert out.shape == (3, 8)
+    meta.to_empty(device="cpu")
+    for other in (meta, bag):
+        torch.manual_seed(0)
+        other.reset_parameters()
+    assert torch.equal(meta(IDS, OFFSETS), bag(IDS, OFFSETS))
+
+
+def test_fake_tensors():
+    with FakeTensorMode() as mode:
+        bag = TTEmbeddingBag(10_131_227, 16, 32)
+        out = bag(torch.zeros(6, dtype=torch.int64), torch.tensor([0, 2]), torch.ones(6))
+        assert out.shape == (2, 16)
+        out.sum().backward()
+        assert bag.cores[1].grad.shape == bag.cores[1].shape
+        assert bag(torch.zeros(6, 2, dtype=torch.int64)).shape == (6, 16)
+    real = make_bag()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert real(mode.from_tensor(IDS), mode.from_tensor(OFFSETS)).shape == (3, 8)
+
+
+def test_functional_call():
+    bag = make_bag()
+    doubled = {name: (2 * p).detach().requires_grad_() for name, p in bag.named_parameters()}
+    out = torch.func.functional_call(bag, doubled, (IDS, OFFSETS))
+    torch.testing.assert_close(out, 8 * bag(IDS, OFFSETS))
+    grads = torch.autograd.grad(out.sum(), list(doubled.values()))
+    own = torch.autograd.grad(bag(IDS, OFFSETS).sum(), list(bag.cores))
+    torch.testing.assert_close(grads, tuple(4 * g for g in own))
+
+
+def test_hooks():
+    bag, seen = make_bag(), []
+    bag.register_forward_pre_hook(lambda module, args: seen.append(("before", args[0])))
+    bag.register_forward_hook(lambda module, args, out: 2 * out)
+    bag.register_full_backward_hook(lambda module, grad_in, grad_out: seen.append(("backward", grad_out[0])))
+    bag.cores[0].register_post_accumulate_grad_hook(lambda core: seen.append(("grad", core.grad)))
+    plain = make_bag()
+    out = bag(IDS, OFFSETS)
+    torch.testing.assert_close(out, 2 * plain(IDS, OFFSETS))
+    out.sum().backward()
+    assert sorted(name for name, _ in seen) == ["backward", "before", "grad"]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(context):
+    bag = make_bag()
+    with context():
+        out = bag(IDS, OFFSETS, torch.ones(5, dtype=torch.float64))
+        assert not out.requires_grad
+    torch.testing.assert_close(bag(IDS, OFFSETS).detach(), out.clone())
+
+
+def test_gradients_of_some_leaves_alone():
+    bag = make_bag()
+    weights = torch.rand(5, dtype=torch.float64, requires_grad=True)
+    bag.requires_grad_(False)
+    (alone,) = torch.autograd.grad(bag(IDS, OFFSETS, weights).sum(), weights)
+    bag.cores[1].requires_grad_(True)
+    out = bag(IDS, OFFSETS, weights)
+    core, both = torch.autograd.grad(out.sum(), (bag.cores[1], weights))
+    assert torch.equal(both, alone)
+    out = bag(IDS, OFFSETS, weights.detach())
+    assert torch.equal(torch.autograd.grad(out.sum(), bag.cores[1])[0], core)
+
+
+def test_gradients_accumulate_over_passes():
+    bag = make_bag()
+    bag(IDS, OFFSETS).sum().backward()
+    once = [core.grad.clone() for core in bag.cores]
+    bag(IDS, OFFSETS).sum().backward()
+    torch.testing.assert_close([core.grad for core in bag.cores], [2 * g for g in once])
+
+
+def test_gradients_cannot_be_differentiated_again():
+    bag = make_bag()
+    (grad,) = torch.autograd.grad(bag(IDS, OFFSETS).square().sum(), bag.cores[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    bag = make_bag()
+    want = torch.autograd.grad(bag(IDS, OFFSETS).square().sum(), list(bag.cores))
+    out = torch.utils.checkpoint.checkpoint(bag, IDS, OFFSETS, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), list(bag.cores)), want)
+
+
+def test_parameters_can_be_shared_and_parametrised():
+    bag = make_bag()
+    twin = TTEmbeddingBag(60, 8, [3, 5], dtype=torch.float64)
+    twin.cores = bag.cores
+    assert torch.equal(twin(IDS, OFFSETS), bag(IDS, OFFSETS))
+    assert len(list(nn.ModuleList([bag, twin]).parameters())) == 3
+
+
+def test_the_text_names_what_the_bag_is():
+    text = repr(make_bag(mode="mean", padding_idx=-1, include_last_offset=True))
+    for part in ("60, 8", "tt_ranks=[3, 5]", "mode='mean'", "padding_idx=59", "include_last_offset=True"):
+        assert part in text
+
+
+def _train_a_step(bag: TTEmbeddingBag) -> None:
+    bag(IDS, OFFSETS).sum().backward()
+    with torch.no_grad():
+        for core in bag.cores:
+            core -= core.grad
+
+
+@pytest.mark.slow
+def test_another_process_trains_shared_cores():
+    bag, alone = make_bag().share_memory(), make_bag()
+    assert all(core.is_shared() for core in bag.cores)
+    process = torch.multiprocessing.get_context("spawn").Process(target=_train_a_step, args=(bag,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    _train_a_step(alone)
+    torch.testing.assert_close(list(bag.cores), list(alone.cores))
