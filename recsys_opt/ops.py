@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -251,6 +251,22 @@ def _(
 
 # --- tt_embedding_bag ---------------------------------------------------------------------------------------
 
+TT_ALGORITHMS = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2, "adam": 3}
+"""Update rules of `TTUpdate` by name; csrc/tt/tt_update.h says what they compute."""
+
+
+class TTUpdate(NamedTuple):
+    """An update of the cores in the backward pass, in place of their gradients."""
+
+    algorithm: int
+    """One of TT_ALGORITHMS."""
+    states: Sequence[Tensor]
+    """The states of core 0, then of core 1, ...: SGD none; Adagrad one as large as the core; row-wise Adagrad
+    one number per slice; Adam two as large as the core. They are float32; float64 where the cores are."""
+    hyperparameters: Tensor
+    """[6] float64 on the cores' device: lr, eps, beta1, beta2, weight_decay, step. Each backward pass of Adam
+    adds 1 to the step first."""
+
 
 def tt_embedding_bag(
     indices: Tensor,
@@ -262,6 +278,7 @@ def tt_embedding_bag(
     pooling_modes: Sequence[int],
     padding_idx: Sequence[int],
     per_sample_weights: Tensor | None = None,
+    update: TTUpdate | None = None,
 ) -> Tensor:
     """Pooled rows of T tensor-train tables in one launch; `reference.tt_embedding_bag` says what it computes.
 
@@ -274,9 +291,27 @@ def tt_embedding_bag(
     pooling_modes       T numbers: 0 sum, 1 mean
     padding_idx         T ids that count for nothing; -1 for none
     per_sample_weights  [N] factors of the rows; sum pooling only
+    update              the backward pass updates the cores (`reference.tt_embedding_bag_backward_update`);
+                        they must not require gradients, and get none
     returns             [B, sum of the tables' dimensions]
     """
     options = (list(cores_per_table), list(num_embeddings), list(pooling_modes), list(padding_idx))
+    if update is not None:
+        if torch.compiler.is_compiling():
+            fused: Tensor = torch.ops.recsys_opt.tt_embedding_bag_updating(
+                _ANCHOR,
+                indices,
+                offsets,
+                list(cores),
+                list(update.states),
+                *options,
+                per_sample_weights,
+                update.algorithm,
+                update.hyperparameters,
+            )
+            return fused
+        run: Callable[..., Tensor] = _TTEmbeddingBagUpdating.apply
+        return run(_ANCHOR, indices, offsets, list(cores), options, per_sample_weights, update)
     wanted = any(core.requires_grad for core in cores) or (
         per_sample_weights is not None and per_sample_weights.requires_grad
     )
@@ -336,7 +371,7 @@ def _tt_embedding_bag_backward_fake(
 
 def _tt_embedding_bag_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     indices, offsets, cores, *options, per_sample_weights = inputs
-    ctx.options, ctx.weights_grad = options, per_sample_weights is not None and ctx.needs_input_grad[-1]
+    ctx.options = options
     ctx.save_for_backward(indices, offsets, per_sample_weights, *cores)
 
 
@@ -350,6 +385,7 @@ def _tt_embedding_bag_grads(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tenso
 
 
 def _tt_embedding_bag_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    ctx.weights_grad = ctx.needs_input_grad[7]
     cores, weights = _tt_embedding_bag_grads(ctx, grad)
     return None, None, cores, None, None, None, None, weights
 
@@ -384,3 +420,146 @@ class _TTEmbeddingBag(torch.autograd.Function):
 torch.library.register_autograd(
     "recsys_opt::tt_embedding_bag", _tt_embedding_bag_backward, setup_context=_tt_embedding_bag_setup
 )
+
+
+# Updates in the backward pass. The cores have no gradient; what makes autograd call the backward pass is an
+# empty tensor that requires one.
+_ANCHOR = torch.empty(0, requires_grad=True)
+
+
+def _update_cores(
+    grad: Tensor,
+    batch: tuple[Tensor, Tensor, Sequence[Tensor]],
+    options: Sequence[Sequence[int]],
+    per_sample_weights: Tensor | None,
+    weights_grad: bool,
+    update: TTUpdate,
+) -> Tensor | None:
+    """Updates the cores; returns the gradient of the per-sample weights where they need one."""
+    if update.algorithm == TT_ALGORITHMS["adam"]:
+        update.hyperparameters[-1] += 1
+    indices, offsets, cores = batch
+    weights_grads: Tensor = torch.ops.recsys_opt.tt_embedding_bag_backward_update(
+        grad,
+        indices,
+        offsets,
+        list(cores),
+        list(update.states),
+        *options,
+        per_sample_weights,
+        weights_grad,
+        update.algorithm,
+        update.hyperparameters,
+    )
+    return weights_grads if weights_grad else None
+
+
+class _TTEmbeddingBagUpdating(torch.autograd.Function):
+    """Cores and states are not saved as tensors whose version autograd checks: the lookups of one backward
+    pass update them one after the other."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        indices: Tensor,
+        offsets: Tensor,
+        cores: list[Tensor],
+        options: tuple[list[int], ...],
+        per_sample_weights: Tensor | None,
+        update: TTUpdate,
+    ) -> Tensor:
+        ctx.cores, ctx.options, ctx.update = cores, options, update
+        ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[5]
+        ctx.save_for_backward(indices, offsets, per_sample_weights)
+        result: Tensor = torch.ops.recsys_opt.tt_embedding_bag(
+            indices, offsets, cores, *options, per_sample_weights
+        )
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        indices, offsets, weights = ctx.saved_tensors
+        batch = (indices, offsets, ctx.cores)
+        weights = _update_cores(grad, batch, ctx.options, weights, ctx.weights_grad, ctx.update)
+        return None, None, None, None, None, weights, None
+
+
+@torch.library.custom_op("recsys_opt::tt_embedding_bag_updating", mutates_args=())
+def _tt_embedding_bag_updating(
+    anchor: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    cores: Sequence[Tensor],
+    states: Sequence[Tensor],
+    cores_per_table: Sequence[int],
+    num_embeddings: Sequence[int],
+    pooling_modes: Sequence[int],
+    padding_idx: Sequence[int],
+    per_sample_weights: Tensor | None,
+    algorithm: int,
+    hyperparameters: Tensor,
+) -> Tensor:
+    """tt_embedding_bag whose gradient updates the cores, for torch.compile."""
+    options = (cores_per_table, num_embeddings, pooling_modes, padding_idx)
+    result: Tensor = torch.ops.recsys_opt.tt_embedding_bag(
+        indices, offsets, cores, *options, per_sample_weights
+    )
+    return result
+
+
+@_tt_embedding_bag_updating.register_fake
+def _(
+    anchor: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    cores: list[Tensor],
+    states: list[Tensor],
+    cores_per_table: list[int],
+    num_embeddings: list[int],
+    pooling_modes: list[int],
+    padding_idx: list[int],
+    per_sample_weights: Tensor | None,
+    algorithm: int,
+    hyperparameters: Tensor,
+) -> Tensor:
+    options = (cores_per_table, num_embeddings, pooling_modes, padding_idx)
+    return _tt_embedding_bag_fake(indices, offsets, cores, *options, per_sample_weights)
+
+
+def _tt_updating_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, indices, offsets, cores, states, *options, weights, ctx.algorithm, hyperparameters = inputs
+    ctx.options, ctx.count = options, len(cores)
+    ctx.save_for_backward(indices, offsets, weights, hyperparameters, *cores, *states)
+
+
+def _tt_updating_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    indices, offsets, weights, hyperparameters, *rest = ctx.saved_tensors
+    update = TTUpdate(ctx.algorithm, rest[ctx.count :], hyperparameters)
+    batch = (indices, offsets, rest[: ctx.count])
+    weights = _update_cores(grad, batch, ctx.options, weights, ctx.needs_input_grad[9], update)
+    nothing = [None] * ctx.count, [None] * (len(rest) - ctx.count)
+    return None, None, None, *nothing, None, None, None, None, weights, None, None
+
+
+_tt_embedding_bag_updating.register_autograd(_tt_updating_backward, setup_context=_tt_updating_setup)
+
+
+@_fake("recsys_opt::tt_embedding_bag_backward_update")
+def _(
+    grad: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    cores: list[Tensor],
+    states: list[Tensor],
+    cores_per_table: list[int],
+    num_embeddings: list[int],
+    pooling_modes: list[int],
+    padding_idx: list[int],
+    per_sample_weights: Tensor | None,
+    weights_grad: bool,
+    algorithm: int,
+    hyperparameters: Tensor,
+) -> Tensor:
+    return grad.new_empty(indices.shape[0] if weights_grad else 0)

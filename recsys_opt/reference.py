@@ -141,3 +141,80 @@ def tt_embedding_bag(
         outputs.append(pooled)
         first += d
     return torch.cat(outputs, dim=1)
+
+
+def tt_embedding_bag_backward_update(
+    grad: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    cores: Sequence[Tensor],
+    states: Sequence[Tensor],
+    cores_per_table: Sequence[int],
+    num_embeddings: Sequence[int],
+    pooling_modes: Sequence[int],
+    padding_idx: Sequence[int],
+    per_sample_weights: Tensor | None,
+    weights_grad: bool,
+    algorithm: int,
+    hyperparameters: Tensor,
+) -> Tensor:
+    """Updates the slices cores[c][i] that a batch uses from their gradients; no other number changes.
+
+    grad             [B, columns] of the output of `tt_embedding_bag`, whose arguments the others are
+    states           per core: SGD none; Adagrad [n, q, r, r']; row-wise Adagrad [n]; Adam two [n, q, r, r']
+    algorithm        0 SGD, 1 Adagrad, 2 row-wise Adagrad, 3 Adam; csrc/tt/tt_update.h has the rules
+    hyperparameters  [6] float64: lr, eps, beta1, beta2, weight_decay, step (of this update, from 1)
+    returns          the gradient of per_sample_weights where `weights_grad`, else nothing: [0]
+
+    A slice is used when an id of a bag has its digit, the padding id excepted. Tables with the same cores add
+    their gradients before the one update.
+    """
+    lr, eps, beta1, beta2, decay, step = hyperparameters.tolist()
+    leaves = [core.detach().clone().requires_grad_() for core in cores]
+    weights = None if per_sample_weights is None else per_sample_weights.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        output = tt_embedding_bag(
+            indices,
+            offsets,
+            leaves,
+            cores_per_table=cores_per_table,
+            num_embeddings=num_embeddings,
+            pooling_modes=pooling_modes,
+            padding_idx=padding_idx,
+            per_sample_weights=weights,
+        )
+    wanted = [*leaves, *([weights] if weights is not None else [])]
+    grads = torch.autograd.grad(output, wanted, grad)
+    batch, per_core = (offsets.numel() - 1) // len(cores_per_table), len(states) // len(cores)
+    sums: dict[int, Tensor] = {}
+    used: dict[int, Tensor] = {}
+    first = 0
+    for t, d in enumerate(cores_per_table):
+        ids = indices[offsets[t * batch] : offsets[(t + 1) * batch]].long()
+        ids = ids[ids != padding_idx[t]]
+        for c in reversed(range(first, first + d)):
+            rows, key = cores[c].shape[0], cores[c].data_ptr()
+            used.setdefault(key, torch.zeros(rows, dtype=torch.bool))[ids % rows] = True
+            sums[key] = sums[key] + grads[c] if key in sums else grads[c]
+            ids = ids // rows
+        first += d
+    for c, core in enumerate(cores):
+        if core.data_ptr() not in sums:  # updated as another table's
+            continue
+        total, i = sums.pop(core.data_ptr()), used[core.data_ptr()]
+        g = total[i] + decay * core[i]
+        own = states[c * per_core : (c + 1) * per_core]
+        if algorithm == 0:
+            core[i] -= lr * g
+        elif algorithm == 1:
+            own[0][i] += g.square()
+            core[i] -= lr * g / (own[0][i].sqrt() + eps)
+        elif algorithm == 2:
+            own[0][i] += g.square().mean((1, 2, 3))
+            core[i] -= lr * g / (own[0][i].sqrt() + eps)[:, None, None, None]
+        else:
+            own[0][i] += (1 - beta1) * (g - own[0][i])
+            own[1][i] = beta2 * own[1][i] + (1 - beta2) * g.square()
+            root = (own[1][i] / (1 - beta2**step)).sqrt()
+            core[i] -= lr / (1 - beta1**step) * own[0][i] / (root + eps)
+    return grads[-1] if weights_grad else grad.new_empty(0)

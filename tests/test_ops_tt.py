@@ -102,6 +102,25 @@ def test_shared_cores_add_their_gradients():
     torch.testing.assert_close(double, tuple(2 * g for g in single))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("cores_learn", [False, True])
+def test_compiled_gradients_of_the_weights(cores_learn):
+    case = one_table(weighted=True)
+
+    def run(weights, cores):
+        return Case(case.indices, case.offsets, cores, case.options, weights).call(ops.tt_embedding_bag)
+
+    found = []
+    for function in (run, torch.compile(run, fullgraph=True)):
+        weights = case.weights.detach().clone().requires_grad_()
+        cores = [core.detach().clone().requires_grad_(cores_learn) for core in case.cores]
+        function(weights, cores).square().sum().backward()
+        found.append((weights.grad, [core.grad for core in cores]))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for mine, right in zip(found[0][1], found[1][1], strict=True):
+        assert mine is right is None if not cores_learn else torch.allclose(mine, right)
+
+
 def test_gradcheck():
     case = one_table(n=7, p=(2, 3, 10), weighted=True)
 

@@ -170,4 +170,82 @@ inline void check_grad(const Tensor& grad, const Arguments& args, const Tensor& 
                   "tt_embedding_bag_backward: grad and the cores differ in dtype");
 }
 
+// Update rules that the backward pass applies by itself; the numbers are the op's.
+enum class Algorithm : int64_t { kSgd = 0, kAdagrad = 1, kRowwiseAdagrad = 2, kAdam = 3 };
+
+// Places in the op's hyperparameters, a float64 tensor. kStep: of this update, counted from 1.
+enum Hyperparameter { kLr, kEps, kBeta1, kBeta2, kWeightDecay, kStep, kHyperparameters };
+
+struct UpdateArguments {
+  Algorithm algorithm;
+  int64_t states_per_core;     // state s of core c is states[c * states_per_core + s]
+  std::vector<int64_t> owner;  // [tables] the first table with the same cores: features may share
+};
+
+// The first table whose cores are those of table t: the same memory.
+inline int64_t check_owner(const std::vector<Table>& tables, const std::vector<Tensor>& cores,
+                           const std::vector<Tensor>& states, int64_t states_per_core, int64_t t) {
+  const auto same = [&](int64_t mine, int64_t other) {
+    return cores[mine].const_data_ptr() == cores[other].const_data_ptr();
+  };
+  const Table& table = tables[t];
+  int64_t owner = 0;
+  while (owner < t && !same(table.first_core, tables[owner].first_core)) ++owner;
+  for (int64_t k = 0; k < table.d; ++k) {
+    const int64_t mine = table.first_core + k, other = tables[owner].first_core + k;
+    const bool shared = owner < t && table.d == tables[owner].d && same(mine, other);
+    bool elsewhere = false;
+    for (int64_t c = 0; c < mine && !elsewhere && !shared; ++c) elsewhere = same(mine, c);
+    STD_TORCH_CHECK(shared || (owner == t && !elsewhere), "tt_embedding_bag_backward_update: core ",
+                    k, " of table ", t,
+                    " is also another core; two tables share all their cores or none");
+    for (int64_t s = 0; s < states_per_core && shared; ++s) {
+      STD_TORCH_CHECK(states[mine * states_per_core + s].const_data_ptr() ==
+                          states[other * states_per_core + s].const_data_ptr(),
+                      "tt_embedding_bag_backward_update: tables ", owner, " and ", t,
+                      " share their cores, but not their states");
+    }
+  }
+  return owner;
+}
+
+// The only place where the arguments of the fused update are checked, after check_arguments.
+inline UpdateArguments check_update(const Arguments& args, const std::vector<Tensor>& cores,
+                                    const std::vector<Tensor>& states, int64_t algorithm,
+                                    const Tensor& hyperparameters) {
+  constexpr int64_t kStates[] = {0, 1, 1, 2};
+  STD_TORCH_CHECK(algorithm >= 0 && algorithm <= 3, "tt_embedding_bag_backward_update: algorithm ",
+                  algorithm, " is not 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad) or 3 (Adam)");
+  UpdateArguments update{static_cast<Algorithm>(algorithm), kStates[algorithm], {}};
+  STD_TORCH_CHECK(hyperparameters.scalar_type() == ScalarType::Double &&
+                      hyperparameters.dim() == 1 && hyperparameters.is_contiguous() &&
+                      hyperparameters.numel() == kHyperparameters,
+                  "tt_embedding_bag_backward_update: hyperparameters must be ",
+                  static_cast<int>(kHyperparameters),
+                  " float64 numbers: lr, eps, beta1, beta2, weight_decay, step");
+  STD_TORCH_CHECK(states.size() == cores.size() * update.states_per_core,
+                  "tt_embedding_bag_backward_update: ", cores.size(), " cores need ",
+                  cores.size() * update.states_per_core, " states, got ", states.size());
+  const bool rowwise = update.algorithm == Algorithm::kRowwiseAdagrad;
+  const ScalarType state_type =
+      cores[0].scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  for (size_t c = 0; c < cores.size(); ++c) {
+    STD_TORCH_CHECK(cores[c].is_contiguous(), "tt_embedding_bag_backward_update: core ", c,
+                    " must be contiguous");
+    for (int64_t s = 0; s < update.states_per_core; ++s) {
+      const Tensor& state = states[c * update.states_per_core + s];
+      const int64_t numel = rowwise ? cores[c].size(0) : cores[c].numel();
+      STD_TORCH_CHECK(
+          state.is_contiguous() && state.numel() == numel && state.scalar_type() == state_type,
+          "tt_embedding_bag_backward_update: state ", s, " of core ", c, " must be ", numel,
+          " contiguous numbers of ", state_type == ScalarType::Double ? "float64" : "float32",
+          ", got ", state.numel());
+    }
+  }
+  for (int64_t t = 0; t < args.size(); ++t) {
+    update.owner.push_back(check_owner(args.tables, cores, states, update.states_per_core, t));
+  }
+  return update;
+}
+
 }  // namespace recsys_opt::tt

@@ -13,6 +13,7 @@
 #include "tt_embedding_bag.h"
 #include "tt_kernels.h"
 #include "tt_plan.h"
+#include "tt_update.h"
 
 namespace recsys_opt::tt {
 
@@ -60,13 +61,17 @@ struct Work {
   Array<T> products[kMaxCores];       // [nodes, width] of the levels between the first and the top
   Array<T> grad_parents[kMaxCores];   // [nodes, width of the parent]
   Array<T> rows;                      // [distinct ids, dim], where bags have several lookups
-  Array<T> grad_last;                 // [parts - 1, last core]: the sums of parts 1 and up
-  int64_t parts = 1;                  // chunks of the top level
+  Array<T> grad_last;  // [parts - 1, last core]: the sums of parts 1 and up; updates: then part 0's
+  CoreUpdate<T> update[kMaxCores];  // of the cores; without rules, gradients go to `grad`
+  Array<uint8_t> last_used;  // updates: [n of the last core] whether the batch uses the slice
+  int64_t parts = 1;         // chunks of the top level
 
   int top() const { return table->d - 1; }
   int64_t product_rows(int k) const { return width[k] / table->r[k]; }
   int64_t core_slice(int k) const { return table->q[k] * table->r[k] * table->r[k + 1]; }
   int64_t core_size(int k) const { return table->n[k] * core_slice(k); }
+
+  bool updates() const { return update[0].rule != nullptr; }
 
   // The product of the parent of node u of level k: [product_rows(k - 1), r_{k-1}].
   const T* parent_product(int k, int64_t u) const {
@@ -114,6 +119,11 @@ struct Call {
     if (weights) {
       for (Work<T>& w : work) w.weights = weights->template const_data_ptr<T>() + w.plan.begin;
     }
+  }
+
+  // Has run_backward fill grads [indices].
+  void want_weight_gradients(Tensor& grads) {
+    for (Work<T>& w : work) w.grad_weights = grads.mutable_data_ptr<T>() + w.plan.begin;
   }
 
   // Chunks of level k of every table that has it; at least one of each.
@@ -201,6 +211,11 @@ void multiply_inner_levels(Call<T>& call) {
                    });
   });
 }
+
+// The backward pass of a call that was made for it, from grad_out [bags, columns]: fills `grad` of
+// the tables without update rules, updates the cores of the others.
+template <typename T>
+void run_backward(Call<T>& call, const T* grad_out);
 
 inline std::vector<Tensor> contiguous(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> result;
