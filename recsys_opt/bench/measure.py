@@ -32,6 +32,13 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Program:
+    """A candidate that times itself: each turn runs it once, and it says how long its calls took."""
+
+    times_s: Callable[[], Sequence[float]]
+
+
+@dataclass(frozen=True)
 class Timing:
     """Times of one candidate, in seconds."""
 
@@ -106,22 +113,27 @@ class CudaClock:
 
 
 def take_turns(
-    candidates: Mapping[str, Task],
+    candidates: Mapping[str, Task | Program],
     *,
     rounds: int = 10,
     block_s: float = 0.03,
     most_calls: int = 100,
     clock: Clock | None = None,
+    done: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Turns]:
     """Times candidates in `rounds` rounds of one block each.
 
     A block is about `block_s` long, and `most_calls` calls at most. A candidate that needs much longer for
-    one call takes part in fewer rounds, evenly spread, but in FEWEST_ROUNDS at least. The order turns by one
-    place a round, so that nobody always follows the same neighbour.
+    one call takes part in fewer rounds, evenly spread, but in FEWEST_ROUNDS at least; so do programs. The
+    order turns by one place a round, so that nobody always follows the same neighbour. After each turn,
+    `done` is called with the candidate's name.
     """
     clock = clock or WallClock()
-    calls, every = {}, {}
+    calls: dict[str, int] = {}
+    every = {name: max(1, rounds // FEWEST_ROUNDS) for name in candidates}
     for name, task in candidates.items():
+        if isinstance(task, Program):
+            continue
         clock.times_s(task, 1)
         once = clock.times_s(task, 1)[0]
         calls[name] = max(1, min(most_calls, math.ceil(block_s / max(once, 1e-9))))
@@ -131,9 +143,15 @@ def take_turns(
     names = list(candidates)
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            if i % every[name] == 0:
-                clock.times_s(candidates[name], min(WARM_CALLS, calls[name]))
-                times[name][i] = clock.times_s(candidates[name], calls[name])
+            if i % every[name]:
+                continue
+            task = candidates[name]
+            if isinstance(task, Program):
+                times[name][i] = list(task.times_s())
+            else:
+                clock.times_s(task, min(WARM_CALLS, calls[name]))
+                times[name][i] = clock.times_s(task, calls[name])
+            done(name)
     return {name: Turns(found) for name, found in times.items()}
 
 

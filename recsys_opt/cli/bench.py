@@ -10,7 +10,10 @@ EXAMPLE = "recsys-opt bench train --batch-size 2048"
 
 SUBVERBS: dict[str, tuple[str, str]] = {
     "prepare": ("recsys_opt.cli.bench_prepare", "measure data prepare, beside pandas and polars"),
-    "train": ("recsys_opt.cli.bench_train", "time a training step, beside the DLRM repository's own script"),
+    "train": (
+        "recsys_opt.cli.bench_train",
+        "time a training step with dense tables of three makes and with tensor trains",
+    ),
     "tt": ("recsys_opt.cli.bench_tt", "time a tensor-train table beside dense ones"),
     "quality": ("recsys_opt.cli.bench_quality", "compare dense tables and tensor trains over several seeds"),
     "synth": ("recsys_opt.cli.bench_synth", "rows a second of the generator, made and written"),

@@ -1,21 +1,20 @@
-"""`recsys-opt bench train`: a training step's throughput, side by side with the DLRM repository's script."""
+"""`recsys-opt bench train`: a DLRM's training step with tensor trains beside dense tables of three makes."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from recsys_opt.bench.record import write_record
 from recsys_opt.bench.train import Settings
 from recsys_opt.bench.train import run as measure
+from recsys_opt.bench.train_models import TABLES
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 
-EXAMPLE = (
-    "recsys-opt bench train --batch-size 128 2048 16384 "
-    "--dlrm-script ~/dlrm/dlrm_s_pytorch.py --dlrm-python ~/dlrm/venv/bin/python"
-)
+EXAMPLE = "recsys-opt bench train --batch-size 2048 16384"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,20 +24,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=int, default=default.rounds, help="turns of every candidate (%(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=default.steps, help="timed steps per turn (%(default)s)")
+    parser.add_argument(
+        "--block-ms", type=float, default=default.block_ms, help="a turn, about (%(default)s)"
+    )
+    parser.add_argument(
+        "--tables",
+        nargs="+",
+        choices=TABLES,
+        default=list(default.tables),
+        help="candidates' kinds of tables. "
+        + "; ".join(f"{name}: {what}" for name, what in TABLES.items())
+        + ". nn and dense share 2.2 GB, fbgemm takes 2.2 more per algorithm (%(default)s)",
+    )
+    parser.add_argument(
+        "--precision", nargs="+", choices=("fp32", "bf16"), default=list(default.precisions), help="of the "
+        "MLPs' products (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--algorithm", nargs="+", choices=("sgd", "adagrad"), default=list(default.algorithms), help="update "
+        "rules; nn has SGD alone (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ids", choices=("criteo", "uniform"), default=default.ids, help="criteo: rows like Kaggle's, from "
+        "the generator; uniform: every row of a table alike (%(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--tt-tables", type=int, default=default.tt_tables, help="largest tables in TT (%(default)s)"
     )
     parser.add_argument("--tt-rank", type=int, default=default.tt_rank, help="their rank (%(default)s)")
+    parser.add_argument("--threads", type=int, help="default: torch's choice")
     parser.add_argument("--max-rows", type=int, help="cut the tables to so many rows, for a quick look")
-    kinds = [k for k in default.tables if k != "fbgemm" or importlib.util.find_spec("fbgemm_gpu")]
-    parser.add_argument(
-        "--tables",
-        nargs="+",
-        choices=default.tables,
-        default=kinds,
-        help="candidates' kinds of tables; dense takes 2.2 GB, fbgemm 4.4 (%(default)s)",
-    )
     parser.add_argument(
         "--dlrm-script", type=Path, help="the DLRM repository's dlrm_s_pytorch.py, to run beside"
     )
@@ -59,22 +74,39 @@ def run(args: argparse.Namespace) -> Outcome:
     settings = Settings(
         batch_sizes=tuple(args.batch_size),
         rounds=args.rounds,
-        steps=args.steps,
+        block_ms=args.block_ms,
+        tables=tuple(args.tables),
+        precisions=tuple(args.precision),
+        algorithms=tuple(args.algorithm),
+        ids=args.ids,
         tt_tables=args.tt_tables,
         tt_rank=args.tt_rank,
+        threads=args.threads,
         max_rows=args.max_rows,
-        tables=tuple(args.tables),
         dlrm_script=script.expanduser().resolve() if script else None,
         dlrm_python=str(Path(args.dlrm_python).expanduser()),
     )
     with ConsoleProgress() as progress:
         rows = measure(settings, progress)
-    write_record(args.out, "train_throughput", rows, rows_of_tables=list(settings.rows))
-    width = max(len(str(row["candidate"])) for row in rows)
-    lines = [f"{'':{width}}  {'B':>6} {'median':>9} {'p20':>8} {'p80':>8} {'samples/s':>10} {'x script':>9}"]
+    extra = {"ids": args.ids, "tt_tables": args.tt_tables, "tt_rank": args.tt_rank}
+    write_record(args.out, "train_throughput", rows, rows_of_tables=list(settings.rows), **extra)
+    return Outcome(f"{_text(rows)}\n\nwritten: {args.out}", {"rows": rows, "record": str(args.out)})
+
+
+def _text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line per candidate, at most 100 columns; ratios are times, so below 1 is faster."""
+    others = [o for o in ("nn", "fbgemm", "script") if any(f"ratio_to_{o}" in row for row in rows)]
+    heads = {"nn": "/ nn.EmbeddingBag", "fbgemm": "/ FBGEMM", "script": "/ script"}
+    lines = [f"{'step, ms':18}{'B':>6}{'median':>9}{'p20':>8}{'p80':>8}{'rows/s':>9}"]
+    lines[0] += "".join(f"{heads[o]:>19}" for o in others)
     for row in rows:
-        ratio = "" if row["ratio_to_script"] is None else f"{row['ratio_to_script']:.2f}"
-        times = f"{row['median_ms']:>6.2f} ms {row['p20_ms']:>8.2f} {row['p80_ms']:>8.2f}"
-        where = f"{row['candidate']:{width}}  {row['batch_size']:>6}"
-        lines.append(f"{where} {times} {row['samples_per_s']:>10} {ratio:>9}")
-    return Outcome("\n".join([*lines, f"\nwritten: {args.out}"]), {"rows": rows, "record": str(args.out)})
+        lines.append(
+            f"{row['candidate'][:18]:18}{row['batch_size']:>6}{row['median_ms']:>9.2f}{row['p20_ms']:>8.2f}"
+            f"{row['p80_ms']:>8.2f}{row['samples_per_s']:>9,}"
+            + "".join(f"{_ratio(row.get(f'ratio_to_{o}')):>19}" for o in others)
+        )
+    return "\n".join(lines)
+
+
+def _ratio(found: Mapping[str, float] | None) -> str:
+    return "" if found is None else f"{found['median']:.3f} ({found['p20']:.2f}-{found['p80']:.2f})"

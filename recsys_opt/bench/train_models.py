@@ -1,0 +1,148 @@
+"""The candidates of `bench train`: the Criteo Kaggle DLRM with each kind of tables, and its training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from recsys_opt.data.dataset import SparseColumn
+from recsys_opt.embeddings.collection import EmbeddingCollection
+from recsys_opt.models.dlrm import DLRM
+from recsys_opt.models.recipes import criteo_kaggle, table_configs
+from recsys_opt.training.optimizers import ModelOptimizer, OptimizerConfig
+
+LEARNING_RATE = 0.1
+TABLES = {
+    "nn": "nn.EmbeddingBag for every table, torch's SGD",
+    "fbgemm": "FBGEMM's fused tables",
+    "dense": "our dense tables",
+    "tt": "the largest as tensor trains, the others our dense ones",
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a training step."""
+
+    tables: str
+    precision: Literal["fp32", "bf16"]
+    algorithm: Literal["sgd", "adagrad"]
+
+    @property
+    def model(self) -> str:
+        """Candidates of equal `model` share one; FBGEMM's tables keep the rule they began with."""
+        return f"fbgemm {self.algorithm}" if self.tables == "fbgemm" else self.tables
+
+    @property
+    def name(self) -> str:
+        """For the printed table."""
+        return f"{self.tables} {self.precision} {self.algorithm}"
+
+
+@dataclass(frozen=True)
+class TTOptions:
+    """Which tables are tensor trains, and of what rank."""
+
+    tables: int
+    """So many of the largest."""
+    rank: int
+
+
+class StockTables(nn.Module):
+    """nn.EmbeddingBag for every table, one after another, as in the DLRM repository; one id per bag."""
+
+    def __init__(self, tables: EmbeddingCollection) -> None:
+        """Shares the weights of dense tables."""
+        super().__init__()
+        weights = [tables.tables[name].get_parameter("weight") for name in tables.tables]
+        bags = []
+        for weight in weights:
+            bag = nn.EmbeddingBag(1, 1, mode="sum", sparse=True)
+            bag.num_embeddings, bag.embedding_dim = weight.shape
+            bag.weight = weight
+            bags.append(bag)
+        self.bags = nn.ModuleList(bags)
+        self.group_order = tuple(range(len(weights)))
+
+    def forward_groups(self, values: Tensor, offsets: Tensor | None = None) -> list[Tensor]:
+        """One output per table."""
+        columns = values.view(len(self.bags), -1)
+        starts = torch.arange(columns.shape[1], dtype=values.dtype)
+        return [bag(ids, starts) for bag, ids in zip(self.bags, columns, strict=True)]
+
+
+def build_models(candidates: Sequence[Candidate], rows: Sequence[int], tt: TTOptions) -> dict[str, DLRM]:
+    """The candidates' models, by `Candidate.model`; nn.EmbeddingBag shares our dense tables' weights."""
+    columns = [SparseColumn(f"C{i + 1}", n) for i, n in enumerate(rows)]
+    largest = [c.name for c in sorted(columns, key=lambda c: -c.num_embeddings)[: tt.tables]]
+    recipe = criteo_kaggle()
+    models: dict[str, DLRM] = {}
+
+    def dlrm(representation: str, tt_tables: Sequence[str] = ()) -> DLRM:
+        torch.manual_seed(0)
+        return recipe.build(
+            table_configs(
+                columns,
+                recipe.embedding_dim,
+                tt_tables=tt_tables,
+                tt_ranks=tt.rank,
+                dense_representation=representation,
+            )
+        )
+
+    for candidate in candidates:
+        if candidate.model in models:
+            continue
+        if candidate.tables == "tt":
+            models[candidate.model] = dlrm("dense", largest)
+        elif candidate.tables == "fbgemm":
+            models[candidate.model] = dlrm("fbgemm")
+        else:
+            if "dense" not in models:
+                models["dense"] = dlrm("dense")
+            if candidate.tables == "nn":
+                torch.manual_seed(0)
+                small = [SparseColumn(c.name, 1) for c in columns]
+                models["nn"] = recipe.build(table_configs(small, recipe.embedding_dim))
+                models["nn"].add_module("embeddings", StockTables(models["dense"].embeddings))
+    return models
+
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""dense [B, 13], values [26 * B], labels [B]"""
+
+
+def make_step(model: DLRM, candidate: Candidate, batches: Sequence[Batch]) -> Callable[[], None]:
+    """One call trains on the next batch."""
+    zero_grad, update = _optimizer(model, candidate)
+
+    def forever() -> Iterator[Batch]:
+        while True:
+            yield from batches
+
+    following = forever()
+
+    def step() -> None:
+        dense, values, labels = next(following)
+        with torch.autocast("cpu", torch.bfloat16, enabled=candidate.precision == "bf16"):
+            logits = model(dense, values)
+        loss = binary_cross_entropy_with_logits(logits.float(), labels)
+        zero_grad()
+        loss.backward()
+        update()
+
+    return step
+
+
+def _optimizer(model: DLRM, candidate: Candidate) -> tuple[Callable[[], object], Callable[[], object]]:
+    if candidate.tables == "nn":
+        stock = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+        return stock.zero_grad, stock.step
+    rates = (LEARNING_RATE,) * 3
+    own = ModelOptimizer(model, OptimizerConfig(candidate.algorithm, *rates))
+    return own.zero_grad, own.step
