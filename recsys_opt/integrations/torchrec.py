@@ -1,6 +1,8 @@
-"""torchrec's data types on recsys_opt's tables: KeyedJaggedTensor in, KeyedTensor out.
+"""recsys_opt's tables inside torchrec's models: KeyedJaggedTensor in, KeyedTensor out.
 
-The only import of torchrec.
+`with_tensor_trains` turns tables of an EmbeddingBagCollection into tensor trains, `keyed_collection` starts
+from its configs. What either returns goes where torchrec's models take an EmbeddingBagCollection. The only
+import of torchrec.
 """
 
 from __future__ import annotations
@@ -9,14 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from recsys_opt.embeddings.collection import EmbeddingCollection
-from recsys_opt.errors import InputError
+from recsys_opt.embeddings.dense import DenseEmbeddingBag
+from recsys_opt.embeddings.tt import TTEmbeddingBag
+from recsys_opt.errors import BatchError, InputError
 from recsys_opt.tables import TableConfig
 
 try:
     from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
+    from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingBagCollectionInterface
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 except (ImportError, OSError) as error:
     raise InputError(
@@ -25,17 +29,26 @@ except (ImportError, OSError) as error:
     ) from error
 
 
-class KeyedEmbeddingCollection(nn.Module):
-    """An `EmbeddingCollection` in the place of torchrec's EmbeddingBagCollection.
+class KeyedEmbeddingCollection(EmbeddingBagCollectionInterface):  # type: ignore[misc]
+    """An `EmbeddingCollection` in the place of torchrec's EmbeddingBagCollection, whose interface it has.
 
     collection   the tables
     is_weighted  whether the KeyedJaggedTensor's weights multiply the rows, as torchrec's option of that name
+
+    Parameters are named as torchrec names them, so that states of dense tables go both ways:
+    `embedding_bags.<table>.weight` of a dense table, `embedding_bags.<table>.cores.<k>` of a tensor train.
+    The gradients of dense tables are sparse: SGD, Adagrad and SparseAdam take them, Adam does not.
+    torchrec.fx traces a model that holds one with leaf_modules=["KeyedEmbeddingCollection"].
     """
 
     def __init__(self, collection: EmbeddingCollection, *, is_weighted: bool = False) -> None:
         super().__init__()
-        self.collection = collection
-        self.is_weighted = is_weighted
+        self.embedding_bags = collection.tables
+        self._is_weighted = is_weighted
+        # Not a submodule: its tables are this module's already, under torchrec's name.
+        self.__dict__["collection"] = collection
+
+    collection: EmbeddingCollection
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Pooled rows of the collection's features, under their names and in their order.
@@ -45,20 +58,49 @@ class KeyedEmbeddingCollection(nn.Module):
         """
         wanted = list(self.collection.feature_names)
         keys = list(features.keys())
+        if features.variable_stride_per_key():
+            raise BatchError(
+                "the KeyedJaggedTensor has a batch size for each key; give every key the same batch size"
+            )
         if keys != wanted:
             missing = [name for name in wanted if name not in keys]
             if missing:
-                raise InputError(
+                raise BatchError(
                     f"the KeyedJaggedTensor lacks {', '.join(missing)}; its keys are {', '.join(keys)}"
                 )
             features = features.permute([keys.index(name) for name in wanted])
-        weights = features.weights_or_none() if self.is_weighted else None
-        if self.is_weighted and weights is None:
-            raise InputError("is_weighted is set, but the KeyedJaggedTensor has no weights")
+        weights = features.weights_or_none() if self._is_weighted else None
+        if self._is_weighted and weights is None:
+            raise BatchError(
+                "the collection is weighted, but the KeyedJaggedTensor has no weights; give it weights, or "
+                "build the collection with is_weighted=False"
+            )
         values = self.collection(features.values(), features.offsets(), weights)
         return KeyedTensor(
             keys=wanted, length_per_key=list(self.collection.feature_dims), values=values, key_dim=1
         )
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        """The tables as torchrec describes them."""
+        return [
+            EmbeddingBagConfig(
+                name=config.name,
+                num_embeddings=config.num_embeddings,
+                embedding_dim=config.embedding_dim,
+                feature_names=list(config.feature_names),
+                pooling=PoolingType.SUM if config.pooling == "sum" else PoolingType.MEAN,
+            )
+            for config in self.collection.configs
+        ]
+
+    def is_weighted(self) -> bool:
+        """Whether the KeyedJaggedTensor's weights multiply the rows."""
+        return self._is_weighted
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are."""
+        return next(self.embedding_bags.parameters()).device
 
 
 def table_config(
@@ -98,3 +140,52 @@ def keyed_collection(
         raise InputError(f"representations names {', '.join(unknown)}, but the tables are {names}")
     tables = [table_config(config, *chosen.get(config.name, ("dense", {}))) for config in configs]
     return KeyedEmbeddingCollection(EmbeddingCollection(tables, device=device), is_weighted=is_weighted)
+
+
+def with_tensor_trains(
+    source: EmbeddingBagCollection, tables: Mapping[str, Mapping[str, Any]], *, fit: bool = True
+) -> KeyedEmbeddingCollection:
+    """`source` with some of its tables as tensor trains; the others keep their very parameters.
+
+    tables  table name -> options of its `TTEmbeddingBag`: tt_ranks, and shapes other than the defaults
+    fit     the cores are fitted to the table's rows (TT-SVD); otherwise they start anew
+
+    Example::
+
+        model = torchrec.models.dlrm.DLRM(EmbeddingBagCollection(configs), 13, [512, 16], [512, 1])
+        arch = model.sparse_arch
+        arch.embedding_bag_collection = with_tensor_trains(
+            arch.embedding_bag_collection, {"t_cat_2": {"tt_ranks": 32}, "t_cat_11": {"tt_ranks": 16}}
+        )
+        for table in ("t_cat_2", "t_cat_11"):
+            print(table, arch.embedding_bag_collection.collection.table(table).fit_error)
+    """
+    result = keyed_collection(
+        source.embedding_bag_configs(),
+        is_weighted=source.is_weighted(),
+        representations={name: ("tt", options) for name, options in tables.items()},
+        device="meta",
+    )
+    for config in result.collection.configs:
+        weight, table = source.embedding_bags[config.name].weight, result.collection.table(config.name)
+        if isinstance(table, DenseEmbeddingBag):
+            table.weight = weight
+            continue
+        assert isinstance(table, TTEmbeddingBag)
+        if not fit:
+            table.to_empty(device=weight.device)
+            table.reset_parameters()
+            continue
+        if weight.is_meta:
+            raise InputError(
+                f"table {config.name} is on the meta device: it has no rows to fit cores to; use fit=False"
+            )
+        fitted = TTEmbeddingBag.from_pretrained(
+            weight.detach(),
+            table.tt_ranks[1:-1],
+            tt_p_shapes=table.tt_p_shapes,
+            tt_q_shapes=table.tt_q_shapes,
+            mode=config.pooling,
+        )
+        result.embedding_bags.add(config.name, fitted)
+    return result
