@@ -8,78 +8,18 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 import statistics
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from recsys_opt.environment import commit
+from recsys_opt.bench.quality_trial import SPACE, Place, Row, Trial, Variant, row_key, run_trial
 from recsys_opt.progress import Progress, SilentProgress
-from recsys_opt.training.config import TrainingConfig, replaced
-from recsys_opt.training.trainer import TrainResult, train
 
-# Ranges searched, by dotted path; a variant without tensor trains is not touched by core_lr.
-SPACE: dict[str, tuple[float, float]] = {
-    "optimizer.mlp_lr": (0.003, 0.008),
-    "optimizer.table_lr": (0.015, 0.1),
-    "optimizer.core_lr": (0.005, 0.03),
-}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to represent the tables: a name and what it changes in the configuration."""
-
-    name: str
-    changes: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training run to make."""
-
-    stage: Literal["search", "seeds"]
-    variant: Variant
-    seed: int
-    settings: Mapping[str, Any]
-
-    def key(self) -> tuple[Any, ...]:
-        """Equal for a trial and its row in a record."""
-        return (self.stage, self.variant.name, self.seed, tuple(sorted(self.settings.items())))
-
-
-Row = Mapping[str, Any]
-"""A finished trial: its stage, variant, seed and settings, the metrics, the bytes of the tables."""
-
-
-def row_key(row: Row) -> tuple[Any, ...]:
-    """`Trial.key` of a finished trial."""
-    settings = {path: row[path] for path in SPACE if path in row}
-    return (row["stage"], row["variant"], row["seed"], tuple(sorted(settings.items())))
-
-
-def make_row(trial: Trial, result: TrainResult) -> dict[str, Any]:
-    """A row of the record; a trial of the search says nothing about the test rows."""
-    row: dict[str, Any] = {
-        "stage": trial.stage,
-        "variant": trial.variant.name,
-        "seed": trial.seed,
-        **trial.settings,
-        "commit": commit(),
-    }
-    for split, metrics in (("validation", result.validation), ("test", result.test)):
-        if metrics and not (trial.stage == "search" and split == "test"):
-            values = metrics.to_json()
-            del values["reliability"]
-            row |= {f"{split}_{key}": value for key, value in values.items()}
-    row["embedding_bytes"] = result.embedding_bytes
-    row["dense_embedding_bytes"] = result.dense_embedding_bytes
-    row["samples_per_s"] = result.samples_per_s
-    return row
+DENSE = Variant("dense", {"compression.tt_threshold": None})
 
 
 def points(count: int) -> list[dict[str, float]]:
@@ -105,8 +45,7 @@ def round_to_two_digits(value: float) -> float:
 class Comparison:
     """Where trials train, and what becomes of each when it is done."""
 
-    dataset: str
-    config: TrainingConfig
+    place: Place
     jobs: int = 1
     """Trials at a time, each in a process of its own with one thread."""
     finished: Sequence[Row] = ()
@@ -115,48 +54,52 @@ class Comparison:
     """Called with each new row as soon as its trial and all before it are done."""
     progress: Progress = field(default_factory=SilentProgress)
 
-    def run(self, description: str, trials: Sequence[Trial]) -> list[Row]:
-        """The rows of `trials`, in their order."""
-        rows = {row_key(row): row for row in self.finished}
-        tasks = [(self.dataset, self.config, trial) for trial in trials if trial.key() not in rows]
-        self.progress.start(description, len(tasks), "runs")
-        with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
-            for row in pool.map(_run_trial, tasks):
-                rows[row_key(row)] = row
-                self.keep(row)
-                auc = row.get("validation_auc")
-                shown = "-" if auc is None else f"{auc:.5f}"
-                self.progress.advance(1, last=f"{row['variant']} validation AUC {shown}")
-        self.progress.finish()
-        return [rows[trial.key()] for trial in trials]
-
     def search(self, variants: Sequence[Variant], count: int) -> list[Row]:
-        """Trains every variant with the same `count` settings, seed 0."""
-        return self.run(
+        """Trains every variant with the same `count` settings, seed 0; those that begin with the dense model
+        are left out: they take its settings."""
+        return self._run(
             f"search, {count} settings each",
-            [Trial("search", variant, 0, point) for variant in variants for point in points(count)],
+            [
+                Trial("search", variant, 0, point)
+                for variant in variants
+                if not variant.after_dense
+                for point in points(count)
+            ],
         )
 
     def seeds(
         self, variants: Sequence[Variant], chosen: Mapping[str, Mapping[str, Any]], count: int
     ) -> list[Row]:
         """Trains every variant with its chosen settings for seeds 1 .. `count` (the search used seed 0)."""
-        return self.run(
-            f"{count} seeds each",
-            [Trial("seeds", v, seed, chosen[v.name]) for seed in range(1, count + 1) for v in variants],
-        )
+        rows: list[Row] = []
+        for seed in range(1, count + 1):
+            dense = next((v for v in variants if v.name == DENSE.name), DENSE)
+            trials = [Trial("seeds", v, seed, chosen.get(v.name, {})) for v in variants]
+            start = Trial("seeds", dense, seed, chosen.get(dense.name, {}), keep=True)
+            rows += self._run(f"seed {seed} of {count}", trials, start)
+            shutil.rmtree(self.place.dense_run(seed), ignore_errors=True)
+        return rows
 
-
-def _run_trial(task: tuple[str, TrainingConfig, Trial]) -> dict[str, Any]:
-    """Trains one configuration in a temporary run folder, without checkpoints."""
-    dataset, config, trial = task
-    if config.device == "cpu":
-        import torch
-
-        torch.set_num_threads(1)  # trials run beside each other
-    changes = {**trial.variant.changes, **trial.settings, "seed": trial.seed, "checkpoint_every_s": None}
-    with tempfile.TemporaryDirectory() as folder:
-        return make_row(trial, train(replaced(config, changes), dataset, Path(folder) / "run"))
+    def _run(self, description: str, trials: Sequence[Trial], start: Trial | None = None) -> list[Row]:
+        """The rows of `trials`, in their order; `start` trains the dense model that some begin with."""
+        rows = {row_key(row): row for row in self.finished}
+        missing = [trial for trial in trials if trial.key() not in rows]
+        later = [trial for trial in missing if trial.variant.after_dense]
+        first = [trial for trial in missing if not trial.variant.after_dense]
+        if later and start is not None:
+            first = [start, *(trial for trial in first if trial.key() != start.key())]
+        self.progress.start(description, len(first) + len(later), "runs")
+        with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
+            for some in (first, later):
+                for row in pool.map(run_trial, [self.place] * len(some), some):
+                    if row_key(row) not in rows and any(row_key(row) == t.key() for t in missing):
+                        rows[row_key(row)] = row
+                        self.keep(row)
+                    auc = row.get("validation_auc")
+                    shown = "-" if auc is None else f"{auc:.5f}"
+                    self.progress.advance(1, last=f"{row['variant']} validation AUC {shown}")
+        self.progress.finish()
+        return [rows[trial.key()] for trial in trials]
 
 
 def best_settings(rows: Sequence[Row], variant: str) -> dict[str, Any]:

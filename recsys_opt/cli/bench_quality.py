@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recsys_opt.bench.logistic import fit_logistic
-from recsys_opt.bench.quality import Comparison, Row, Variant, best_settings, summarise
+from recsys_opt.bench.quality import DENSE, Comparison, best_settings, summarise
+from recsys_opt.bench.quality_trial import Place, Row, Variant
 from recsys_opt.bench.record import read_record, write_record
 from recsys_opt.cli.arguments import add_config_arguments, config_changes
 from recsys_opt.cli.outcome import Outcome
@@ -32,8 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variants",
         default="dense,tt",
         help="with commas between, the first is what the others are compared with: dense; tt, tensor trains "
-        "of rank --tt-rank; tt8, of rank 8, or any other (default dense,tt)",
+        "of rank --tt-rank; tt8, of rank 8, or any other; svd8, the trained dense tables fitted by tensor "
+        "trains of rank 8; svd8+tuned, and trained on from there; dense+tuned, the dense model trained on "
+        "likewise (default dense,tt)",
     )
+    parser.add_argument("--tune-rate", type=float, default=0.1, metavar="X", help="variants +tuned: one more "
+        "pass over the training rows, at this share of the learning rates (default 0.1)")  # fmt: skip
     parser.add_argument("--tt-above", type=int, default=100_000, metavar="ROWS", help="variants tt: tables "
         "of at least so many rows are tensor trains (default 100000)")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs per variant (default 5)")
@@ -54,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on with the record: runs that it holds are not made again"
     )
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="for run folders, up to 2.3 GB for "
+        "variants that begin with a dense model (default: the temporary folder)")  # fmt: skip
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="criteo_kaggle", help="settings")
     settings = parser.add_argument_group("settings (default: the recipe's)")
     add_config_arguments(
@@ -78,7 +86,12 @@ def run(args: argparse.Namespace) -> Outcome:
                 f"{args.dataset} has no {split} rows to compare on; make it with --split 80/10/10"
             )
     config = replaced(recipe(args.recipe), config_changes(args))
-    described = {"dataset": _dataset_words(dataset), "tt_above": args.tt_above, "config": config.to_json()}
+    described = {
+        "dataset": _dataset_words(dataset),
+        "tt_above": args.tt_above,
+        "tune_rate": args.tune_rate,
+        "config": config.to_json(),
+    }
     rows: list[Row] = list(_finished(args, described))
 
     def keep(row: Row) -> None:
@@ -86,10 +99,12 @@ def run(args: argparse.Namespace) -> Outcome:
         if args.record:
             write_record(args.record, "quality", rows, **described)
 
-    with ConsoleProgress() as progress:
-        comparison = Comparison(args.dataset, config, args.jobs, tuple(rows), keep, progress)
+    with ConsoleProgress() as progress, tempfile.TemporaryDirectory(dir=args.work, prefix="quality_") as work:
+        place = Place(args.dataset, config, Path(work))
+        comparison = Comparison(place, args.jobs, tuple(rows), keep, progress)
         found = comparison.search(variants, args.search) if args.search else []
-        chosen = {v.name: best_settings(found, v.name) if found else {} for v in variants}
+        searched = {row["variant"] for row in found}
+        chosen = {v.name: best_settings(found, v.name) for v in variants if v.name in searched}
         finals = comparison.seeds(variants, chosen, args.seeds)
     summary: dict[str, Any] = {"variants": summarise(finals, names), "chosen": chosen}
     summary["bayes"] = {k: dict(v) for k, v in (dataset.info.bayes or {}).items()} or None
@@ -101,15 +116,21 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def _variant(name: str, args: argparse.Namespace) -> Variant:
+    tune_rate = args.tune_rate if name.endswith("+tuned") else None
     if name == "dense":
-        return Variant(name, {"compression.tt_threshold": None})
-    found = re.fullmatch(r"tt([1-9]\d*)?", name)
+        return DENSE
+    if name == "dense+tuned":
+        return Variant(name, DENSE.changes, after_dense=True, tune_rate=tune_rate)
+    found = re.fullmatch(r"tt([1-9]\d*)?|svd([1-9]\d*)(\+tuned)?", name)
     if found is None:
         raise InputError(
-            f"--variants {args.variants}: there is no variant {name!r}; choose dense, tt, tt8 .."
+            f"--variants {args.variants}: there is no variant {name!r}; choose dense, tt, tt8, svd8, "
+            "svd8+tuned, dense+tuned, with any rank for 8"
         )
-    rank = {} if found[1] is None else {"compression.tt_rank": int(found[1])}
-    return Variant(name, {"compression.tt_threshold": args.tt_above, **rank})
+    rank = found[1] or found[2]
+    changes = {} if rank is None else {"compression.tt_rank": int(rank)}
+    changes["compression.tt_threshold"] = args.tt_above
+    return Variant(name, changes, after_dense=found[2] is not None, tune_rate=tune_rate)
 
 
 def _finished(args: argparse.Namespace, described: Mapping[str, Any]) -> Sequence[Row]:

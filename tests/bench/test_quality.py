@@ -3,7 +3,8 @@ import json
 import pytest
 
 from recsys_opt.bench import quality
-from recsys_opt.bench.quality import SPACE, mean_and_spread, paired_difference, points, summarise
+from recsys_opt.bench.quality import mean_and_spread, paired_difference, points, summarise
+from recsys_opt.bench.quality_trial import SPACE
 from recsys_opt.cli.main import main
 from tests.generated import make_dataset
 
@@ -94,12 +95,35 @@ def test_a_comparison_from_search_to_record(tmp_path, capsys):
     assert "was made with another config" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_variants_that_begin_with_the_dense_model(tmp_path, capsys):
+    data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
+    flags = [str(data.path), "--variants", "dense,svd2,svd800,dense+tuned,svd2+tuned", "--seeds", "1", *SMALL]
+    work = tmp_path / "work"
+    work.mkdir()
+    flags = ["bench", "quality", *flags, "--record", str(path), "--work", str(work), "--json"]
+    assert main([*flags, "--tune-rate", "0.5"]) == 0
+    assert not list(work.iterdir())
+    rows = {r["variant"]: r for r in json.loads(path.read_text())["rows"]}
+    assert list(rows) == ["dense", "svd2", "svd800", "dense+tuned", "svd2+tuned"]
+    assert all(0.1 < error < 1 for error in rows["svd2"]["fit_error"].values())
+    # A tensor train of full rank is the dense table.
+    assert rows["svd800"]["test_auc"] == pytest.approx(rows["dense"]["test_auc"], abs=1e-4)
+    assert rows["svd2"]["test_logloss"] != pytest.approx(rows["dense"]["test_logloss"], abs=1e-4)
+    assert rows["dense+tuned"]["test_logloss"] != pytest.approx(rows["dense"]["test_logloss"], abs=1e-5)
+    assert rows["svd2+tuned"]["embedding_bytes"] == rows["svd2"]["embedding_bytes"]
+    assert rows["svd2+tuned"]["test_logloss"] != rows["svd2"]["test_logloss"]
+    capsys.readouterr()
+    assert main([*flags, "--tune-rate", "0.25", "--resume"]) == 2
+    assert "was made with another tune_rate" in capsys.readouterr().err
+
+
 def test_a_finished_comparison_is_read_from_its_record(tmp_path, capsys, monkeypatch):
     data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
     flags = ["bench", "quality", str(data.path), "--variants", "dense", "--seeds", "1", *SMALL]
     assert main([*flags, "--record", str(path), "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
-    monkeypatch.setattr(quality, "_run_trial", None)
+    monkeypatch.setattr(quality, "run_trial", None)
     assert main([*flags, "--record", str(path), "--resume", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == made
     assert main([*flags, "--record", str(path), "--resume"]) == 0
@@ -114,6 +138,6 @@ def test_refusals(tmp_path, capsys):
     assert "there is no variant 'dhe'" in capsys.readouterr().err
     assert main(["bench", "quality", str(data.path), "--seeds", "0"]) == 2
     assert main(["bench", "quality", str(data.path), "--variants", "dense,dense"]) == 2
-    assert main(["bench", "quality", str(data.path), "--variants", "tt0"]) == 2
+    assert main(["bench", "quality", str(data.path), "--variants", "svd+tuned"]) == 2
     assert main(["bench", "quality", str(data.path), "--resume"]) == 2
     assert "--resume needs --record" in capsys.readouterr().err

@@ -1,0 +1,146 @@
+"""One trial of `bench quality`: a training run, or the conversion of one, and the row that it leaves."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from recsys_opt.data.dataset import Dataset
+from recsys_opt.environment import commit
+from recsys_opt.run_folder import RunFolder
+from recsys_opt.training.config import TrainingConfig, replaced
+from recsys_opt.training.evaluate import evaluate_run
+from recsys_opt.training.initial import convert_run
+from recsys_opt.training.metrics import Metrics
+from recsys_opt.training.trainer import train
+
+# Settings that a trial may have of its own, by dotted path, and the range that a search covers; a variant
+# without tensor trains is not touched by core_lr.
+SPACE: dict[str, tuple[float, float]] = {
+    "optimizer.mlp_lr": (0.003, 0.008),
+    "optimizer.table_lr": (0.015, 0.1),
+    "optimizer.core_lr": (0.005, 0.03),
+}
+
+AT_THE_END_S = 1e9
+"""Between two checkpoints: longer than any trial, which leaves the one at its end."""
+
+Row = Mapping[str, Any]
+"""A finished trial: its stage, variant, seed and settings, the metrics, the bytes of the tables."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to represent the tables: a name and what it changes in the configuration."""
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    after_dense: bool = False
+    """Begins with the trained dense model of the same seed, not with weights drawn from the seed."""
+    tune_rate: float | None = None
+    """After dense: one more pass over the training rows, at this share of the learning rates; None: no
+    training, the tables are converted alone."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training run to make."""
+
+    stage: Literal["search", "seeds"]
+    variant: Variant
+    seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    keep: bool = False
+    """Leave the run as the dense model that other trials of the seed begin with."""
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal for a trial and its row in a record."""
+        return (self.stage, self.variant.name, self.seed, tuple(sorted(self.settings.items())))
+
+
+def row_key(row: Row) -> tuple[Any, ...]:
+    """`Trial.key` of a finished trial."""
+    settings = {path: row[path] for path in SPACE if path in row}
+    return (row["stage"], row["variant"], row["seed"], tuple(sorted(settings.items())))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where trials train."""
+
+    dataset: str
+    config: TrainingConfig
+    folder: Path
+    """For run folders; a trained dense model that later trials begin with stays here."""
+
+    def dense_run(self, seed: int) -> Path:
+        """The dense model of a seed."""
+        return self.folder / f"dense-{seed}"
+
+
+def run_trial(place: Place, trial: Trial) -> Row:
+    """Trains one configuration, on one thread if on the CPU: trials run beside each other."""
+    if place.config.device == "cpu":
+        torch.set_num_threads(1)
+    if trial.keep:
+        return _train(place, trial, place.dense_run(trial.seed), checkpoint_every_s=AT_THE_END_S)
+    run = place.folder / f"{trial.stage}-{trial.variant.name}-{trial.seed}"
+    shutil.rmtree(run, ignore_errors=True)
+    try:
+        return _after_dense(place, trial, run) if trial.variant.after_dense else _train(place, trial, run)
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def _train(place: Place, trial: Trial, run: Path, **changes: Any) -> dict[str, Any]:
+    own = {**trial.variant.changes, **trial.settings, "seed": trial.seed, "checkpoint_every_s": None}
+    result = train(replaced(place.config, {**own, **changes}), place.dataset, run, resume=trial.keep)
+    row = _row(trial, result.validation, result.test, result.embedding_bytes, result.dense_embedding_bytes)
+    return row | {"samples_per_s": result.samples_per_s}
+
+
+def _after_dense(place: Place, trial: Trial, run: Path) -> dict[str, Any]:
+    variant = trial.variant
+    config: TrainingConfig = replaced(place.config, {**variant.changes, **trial.settings})
+    if variant.tune_rate is not None:
+        rates = {path: config.optimizer.learning_rate(kind) for path, kind in _RATES.items()}
+        slower = {path: rate * variant.tune_rate for path, rate in rates.items()}
+        return _train(place, trial, run, init_from=str(place.dense_run(trial.seed)), **slower)
+    fits = convert_run(place.dense_run(trial.seed), run, config.compression)
+    dataset = Dataset(place.dataset)
+    validation, test = (evaluate_run(run, dataset, split) for split in ("validation", "test"))
+    tables = RunFolder(run).description()["model"]["tables"]
+    sizes = [sum(table[what] for table in tables) for what in ("storage_bytes", "dense_bytes")]
+    row = _row(trial, validation, test, *sizes)
+    return row | {"fit_error": {fit.name: fit.fit_error for fit in fits}}
+
+
+_RATES: dict[str, Literal["mlp", "cores", "tables"]] = {
+    "optimizer.mlp_lr": "mlp",
+    "optimizer.table_lr": "tables",
+    "optimizer.core_lr": "cores",
+}
+
+
+def _row(
+    trial: Trial, validation: Metrics | None, test: Metrics | None, stored: int, dense: int
+) -> dict[str, Any]:
+    """A row of the record; a trial of the search says nothing about the test rows."""
+    row: dict[str, Any] = {
+        "stage": trial.stage,
+        "variant": trial.variant.name,
+        "seed": trial.seed,
+        **trial.settings,
+        "commit": commit(),
+    }
+    for split, metrics in (("validation", validation), ("test", test)):
+        if metrics and not (trial.stage == "search" and split == "test"):
+            values = metrics.to_json()
+            del values["reliability"]
+            row |= {f"{split}_{key}": value for key, value in values.items()}
+    return row | {"embedding_bytes": stored, "dense_embedding_bytes": dense}
