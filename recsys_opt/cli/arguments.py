@@ -6,13 +6,15 @@ import argparse
 import ast
 import inspect
 import itertools
+import re
 import textwrap
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
-from recsys_opt.training.config import optional_type
+from recsys_opt.training.config import ByteSize, optional_type
 
 
 def add_config_arguments(
@@ -82,7 +84,8 @@ def _converter(hint: Any) -> Callable[[str], Any]:
 
         split.__name__ = f"comma-separated {item.__name__}"
         return split
-    return whole_number if hint is int else typing.cast(Callable[[str], Any], hint)
+    readers: dict[Any, Callable[[str], Any]] = {int: whole_number, ByteSize: byte_size}
+    return readers.get(hint, typing.cast(Callable[[str], Any], hint))
 
 
 def whole_number(text: str) -> int:
@@ -98,6 +101,19 @@ def whole_number(text: str) -> int:
         return int(value)
 
 
+def byte_size(text: str) -> int:
+    """Accepts 20MB (20,000,000), 16MiB (16,777,216), 1.5GB, 512KiB, 100B and plain numbers of bytes."""
+    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:e[0-9]+)?) ?([kKMGT]i?)?B?", text.strip())
+    if match is None:
+        raise ValueError(f"{text} is no number of bytes")
+    prefix = match[2] or ""
+    power = "kMGT".index(prefix[0].replace("K", "k")) + 1 if prefix else 0
+    value = Fraction(match[1].replace("_", "")) * (1024 if prefix.endswith("i") else 1000) ** power
+    if value.denominator > 1:
+        raise ValueError(f"{text} is no whole number of bytes")
+    return int(value)
+
+
 def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         return _NONE if text == "none" else convert(text)
@@ -109,7 +125,7 @@ def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
 def _metavar(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         return "A,B,.."
-    return {int: "N", float: "X"}.get(hint, "S")
+    return {int: "N", float: "X", ByteSize: "BYTES"}.get(hint, "S")
 
 
 def field_docs(cls: type[Any]) -> dict[str, str]:

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a trained run folder")
     parser.add_argument("--out", required=True, metavar="RUN2", help="the run folder to write")
     settings = parser.add_argument_group("which tables become tensor trains")
-    add_config_arguments(settings, CompressionConfig)
+    # A memory budget needs the lookups of a dataset: train --init-from takes one.
+    leave_out = frozenset({"memory_budget", "tt_options"})
+    add_config_arguments(settings, CompressionConfig, leave_out=leave_out)
 
 
 def run(args: argparse.Namespace) -> Outcome:

@@ -11,7 +11,10 @@ EXAMPLE = "recsys-opt data prepare train.txt --out kaggle/"
 SUBVERBS: dict[str, tuple[str, str]] = {
     "prepare": ("recsys_opt.cli.data_prepare", "make a dataset folder from Criteo text files"),
     "synth": ("recsys_opt.cli.data_synth", "generate Criteo-like rows whose best possible AUC is known"),
-    "tables": ("recsys_opt.cli.data_tables", "generate lookups of many tables with production-like reuse"),
+    "tables": (
+        "recsys_opt.cli.data_tables",
+        "a dataset's tables under a memory budget; or lookups of generated ones",
+    ),
     "compare": ("recsys_opt.cli.data_compare", "compare two data sets, such as real and generated rows"),
     "calibrate": ("recsys_opt.cli.data_calibrate", "measure the generator's statistics on real rows"),
 }

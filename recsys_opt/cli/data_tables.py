@@ -1,27 +1,63 @@
-"""`recsys-opt data tables`: lookups of many tables with production-like reuse."""
+"""`recsys-opt data tables`: a dataset's tables under a memory budget, or lookups of many generated tables."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from recsys_opt.cli.arguments import byte_size
+from recsys_opt.cli.budget_table import budget_table
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
+from recsys_opt.data.dataset import Dataset
+from recsys_opt.errors import InputError
+from recsys_opt.training.budget import choose_for_dataset
+from recsys_opt.training.config import RECIPES, recipe
 
-EXAMPLE = "recsys-opt data tables --tables 856 --batch 4096 --out trace/"
+EXAMPLE = "\n  ".join(
+    (
+        "recsys-opt data tables kaggle/ --memory-budget 20MB",
+        "recsys-opt data tables --tables 856 --batch 4096 --out trace/",
+    )
+)
+# Of generated tables only; a dataset brings its own.
+GENERATED = {
+    "tables": 856,
+    "batch": 65536,
+    "batches": 1,
+    "embedding_dim": 64,
+    "seed": 0,
+    "out": None,
+    "record": None,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("--tables", type=int, default=856, metavar="N", help="default 856")
     parser.add_argument(
-        "--batch", type=int, default=65536, metavar="B", help="samples in a batch (default 65536)"
+        "dataset",
+        nargs="?",
+        metavar="DATASET",
+        help="choose the tables of this dataset folder; nothing is trained",
     )
-    parser.add_argument("--batches", type=int, default=1, metavar="K", help="default 1")
-    parser.add_argument("--embedding-dim", type=int, default=64, metavar="D", help="default 64")
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
-    parser.add_argument("--record", type=Path, metavar="JSON", help="also write the reuse, as a record")
-    parser.add_argument(
+    budget = parser.add_argument_group("a dataset's tables under a memory budget")
+    budget.add_argument(
+        "--memory-budget",
+        type=byte_size,
+        metavar="BYTES",
+        help="for all embedding tables, e.g. 20MB or 16MiB: which become tensor trains, with which ranks",
+    )
+    budget.add_argument(
+        "--recipe", choices=sorted(RECIPES), help="columns of a table, optimizer (default criteo_kaggle)"
+    )
+    generated = parser.add_argument_group("lookups of generated tables")
+    generated.add_argument("--tables", type=int, metavar="N", help="default 856")
+    generated.add_argument("--batch", type=int, metavar="B", help="samples in a batch (default 65536)")
+    generated.add_argument("--batches", type=int, metavar="K", help="default 1")
+    generated.add_argument("--embedding-dim", type=int, metavar="D", help="default 64")
+    generated.add_argument("--seed", type=int, help="default 0")
+    generated.add_argument("--record", type=Path, metavar="JSON", help="also write the reuse, as a record")
+    generated.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
@@ -30,7 +66,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    """Makes the trace."""
+    """Chooses a dataset's tables, or makes a trace."""
+    given = [name for name in GENERATED if getattr(args, name) is not None]
+    if args.dataset is None:
+        if args.memory_budget is not None or args.recipe is not None:
+            raise InputError("--memory-budget and --recipe need a DATASET, whose tables they are about")
+        for name, default in GENERATED.items():
+            if name not in given:
+                setattr(args, name, default)
+        return _make_trace(args)
+    if given:
+        raise InputError(
+            f"--{given[0].replace('_', '-')} is about generated tables; leave it out, or leave out "
+            f"{args.dataset}"
+        )
+    if args.memory_budget is None:
+        raise InputError("give the memory that the tables may take, e.g. --memory-budget 20MB")
+    with ConsoleProgress() as progress:
+        choice = choose_for_dataset(
+            recipe(args.recipe or "criteo_kaggle"), Dataset(args.dataset), args.memory_budget, progress
+        )
+    return Outcome(budget_table(choice), choice.to_json())
+
+
+def _make_trace(args: argparse.Namespace) -> Outcome:
     from recsys_opt.bench.record import write_record
     from recsys_opt.data.table_traces import (
         PUBLISHED_MEAN_REUSE,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from recsys_opt.cli.arguments import add_config_arguments, config_changes
+from recsys_opt.cli.budget_table import budget_table
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.errors import InputError
 from recsys_opt.report.run import write_run_report
 from recsys_opt.run_folder import RunFolder
+from recsys_opt.training.budget import with_chosen_tables
 from recsys_opt.training.config import RECIPES, TrainingConfig, recipe, replaced
 from recsys_opt.training.evaluate import evaluate_run
 from recsys_opt.training.metrics import Metrics
@@ -21,8 +24,8 @@ EXAMPLE = "recsys-opt train kaggle/ --out runs/tt --tt-threshold 100k --tt-rank 
 
 # Flags that differ from their field's name.
 NAMES = {"optimizer.algorithm": "optimizer"}
-# The dataset says how many dense columns there are.
-LEAVE_OUT = frozenset({"architecture.dense_features"})
+# The dataset says how many dense columns there are, a memory budget says which options tables have.
+LEAVE_OUT = frozenset({"architecture.dense_features", "compression.tt_options"})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,9 +59,14 @@ def run(args: argparse.Namespace) -> Outcome:
         return Outcome(_metrics_line(args.evaluate_only, metrics), metrics.to_json())
     config = replaced(_base(args), changes)
     with ConsoleProgress() as progress:
+        config, choice = with_chosen_tables(config, Dataset(args.dataset), progress)
+        if choice is not None:
+            progress.finish()
+            print(budget_table(choice), file=sys.stderr, flush=True)
         result = train(config, args.dataset, args.out, resume=args.resume, progress=progress)
     report = write_run_report(Path(args.out))
-    return Outcome(_summary(result, report), {**result.to_json(), "report": str(report)})
+    chosen = {"memory_budget": choice.to_json()} if choice is not None else {}
+    return Outcome(_summary(result, report), {**result.to_json(), **chosen, "report": str(report)})
 
 
 def _base(args: argparse.Namespace) -> TrainingConfig:

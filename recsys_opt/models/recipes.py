@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,7 @@ def table_configs(
     tt_threshold: int | None = None,
     tt_tables: Collection[str] = (),
     tt_ranks: int | Sequence[int] = 32,
+    tt_options: Mapping[str, Mapping[str, Any]] | None = None,
     dense_representation: str = "dense",
 ) -> list[TableConfig]:
     """One table per categorical column: a tensor train where asked for, dense elsewhere.
@@ -72,19 +73,23 @@ def table_configs(
     tt_threshold          tables of at least so many rows become tensor trains
     tt_tables             names of further tables that do
     tt_ranks              the rank of all, or one per inner edge
+    tt_options            tables with options of their own (ranks, shapes), which become tensor trains too
     dense_representation  what the other tables are: "dense", or "fbgemm" for FBGEMM's fused tables
     """
     names = [column.name for column in columns]
-    unknown = sorted(set(tt_tables) - set(names))
-    if unknown:
-        raise InputError(
-            f"tt_tables names {', '.join(unknown)}, but the tables are {', '.join(names) or 'none'}"
-        )
+    own = tt_options or {}
+    for argument, told in (("tt_tables", set(tt_tables)), ("tt_options", set(own))):
+        if unknown := sorted(told - set(names)):
+            raise InputError(
+                f"{argument} names {', '.join(unknown)}, but the tables are {', '.join(names) or 'none'}"
+            )
     options: dict[str, Any] = {"tt_ranks": tt_ranks if isinstance(tt_ranks, int) else list(tt_ranks)}
     configs = []
     for column in columns:
-        is_tt = column.name in tt_tables or (
-            tt_threshold is not None and column.num_embeddings >= tt_threshold
+        is_tt = (
+            column.name in own
+            or column.name in tt_tables
+            or (tt_threshold is not None and column.num_embeddings >= tt_threshold)
         )
         configs.append(
             TableConfig(
@@ -92,7 +97,7 @@ def table_configs(
                 column.num_embeddings,
                 embedding_dim,
                 representation="tt" if is_tt else dense_representation,
-                options=options if is_tt else {},
+                options=own.get(column.name, options) if is_tt else {},
             )
         )
     return configs

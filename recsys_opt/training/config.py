@@ -19,6 +19,8 @@ from recsys_opt.training.schedule import ScheduleConfig
 
 Precision = Literal["fp32", "bf16"]
 DenseRepresentation = Literal["dense", "fbgemm"]
+ByteSize = typing.NewType("ByteSize", int)
+"""A number of bytes; the command line reads 20MB, 16MiB, 1.5GB and plain numbers."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,25 @@ class CompressionConfig:
     """Tables by name that become tensor trains, e.g. C3,C12."""
     tt_rank: int = 32
     """Rank of the tensor trains: larger is closer to a dense table, and bigger."""
+    memory_budget: ByteSize | None = None
+    """Bytes for all embedding tables, e.g. 20MB or 16MiB: chooses the tensor trains, their shapes and ranks
+    from how often the training rows look up each id."""
+    tt_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Tables whose tensor trains have options of their own, by name: what a memory budget came to."""
 
     def __post_init__(self) -> None:
         if self.tt_threshold is not None and self.tt_threshold < 1:
             raise InputError(f"tt_threshold = {self.tt_threshold}; it must be at least 1")
         if self.tt_rank < 1:
             raise InputError(f"tt_rank = {self.tt_rank}; it must be at least 1")
+        if self.memory_budget is None:
+            return
+        if self.memory_budget < 1:
+            raise InputError(f"memory_budget = {self.memory_budget}; it must be at least 1 byte")
+        if self.tt_threshold is not None or self.tt_tables:
+            raise InputError(
+                "memory_budget chooses the tensor trains itself; leave out tt_threshold and tt_tables"
+            )
 
 
 @dataclass(frozen=True)
@@ -158,7 +173,7 @@ def _build(cls: type[Any], document: Mapping[str, Any]) -> Any:
 
 def optional_type(hint: Any) -> tuple[Any, bool]:
     """X | None -> (X, True); X -> (X, False)."""
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         (inner,) = [t for t in typing.get_args(hint) if t is not type(None)]
         return inner, True
     return hint, False

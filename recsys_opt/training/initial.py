@@ -56,6 +56,7 @@ def wanted_tables(config: TrainingConfig, columns: Sequence[SparseColumn]) -> li
         tt_threshold=config.compression.tt_threshold,
         tt_tables=config.compression.tt_tables,
         tt_ranks=config.compression.tt_rank,
+        tt_options=config.compression.tt_options,
         dense_representation=config.dense_representation,
     )
 

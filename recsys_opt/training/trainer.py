@@ -23,6 +23,7 @@ from recsys_opt.integrations.tensorboard import ScalarWriter, open_scalar_writer
 from recsys_opt.models.saved import describe_model, model_from_description
 from recsys_opt.progress import Progress, SilentProgress
 from recsys_opt.run_folder import MetricsLog, RunFolder
+from recsys_opt.training.budget import with_chosen_tables
 from recsys_opt.training.checkpoint import (
     Checkpoint,
     Position,
@@ -86,6 +87,7 @@ def train(
             raise InputError(
                 f"{run.path} already holds a run; add --resume to go on with it, or choose another folder"
             )
+        config, _ = with_chosen_tables(config, dataset, progress)
         return _Training(config, dataset, run, progress or SilentProgress()).to_the_end()
 
 
