@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     settings = parser.add_argument_group("settings (default: the recipe's)")
     add_config_arguments(
         settings, TrainingConfig, names=NAMES, leave_out=LEAVE_OUT | {"seed", "compression.tt_threshold",
-        "compression.tt_tables", "checkpoint_every_s"}
+        "compression.tt_tables", "compression.memory_budget", "checkpoint_every_s"}
     )  # fmt: skip
 
 
