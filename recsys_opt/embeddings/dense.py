@@ -16,11 +16,12 @@ from recsys_opt.errors import InputError
 from recsys_opt.tables import Pooling, TableConfig
 
 
-class DenseEmbeddingBag(EmbeddingRepresentation):
+class DenseEmbeddingBag(EmbeddingRepresentation, nn.EmbeddingBag):
     """A dense table with the rows of a bag summed or averaged.
 
     Initialised uniformly in +-1/sqrt(num_embeddings), as the DLRM repository does. The gradient of `weight`
-    is a sparse COO tensor with one entry per looked-up id: its size follows the batch, not the table.
+    is a sparse COO tensor with one entry per looked-up id: its size follows the batch, not the table. It is
+    an nn.EmbeddingBag with sparse=True, by which DistributedDataParallel knows that its gradient is sparse.
     """
 
     def __init__(
@@ -32,16 +33,15 @@ class DenseEmbeddingBag(EmbeddingRepresentation):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
         if mode not in ("sum", "mean"):
             raise InputError(f"mode = {mode!r}; it must be 'sum' or 'mean'")
         if num_embeddings < 1 or embedding_dim < 1:
             raise InputError(
                 f"num_embeddings = {num_embeddings}, embedding_dim = {embedding_dim}; both must be at least 1"
             )
-        self.num_embeddings, self.embedding_dim, self.mode = num_embeddings, embedding_dim, mode
-        self.weight = nn.Parameter(torch.empty(num_embeddings, embedding_dim, dtype=dtype, device=device))
-        self.reset_parameters()
+        nn.EmbeddingBag.__init__(
+            self, num_embeddings, embedding_dim, mode=mode, sparse=True, dtype=dtype, device=device
+        )
 
     def reset_parameters(self) -> None:
         """Draws the table anew, from torch's global generator."""

@@ -125,6 +125,8 @@ class FBGEMMEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
             # FBGEMM's operators have no kernel there, and what it made would not take updates afterwards.
             with torch.inference_mode(False), torch.no_grad():
                 return cls.forward_group(bags, indices, offsets, per_sample_weights)
+        for bag in bags:
+            bag.refuse_lost_updates()
         fused = bags[0]._fused
         if fused is None or fused.features != tuple(bags):
             fused = _fuse(tuple(bags))
