@@ -1,6 +1,8 @@
-// The backward pass of tt_embedding_bag on the CPU: it plans the batch and computes the products
-// again. Slices of cores between the first and the last get their whole gradient within one chunk,
-// the first and the last core theirs in the last work on a table; there updates are applied.
+// The backward pass of tt_embedding_bag on the CPU. Slices of cores between the first and the last
+// get their whole gradient within one chunk; of the first and the last core each chunk has sums of
+// its own, which the last work on a table adds up. There updates are applied. SGD on the slices
+// between needs no gradient at all: the rows' gradients are scaled by -lr, and all that follows is
+// linear.
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 
@@ -11,198 +13,237 @@ namespace {
 
 constexpr int64_t kFinishPieces = 4;  // of a table's last work
 
-// From the gradients of the products of nodes [begin, end) of level k >= 2, one group: adds to the
-// gradient of the group's slice of core k - 1, and writes grad_parents [end - begin, width of the
-// parent].
-template <typename T>
-void multiply_chain_backward(const Work<T>& w, int k, const T* slice_transposed, int64_t nodes,
-                             const T* parents, const T* grad_products, T* grad_slice,
-                             T* grad_parents) {
-  const Table& s = *w.table;
-  const int64_t r = s.r[k - 1], r_next = s.r[k], q = s.q[k - 1];
-  const int64_t m = nodes * w.product_rows(k - 1);
-  for (int64_t j = 0; j < q; ++j) {
-    w.kernels->gemm_transposed(parents, r, grad_products + j * r_next, q * r_next,
-                               grad_slice + j * r * r_next, r_next, r, m, r_next, true);
-  }
-  w.kernels->gemm(grad_products, q * r_next, slice_transposed, r, grad_parents, r, m, q * r_next, r,
-                  false);
-}
-
 template <typename T>
 struct BackwardScratch {
-  Array<T> parents, products, grad_products, transposed, row, grad_row;
+  BlockRows<T> rows;
+  Array<T*> grad_parents;  // where the rows of the parents' gradients go
+  Array<const T*> grad_products;
+  Array<T> products, grads, transposed, table_rows, grad_rows;
   Array<T> grad_slice;  // of the group in work, for updates
 
   BackwardScratch(const Work<T>& w, int k)
-      : parents(kBlockNodes * w.width[k - 1]),
-        products(kBlockNodes * w.width[k]),
-        grad_products(kBlockNodes * w.width[k]),
+      : rows(w, k),
+        grad_parents(rows.parents.size()),
+        grad_products(rows.parents.size()),
+        products(w.block_nodes(k) * w.width[k]),
+        grads(w.block_nodes(k) * w.width[k]),
         transposed(k >= 2 ? w.core_slice(k - 1) : 0),
-        row(w.table->dim),
-        grad_row(w.table->dim),
-        grad_slice(w.updates() ? w.core_slice(k - 1) : 0) {}
+        table_rows(w.grad_weights ? kTableRows * w.table->dim : 0),
+        grad_rows(kTableRows * w.table->dim),
+        grad_slice(w.updates() && !w.adds() ? w.core_slice(k - 1) : 0) {}
 };
-
-// Clears the gradient of a chunk's slices of core k - 1, those that the batch does not use among
-// them.
-template <typename T>
-void clear_slices(Work<T>& w, int k, const Chunk& chunk) {
-  if (w.updates()) return;
-  const int64_t size = w.core_slice(k - 1);
-  std::fill_n(w.grad[k - 1] + chunk.slice_begin * size,
-              (chunk.slice_end - chunk.slice_begin) * size, T(0));
-}
 
 // Where the gradient of slice `index` of core k - 1 is summed.
 template <typename T>
-T* begin_slice(Work<T>& w, int k, int64_t index, BackwardScratch<T>& scratch) {
-  if (!w.updates()) return w.grad[k - 1] + index * w.core_slice(k - 1);
-  std::fill_n(scratch.grad_slice.data(), w.core_slice(k - 1), T(0));
-  return scratch.grad_slice.data();
+T* slice_target(Work<T>& w, int k, int64_t index, BackwardScratch<T>& scratch) {
+  if (w.adds()) return w.update[k - 1].core + index * w.core_slice(k - 1);
+  if (w.updates()) return scratch.grad_slice.data();
+  return w.grad[k - 1] + index * w.core_slice(k - 1);
+}
+
+// Clears the gradients of slices [begin, end) of core k, which the batch does not use.
+template <typename T>
+void clear_slices(Work<T>& w, int k, int64_t begin, int64_t end) {
+  if (w.updates() || begin >= end) return;
+  std::fill_n(w.grad[k] + begin * w.core_slice(k), (end - begin) * w.core_slice(k), T(0));
+}
+
+// The sums of part `part` of the first or the last core.
+template <typename T>
+T* part_sums(Work<T>& w, int core, int64_t part) {
+  return part == 0 ? w.grad[core] : w.sums[core].data() + (part - 1) * w.core_size(core);
+}
+
+// Points to the rows of the gradients of nodes [begin, end) of level k >= 2, and to where the rows
+// of their parents' gradients go: at level 2 they are added to core 0's sums, of this part.
+template <typename T>
+void point_gradients(Work<T>& w, int k, int64_t begin, int64_t end, int64_t part,
+                     BackwardScratch<T>& scratch) {
+  const int64_t m = w.product_rows(k - 1), r = w.table->r[k - 1], n = w.width[k] / m;
+  T* first_core = k == 2 ? part_sums(w, 0, part) : nullptr;
+  int64_t row = 0;
+  for (int64_t u = begin; u < end; ++u) {
+    T* parent = k == 2 ? first_core + w.level(k).parent_key[u] * w.width[1]
+                       : w.grad_parents[k].data() + u * w.width[k - 1];
+    for (int64_t i = 0; i < m; ++i, ++row) {
+      scratch.grad_parents[row] = parent + i * r;
+      scratch.grad_products[row] = scratch.grads.data() + row * n;
+    }
+  }
+}
+
+// From the gradients of the products of a block of nodes of level k >= 2, `count` rows: adds to the
+// gradient of the group's slice of core k - 1, and to the gradients of the parents.
+template <typename T>
+void multiply_block_backward(const Work<T>& w, int k, int64_t group, int64_t count,
+                             bool first_of_group, T* slice, BackwardScratch<T>& scratch) {
+  const int64_t r = w.table->r[k - 1], r_next = w.table->r[k], q = w.table->q[k - 1];
+  w.kernels->product(scratch.grad_products.data(), count, scratch.transposed.data(), 1, q * r_next,
+                     r, scratch.grad_parents.data(), k == 2, w.next_slice(k, group));
+  w.kernels->outer_product(scratch.rows.parents.data(), scratch.grad_products.data(), count, slice,
+                           q, r, r_next, w.adds() || !first_of_group);
 }
 
 // The transposes of the q matrices of a slice, below each other: [q r', r].
 template <typename T>
-void transpose_slice(const Work<T>& w, int k, int64_t index, T* out) {
+void transpose_slice(const Work<T>& w, int k, int64_t group, T* out) {
   const int64_t r = w.table->r[k - 1], r_next = w.table->r[k];
-  const T* slice = w.core[k - 1] + index * w.core_slice(k - 1);
+  const T* slice = w.slice(k, group);
   for (int64_t j = 0; j < w.table->q[k - 1]; ++j) {
     w.kernels->transpose(slice + j * r * r_next, r, r_next, out + j * r * r_next);
   }
 }
 
-// Adds the gradients of node u's rows to grad_product and to the last core's gradient.
+// The gradients of the per-sample weights of lookups [begin, end), from their rows.
 template <typename T>
-void backward_rows(Work<T>& w, int64_t u, const T* product, const T* grad_out, int64_t columns,
-                   T* grad_product, T* grad_last, BackwardScratch<T>& scratch) {
-  const Table& s = *w.table;
-  const TablePlan& plan = w.plan;
-  const int top = w.top();
-  const int64_t m = w.product_rows(top), q = s.q[top], r = s.r[top];
-  for (int32_t i = plan.top().child_start[u]; i < plan.top().child_start[u + 1]; ++i) {
-    const int64_t slice = plan.row_last[i] * w.core_slice(top);
-    const T* core = w.core[top] + slice;
-    if (plan.row_start[i] + kAhead < plan.lookups) {
-      __builtin_prefetch(grad_out + plan.bag[plan.row_start[i] + kAhead] * columns + s.column);
-    }
-    const T* grad_row = grad_out + plan.bag[plan.row_start[i]] * columns + s.column;
-    if (plan.row_start[i + 1] - plan.row_start[i] > 1 || w.weight(plan.row_start[i]) != T(1)) {
-      std::fill_n(scratch.grad_row.data(), s.dim, T(0));
-      for (int32_t c = plan.row_start[i]; c < plan.row_start[i + 1]; ++c) {
-        w.kernels->axpy(w.weight(c), grad_out + plan.bag[c] * columns + s.column,
-                        scratch.grad_row.data(), s.dim);
-      }
-      grad_row = scratch.grad_row.data();
-    }
-    w.kernels->row_backward(product, core, grad_row, grad_product, grad_last + slice, m, q, r);
-    if (!w.grad_weights) continue;
-    w.kernels->row_forward(product, core, scratch.row.data(), m, q, r);
-    for (int32_t c = plan.row_start[i]; c < plan.row_start[i + 1]; ++c) {
-      w.grad_weights[plan.lookup[c]] =
-          w.kernels->dot(grad_out + plan.bag[c] * columns + s.column, scratch.row.data(), s.dim);
-    }
+void weight_gradients(Work<T>& w, int64_t begin, int64_t end, int64_t first_row, const T* rows,
+                      const T* grad_out, int64_t columns) {
+  const TablePlan& plan = *w.plan;
+  for (int64_t c = begin; c < end; ++c) {
+    w.grad_weights[plan.lookup[c]] =
+        w.kernels->dot(grad_out + plan.bag[c] * columns + w.table->column,
+                       rows + (plan.row[c] - first_row) * w.table->dim, w.table->dim);
   }
+}
+
+// From the bags' gradients: adds to the last core's, and writes those of the products of nodes
+// [begin, end). products, grads: of node `begin` and the following.
+template <typename T>
+void backward_rows(Work<T>& w, int64_t begin, int64_t end, const T* products, const T* grad_out,
+                   int64_t columns, T* grads, T* grad_last, BackwardScratch<T>& scratch) {
+  const int top = w.top();
+  const int32_t* starts = w.plan->row_start.data();
+  const TableRows rows = w.table_rows(begin);
+  const Lookups<T> lookups = w.lookups(columns, w.adds() ? -w.update[0].rule->lr : T(1));
+  const int64_t until = w.level(top).child_start[end];
+  for (int64_t i = w.level(top).child_start[begin]; i < until; i += kTableRows) {
+    const int64_t next = std::min(i + kTableRows, until);
+    w.kernels->gather(lookups, starts[i], starts[next], i, next - i, grad_out + w.table->column,
+                      scratch.grad_rows.data());
+    w.kernels->rows_backward(rows, i, next, products, w.core[top], scratch.grad_rows.data(), grads,
+                             grad_last);
+    if (!w.grad_weights) continue;
+    w.kernels->rows_forward(rows, i, next, products, w.core[top], scratch.table_rows.data());
+    weight_gradients(w, starts[i], starts[next], i, scratch.table_rows.data(), grad_out, columns);
+  }
+}
+
+// The products of a block of the top level: kept ones, core 0's own, or multiplied again.
+template <typename T>
+const T* block_products(const Work<T>& w, int64_t group, int64_t begin, int64_t end,
+                        BackwardScratch<T>& scratch) {
+  const int top = w.top();
+  if (top == 1) return w.core[0] + w.level(1).group_index[group] * w.width[1];
+  const int64_t count = scratch.rows.point(w, top, begin, end, scratch.products.data());
+  if (w.products[top]) return w.products[top]->data() + begin * w.width[top];
+  multiply_block(w, top, group, scratch.rows, count);
+  return scratch.products.data();
 }
 
 template <typename T>
 void backward_chunk(Work<T>& w, const Chunk& chunk, const T* grad_out, int64_t columns) {
   const int top = w.top();
-  const Level& level = w.plan.top();
+  const Level& level = w.level(top);
   BackwardScratch<T> scratch(w, top);
-  T* grad_last = w.grad[top];
-  if (chunk.part > 0) grad_last = w.grad_last.data() + (chunk.part - 1) * w.core_size(top);
+  T* grad_last = part_sums(w, top, chunk.part);
   std::fill_n(grad_last, w.core_size(top), T(0));
-  clear_slices(w, top, chunk);
-  int64_t current = -1;
-  T* grad_slice = nullptr;
-  for_each_block(w, top, chunk, scratch.parents, scratch.products,
-                 [&](int64_t g, int64_t begin, int64_t end, const T* block) {
-                   const int64_t index = level.group_index[g];
-                   if (current != g) {
-                     if (top > 1) transpose_slice(w, top, index, scratch.transposed.data());
-                     grad_slice = begin_slice(w, top, index, scratch);
-                   }
-                   current = g;
-                   T* grads = top == 1 ? grad_slice : scratch.grad_products.data();
-                   if (top > 1) std::fill_n(grads, (end - begin) * w.width[top], T(0));
-                   for (int64_t u = begin; u < end; ++u) {
-                     backward_rows(w, u, block + (u - begin) * w.width[top], grad_out, columns,
-                                   grads + (u - begin) * w.width[top], grad_last, scratch);
-                   }
-                   if (top > 1) {
-                     multiply_chain_backward(w, top, scratch.transposed.data(), end - begin,
-                                             scratch.parents.data(), grads, grad_slice,
-                                             w.grad_parents[top].data() + begin * w.width[top - 1]);
-                   }
-                   if (w.updates() && end == level.group_start[g + 1]) {
-                     w.update[top - 1].apply(index, grad_slice);
-                   }
-                 });
+  if (top == 2) std::fill_n(part_sums(w, 0, chunk.part), w.core_size(0), T(0));
+  int64_t cleared = chunk.slice_begin;
+  for_each_block(w, top, chunk, [&](int64_t g, int64_t begin, int64_t end) {
+    const int64_t index = level.group_index[g];
+    T* slice = slice_target(w, top, index, scratch);
+    const bool first_of_group = begin == level.group_start[g];
+    if (first_of_group) {
+      clear_slices(w, top - 1, cleared, index);
+      cleared = index + 1;
+      if (top > 1) transpose_slice(w, top, g, scratch.transposed.data());
+    }
+    const T* products = block_products(w, g, begin, end, scratch);
+    T* grads = top == 1 && !w.adds() ? slice : scratch.grads.data();
+    backward_rows(w, begin, end, products, grad_out, columns, grads, grad_last, scratch);
+    if (top > 1) {
+      point_gradients(w, top, begin, end, chunk.part, scratch);
+      multiply_block_backward(w, top, g, (end - begin) * w.product_rows(top - 1), first_of_group,
+                              slice, scratch);
+    } else if (w.adds()) {
+      w.kernels->axpy(T(1), grads, slice, w.width[1]);
+    }
+    if (w.updates() && !w.adds() && end == level.group_start[g + 1]) {
+      w.update[top - 1].apply(index, slice);
+    }
+  });
+  clear_slices(w, top - 1, cleared, chunk.slice_end);
 }
 
 // The same for a level between the first and the top, whose products were kept.
 template <typename T>
 void backward_inner_chunk(Work<T>& w, int k, const Chunk& chunk) {
-  const Level& level = w.plan.levels[k];
+  const Level& level = w.level(k);
   BackwardScratch<T> scratch(w, k);
-  clear_slices(w, k, chunk);
-  for (int64_t g = chunk.group_begin; g < chunk.group_end; ++g) {
+  std::fill_n(part_sums(w, 0, chunk.part), w.core_size(0), T(0));
+  int64_t cleared = chunk.slice_begin;
+  for_each_block(w, k, chunk, [&](int64_t g, int64_t begin, int64_t end) {
     const int64_t index = level.group_index[g];
-    transpose_slice(w, k, index, scratch.transposed.data());
-    T* grad_slice = begin_slice(w, k, index, scratch);
-    for (int64_t u = level.group_start[g]; u < level.group_start[g + 1]; u += kBlockNodes) {
-      const int64_t end = std::min<int64_t>(u + kBlockNodes, level.group_start[g + 1]);
-      std::fill_n(scratch.grad_products.data(), (end - u) * w.width[k], T(0));
-      for (int64_t v = u; v < end; ++v) {
-        std::memcpy(scratch.parents.data() + (v - u) * w.width[k - 1], w.parent_product(k, v),
-                    w.width[k - 1] * sizeof(T));
-        for (int32_t c = level.child_start[v]; c < level.child_start[v + 1]; ++c) {
-          w.kernels->axpy(T(1), w.grad_parents[k + 1].data() + level.child[c] * w.width[k],
-                          scratch.grad_products.data() + (v - u) * w.width[k], w.width[k]);
-        }
-      }
-      multiply_chain_backward(w, k, scratch.transposed.data(), end - u, scratch.parents.data(),
-                              scratch.grad_products.data(), grad_slice,
-                              w.grad_parents[k].data() + u * w.width[k - 1]);
+    T* slice = slice_target(w, k, index, scratch);
+    const bool first_of_group = begin == level.group_start[g];
+    if (first_of_group) {
+      clear_slices(w, k - 1, cleared, index);
+      cleared = index + 1;
+      transpose_slice(w, k, g, scratch.transposed.data());
     }
-    if (w.updates()) w.update[k - 1].apply(index, grad_slice);
+    std::fill_n(scratch.grads.data(), (end - begin) * w.width[k], T(0));
+    for (int64_t u = begin; u < end; ++u) {
+      for (int32_t c = level.child_start[u]; c < level.child_start[u + 1]; ++c) {
+        w.kernels->axpy(T(1), w.grad_parents[k + 1].data() + level.child[c] * w.width[k],
+                        scratch.grads.data() + (u - begin) * w.width[k], w.width[k]);
+      }
+    }
+    const int64_t count = scratch.rows.point(w, k, begin, end, scratch.products.data());
+    point_gradients(w, k, begin, end, chunk.part, scratch);
+    multiply_block_backward(w, k, g, count, first_of_group, slice, scratch);
+    if (w.updates() && !w.adds() && end == level.group_start[g + 1]) {
+      w.update[k - 1].apply(index, slice);
+    }
+  });
+  clear_slices(w, k - 1, cleared, chunk.slice_end);
+}
+
+// Piece `piece` of `pieces` of the last work on a core with sums: adds its parts up and updates.
+template <typename T>
+void finish_core(Work<T>& w, int core, int64_t parts, int64_t piece, int64_t pieces) {
+  const int64_t slice = w.core_slice(core), n = w.table->n[core];
+  const int64_t begin = n * piece / pieces, end = n * (piece + 1) / pieces;
+  T* sums = w.grad[core] + begin * slice;
+  for (int64_t part = 1; part < parts; ++part) {
+    w.kernels->axpy(T(1), part_sums(w, core, part) + begin * slice, sums, (end - begin) * slice);
+  }
+  if (w.adds()) {
+    w.kernels->axpy(T(1), sums, w.update[core].core + begin * slice, (end - begin) * slice);
+  } else if (w.updates()) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (w.used[core][i]) w.update[core].apply(i, w.grad[core] + i * slice);
+    }
   }
 }
 
-// Piece `piece` of `pieces` of the last work on a table: core 0's gradient from level 2's, the last
-// core's from its parts.
+// Memory for the parts' sums of a core.
 template <typename T>
-void finish_backward(Work<T>& w, int64_t piece, int64_t pieces) {
+void prepare_sums(Work<T>& w, int core, int64_t parts) {
+  w.sums[core] = Array<T>((parts - !w.updates()) * w.core_size(core));
+  if (w.updates()) w.grad[core] = w.sums[core].data() + (parts - 1) * w.core_size(core);
+}
+
+// Which slices of the first and the last core the batch uses.
+template <typename T>
+void mark_used(Work<T>& w) {
   const int top = w.top();
-  const int64_t size = w.core_size(top), slice_size = w.core_slice(top);
-  const int64_t begin = w.table->n[top] * piece / pieces;
-  const int64_t end = w.table->n[top] * (piece + 1) / pieces;
-  for (int64_t part = 1; part < w.parts; ++part) {
-    w.kernels->axpy(T(1), w.grad_last.data() + (part - 1) * size + begin * slice_size,
-                    w.grad[top] + begin * slice_size, (end - begin) * slice_size);
+  for (const int core : {0, top}) {
+    w.used[core] = Array<uint8_t>(w.table->n[core]);
+    std::fill_n(w.used[core].data(), w.table->n[core], uint8_t{0});
   }
-  for (int64_t i = begin; w.updates() && i < end; ++i) {
-    if (w.last_used[i]) w.update[top].apply(i, w.grad[top] + i * slice_size);
-  }
+  for (int64_t i = 0; i < w.plan->rows; ++i) w.used[top][w.plan->row_last[i]] = 1;
   if (top == 1) return;
-  const Level& level = w.plan.levels[1];
-  const int64_t first = w.table->n[0] * piece / pieces, last = w.table->n[0] * (piece + 1) / pieces;
-  BackwardScratch<T> scratch(w, 1);
-  clear_slices(w, 1, {0, 0, 0, 0, first, last});
-  const int64_t* indices = level.group_index.data();
-  for (int64_t u = std::lower_bound(indices, indices + level.nodes, first) - indices;
-       u < level.nodes && indices[u] < last; ++u) {
-    T* grad_slice = begin_slice(w, 1, indices[u], scratch);
-    for (int32_t c = level.child_start[u]; c < level.child_start[u + 1]; ++c) {
-      if (c + kAhead < level.child.size()) {
-        fetch(w.grad_parents[2].data() + level.child[c + kAhead] * w.width[1], w.width[1]);
-      }
-      w.kernels->axpy(T(1), w.grad_parents[2].data() + level.child[c] * w.width[1], grad_slice,
-                      w.width[1]);
-    }
-    if (w.updates()) w.update[0].apply(indices[u], grad_slice);
-  }
+  for (int64_t u = 0; u < w.level(2).nodes; ++u) w.used[0][w.level(2).parent_key[u]] = 1;
 }
 
 }  // namespace
@@ -210,22 +251,25 @@ void finish_backward(Work<T>& w, int64_t piece, int64_t pieces) {
 template <typename T>
 void run_backward(Call<T>& call, const T* grad_out) {
   multiply_inner_levels(call);
-  // Each part of the top level sums its own gradient of the last core: no more parts than are worth
+  // Each part sums its own gradients of the first and the last core: no more parts than are worth
   // that.
-  const std::vector<Chunk> chunks = call.chunks(
-      0, [](const Work<T>& w) { return std::min<int64_t>(16, w.plan.rows / w.table->n[w.top()]); });
-  const std::vector<Chunk> inner = call.chunks(1, [](const Work<T>&) { return int64_t{64}; });
+  const auto most_parts = [](const Work<T>& w) {
+    const int top = w.top();
+    const int64_t first = top == 2 ? w.level(2).nodes / w.table->n[0] : 16;
+    return std::min<int64_t>({16, w.plan->rows / w.table->n[top], first});
+  };
+  const auto most_inner_parts = [](const Work<T>& w) {
+    return std::min<int64_t>(16, w.level(2).nodes / w.table->n[0]);
+  };
+  const std::vector<Chunk> chunks = call.chunks(0, most_parts);
+  const std::vector<Chunk> inner = call.chunks(1, most_inner_parts);
   for (Work<T>& w : call.work) {
     const int top = w.top();
-    for (int k = 2; k <= top; ++k) {
-      w.grad_parents[k] = Array<T>(w.plan.levels[k].nodes * w.width[k - 1]);
-    }
-    w.grad_last = Array<T>((w.parts - !w.updates()) * w.core_size(top));
-    if (!w.updates()) continue;
-    w.grad[top] = w.grad_last.data() + (w.parts - 1) * w.core_size(top);
-    w.last_used = Array<uint8_t>(w.table->n[top]);
-    std::fill_n(w.last_used.data(), w.table->n[top], uint8_t{0});
-    for (int64_t i = 0; i < w.plan.rows; ++i) w.last_used[w.plan.row_last[i]] = 1;
+    w.set_factors(w.adds() ? -w.update[0].rule->lr : T(1));
+    if (top == 3) w.grad_parents[top] = Array<T>(w.level(top).nodes * w.width[top - 1]);
+    prepare_sums(w, top, w.parts[top]);
+    if (top > 1) prepare_sums(w, 0, w.parts[2]);
+    if (w.updates() && !w.adds()) mark_used(w);
   }
   for_each_task(static_cast<int64_t>(chunks.size()), [&](int64_t c) {
     backward_chunk(call.work[chunks[c].table], chunks[c], grad_out, call.args.columns);
@@ -233,7 +277,10 @@ void run_backward(Call<T>& call, const T* grad_out) {
   for_each_task(static_cast<int64_t>(inner.size()),
                 [&](int64_t c) { backward_inner_chunk(call.work[inner[c].table], 2, inner[c]); });
   for_each_task(call.args.size() * kFinishPieces, [&](int64_t i) {
-    finish_backward(call.work[i / kFinishPieces], i % kFinishPieces, kFinishPieces);
+    Work<T>& w = call.work[i / kFinishPieces];
+    const int top = w.top();
+    finish_core(w, top, w.parts[top], i % kFinishPieces, kFinishPieces);
+    if (top > 1) finish_core(w, 0, w.parts[2], i % kFinishPieces, kFinishPieces);
   });
 }
 
@@ -259,7 +306,7 @@ std::vector<Tensor> tt_embedding_bag_backward_cpu(
   for (const Tensor& core : cores) grads.push_back(torch::stable::empty_like(core));
   if (weights_grad) grads.push_back(torch::stable::new_zeros(grad, {args.num_indices}));
   THO_DISPATCH_V2(cores[0].scalar_type(), "tt_embedding_bag_backward_cpu", AT_WRAP([&] {
-                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights, true);
+                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights);
                     for (Work<scalar_t>& w : call.work) {
                       for (int k = 0; k < w.table->d; ++k) {
                         w.grad[k] = grads[w.table->first_core + k].mutable_data_ptr<scalar_t>();

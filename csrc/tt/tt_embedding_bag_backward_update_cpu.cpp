@@ -30,10 +30,14 @@ struct Sharing {
   std::vector<char> used(int k) const {
     std::vector<char> result(works[0]->table->n[k], 0);
     for (const Work<T>* w : works) {
-      const bool last = k == w->top();
-      const int64_t count = last ? w->plan.rows : w->plan.levels[k + 1].groups;
-      for (int64_t i = 0; i < count; ++i) {
-        result[last ? w->plan.row_last[i] : w->plan.levels[k + 1].group_index[i]] = 1;
+      const TablePlan& plan = *w->plan;
+      if (k == w->top()) {
+        for (int64_t i = 0; i < plan.rows; ++i) result[plan.row_last[i]] = 1;
+      } else if (k == 0 && w->top() > 1) {
+        for (int64_t u = 0; u < plan.levels[2].nodes; ++u) result[plan.levels[2].parent_key[u]] = 1;
+      } else {
+        const Level& level = plan.levels[k + 1];
+        for (int64_t g = 0; g < level.groups; ++g) result[level.group_index[g]] = 1;
       }
     }
     return result;
@@ -103,7 +107,7 @@ Tensor tt_embedding_bag_backward_update_cpu(
   if (per_sample_weights) per_sample_weights = torch::stable::contiguous(*per_sample_weights);
   Tensor result = torch::stable::new_zeros(grad, {weights_grad ? args.num_indices : 0});
   THO_DISPATCH_V2(cores[0].scalar_type(), "tt_embedding_bag_backward_update_cpu", AT_WRAP([&] {
-                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights, true);
+                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights);
                     if (weights_grad) call.want_weight_gradients(result);
                     backward_update(call, update, cores, states, hyperparameters, grad);
                   }),

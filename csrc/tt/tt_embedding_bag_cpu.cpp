@@ -11,30 +11,31 @@ constexpr int64_t kBagsPerTask = 512;  // of pooling
 
 template <typename T>
 void forward_chunk(Work<T>& w, const Chunk& chunk, T* out, int64_t columns) {
-  const Table& s = *w.table;
-  const TablePlan& plan = w.plan;
+  const TablePlan& plan = *w.plan;
   const int top = w.top();
-  const int64_t m = w.product_rows(top), q = s.q[top], r = s.r[top];
-  Array<T> parents(kBlockNodes * w.width[top - 1]), products(kBlockNodes * w.width[top]),
-      one(s.dim);
-  for_each_block(
-      w, top, chunk, parents, products, [&](int64_t, int64_t begin, int64_t end, const T* block) {
-        for (int64_t u = begin; u < end; ++u) {
-          const T* product = block + (u - begin) * w.width[top];
-          for (int32_t i = plan.top().child_start[u]; i < plan.top().child_start[u + 1]; ++i) {
-            T* row = plan.one_per_bag ? one.data() : w.rows.data() + i * s.dim;
-            w.kernels->row_forward(product, w.core[top] + plan.row_last[i] * w.core_slice(top), row,
-                                   m, q, r);
-            if (!plan.one_per_bag) continue;
-            for (int32_t c = plan.row_start[i]; c < plan.row_start[i + 1]; ++c) {
-              if (c + kAhead < plan.lookups) {
-                __builtin_prefetch(out + plan.bag[c + kAhead] * columns + s.column, 1);
-              }
-              w.kernels->scale(w.weight(c), row, out + plan.bag[c] * columns + s.column, s.dim);
-            }
-          }
-        }
-      });
+  const Level& level = w.level(top);
+  const int64_t width = w.width[top], dim = w.table->dim;
+  const Lookups<T> lookups = w.lookups(columns, T(1));
+  BlockRows<T> rows(w, top);
+  Array<T> products(w.block_nodes(top) * width), some(kTableRows * dim);
+  for_each_block(w, top, chunk, [&](int64_t g, int64_t begin, int64_t end) {
+    const T* block = w.core[0] + level.group_index[g] * width;
+    if (top > 1) {
+      T* target = w.products[top] ? w.products[top]->data() + begin * width : products.data();
+      multiply_block(w, top, g, rows, rows.point(w, top, begin, end, target));
+      block = target;
+    }
+    const TableRows table_rows = w.table_rows(begin);
+    const int64_t until = level.child_start[end];
+    for (int64_t i = level.child_start[begin]; i < until; i += kTableRows) {
+      const int64_t next = std::min(i + kTableRows, until);
+      T* values = plan.one_per_bag ? some.data() : w.rows.data() + i * dim;
+      w.kernels->rows_forward(table_rows, i, next, block, w.core[top], values);
+      if (!plan.one_per_bag) continue;
+      w.kernels->scatter(lookups, plan.row_start[i], plan.row_start[next], i, values,
+                         out + w.table->column);
+    }
+  });
 }
 
 // Sums of the rows of bags [begin, end), for a table whose bags have several lookups.
@@ -45,13 +46,13 @@ void pool_bags(const Work<T>& w, const Offset* offsets, int64_t begin, int64_t e
   for (int64_t b = begin; b < end; ++b) {
     T* bag = out + b * columns + w.table->column;
     std::fill_n(bag, dim, T(0));
-    for (int64_t i = offsets[b] - w.plan.begin; i < offsets[b + 1] - w.plan.begin; ++i) {
-      const int32_t row = w.plan.row_of[i];
+    for (int64_t i = offsets[b] - w.plan->begin; i < offsets[b + 1] - w.plan->begin; ++i) {
+      const int32_t row = w.plan->row_of[i];
       if (row < 0) continue;
       w.kernels->axpy(w.weights ? w.weights[i] : T(1), w.rows.data() + row * dim, bag, dim);
     }
-    if (w.table->pooling == Pooling::kMean && w.plan.bag_size[b] > 1) {
-      for (int64_t e = 0; e < dim; ++e) bag[e] /= static_cast<T>(w.plan.bag_size[b]);
+    if (w.table->pooling == Pooling::kMean && w.plan->bag_size[b] > 1) {
+      for (int64_t e = 0; e < dim; ++e) bag[e] /= static_cast<T>(w.plan->bag_size[b]);
     }
   }
 }
@@ -60,13 +61,14 @@ template <typename T>
 void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets,
              const std::vector<Tensor>& cores, const std::optional<Tensor>& weights,
              Tensor& output) {
-  Call<T> call(args, indices, offsets, cores, weights, false);
+  Call<T> call(args, indices, offsets, cores, weights);
   T* out = output.mutable_data_ptr<T>();
   multiply_inner_levels(call);
   for (Work<T>& w : call.work) {
-    if (!w.plan.one_per_bag) {
-      w.rows = Array<T>(w.plan.rows * w.table->dim);
-    } else if (w.plan.lookups < args.batch_size) {
+    if (w.plan->one_per_bag) w.set_factors(T(1));
+    if (!w.plan->one_per_bag) {
+      w.rows = Array<T>(w.plan->rows * w.table->dim);
+    } else if (w.plan->lookups < args.batch_size) {
       for (int64_t b = 0; b < args.batch_size; ++b) {
         std::fill_n(out + b * args.columns + w.table->column, w.table->dim, T(0));
       }
@@ -81,7 +83,7 @@ void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets
     const int64_t t = i / blocks, begin = i % blocks * kBagsPerTask;
     const int64_t end = std::min(begin + kBagsPerTask, args.batch_size);
     const Work<T>& w = call.work[t];
-    if (w.plan.one_per_bag) return;
+    if (w.plan->one_per_bag) return;
     if (offsets.scalar_type() == ScalarType::Int) {
       const auto* starts = offsets.const_data_ptr<int32_t>() + t * args.batch_size;
       pool_bags(w, starts, begin, end, out, args.columns);

@@ -5,31 +5,61 @@
 
 namespace recsys_opt::tt {
 
+// Distinct rows of a batch, as numbered by its plan (tt_plan.h).
+struct TableRows {
+  const int32_t* node;  // [rows] the prefix's number; rows of a node lie side by side
+  const int32_t* last;  // [rows] i_{d-1}
+  int64_t first_node;   // whose product comes first in `products`
+  int64_t m, q, r;      // a row is [m, r] . [r, q]
+  bool far;             // products lie in a large table: ask for them early
+};
+
+// The lookups of a batch, by row.
+template <typename T>
+struct Lookups {
+  const int32_t* bag;
+  const int32_t* row;
+  const T* factors;  // [count]; nullptr: all are `factor`
+  T factor;
+  int64_t count;
+  int64_t dim, columns;  // of a row; from one bag to the next
+};
+
 template <typename T>
 struct Kernels {
   int64_t lanes;  // every rank between cores is a multiple of it
 
-  // c[m, n] = a[m, k] . b[k, n]  (+ c).  x_row: elements from one row of x to the next.
-  void (*gemm)(const T* a, int64_t a_row, const T* b, int64_t b_row, T* c, int64_t c_row, int64_t m,
-               int64_t k, int64_t n, bool accumulate);
+  // Row i of c (+)= row i of a . slice; slice: q matrices [k, n], and their results side by side,
+  // [q n]. Rows of a and c lie where the pointers say. next: the slice to be used next, or nullptr.
+  void (*product)(const T* const* a, int64_t rows, const T* slice, int64_t q, int64_t k, int64_t n,
+                  T* const* c, bool accumulate, const T* next);
 
-  // c[m, n] = a[k, m]^T . b[k, n]  (+ c)
-  void (*gemm_transposed)(const T* a, int64_t a_row, const T* b, int64_t b_row, T* c, int64_t c_row,
-                          int64_t m, int64_t k, int64_t n, bool accumulate);
+  // slice (+)= the sum over i of the outer products of row i of a [k] and row i of b [q n].
+  void (*outer_product)(const T* const* a, const T* const* b, int64_t rows, T* slice, int64_t q,
+                        int64_t k, int64_t n, bool accumulate);
 
   // out[columns, rows] = in[rows, columns]^T
   void (*transpose)(const T* in, int64_t rows, int64_t columns, T* out);
 
-  // row[m, q] = prefix[m, r] . core[q, r]^T
-  void (*row_forward)(const T* prefix, const T* core, T* row, int64_t m, int64_t q, int64_t r);
+  // For rows i of [begin, end) with x = products[rows.node[i] - rows.first_node] [m, r] and
+  // y = core[rows.last[i]] [q, r]:  out[i - begin] = x . y^T, [m, q].
+  void (*rows_forward)(const TableRows& rows, int64_t begin, int64_t end, const T* products,
+                       const T* core, T* out);
 
-  // grad_prefix[m, r] += grad_row[m, q] . core[q, r]
-  // grad_core[q, r]   += grad_row[m, q]^T . prefix[m, r]
-  void (*row_backward)(const T* prefix, const T* core, const T* grad_row, T* grad_prefix,
-                       T* grad_core, int64_t m, int64_t q, int64_t r);
+  // The same rows, from g = grad_rows[i - begin] [m, q]:
+  //   grad_products[rows.node[i] - rows.first_node]  = g . y    (+ where row i - 1 has that node)
+  //   grad_core[rows.last[i]]                       += g^T . x
+  void (*rows_backward)(const TableRows& rows, int64_t begin, int64_t end, const T* products,
+                        const T* core, const T* grad_rows, T* grad_products, T* grad_core);
 
-  // y[n] = weight * x[n]
-  void (*scale)(T weight, const T* x, T* y, int64_t n);
+  // out[bags.bag[c]] = factor(c) rows[bags.row[c] - first_row], for lookups c of [begin, end).
+  void (*scatter)(const Lookups<T>& lookups, int64_t begin, int64_t end, int64_t first_row,
+                  const T* rows, T* out);
+
+  // rows[row - first_row] = the sum of factor(c) grad_out[bags.bag[c]] over the row's lookups c, for
+  // the `count` rows whose lookups are [begin, end).
+  void (*gather)(const Lookups<T>& lookups, int64_t begin, int64_t end, int64_t first_row,
+                 int64_t count, const T* grad_out, T* rows);
 
   // y[n] += weight * x[n]
   void (*axpy)(T weight, const T* x, T* y, int64_t n);

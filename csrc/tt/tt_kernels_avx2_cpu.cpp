@@ -6,7 +6,8 @@
 namespace recsys_opt::tt {
 namespace avx2 {
 namespace {
-constexpr int kRows = 6;  // of a block of gemm: 6 x 2 sums, 2 + 1 operands in 16 registers
+// Of a block of a product: 6 x 2 sums, 2 + 1 operands in 16 registers.
+constexpr int kRows = 6, kVectors = 2;
 #include "tt_kernels_impl.h"
 }  // namespace
 }  // namespace avx2

@@ -6,7 +6,8 @@
 namespace recsys_opt::tt {
 namespace avx512 {
 namespace {
-constexpr int kRows = 8;  // of a block of gemm: 8 x 2 sums, 2 + 1 operands in 32 registers
+// Of a block of a product: 6 x 4 sums, 4 + 1 operands in 32 registers.
+constexpr int kRows = 6, kVectors = 4;
 #include "tt_kernels_impl.h"
 }  // namespace
 }  // namespace avx512

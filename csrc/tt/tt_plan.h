@@ -31,14 +31,16 @@ struct TablePlan {
   int64_t lookups = 0;       // without padding
   int64_t rows = 0;          // distinct ids
   bool one_per_bag = true;   // no bag has more than one lookup
+  Array<int32_t> row_node;   // [rows] of the top level
   Array<int32_t> row_last;   // [rows] i_{d-1}
   Array<int32_t> row_start;  // [rows + 1] into lookup and bag
   Array<int32_t> lookup;     // [lookups] position in the feature's indices, by row
   Array<int32_t> bag;        // [lookups]
+  Array<int32_t> row;        // [lookups]
   Array<int32_t>
       row_of;  // [the feature's indices] -1: padding; only where bags have several lookups
   Array<int32_t> bag_size;    // [bags] lookups in it; only for mean pooling of several
-  std::vector<Level> levels;  // [d], levels[k] for k = 1 .. d-1; levels[0] is not used
+  std::vector<Level> levels;  // [d], levels[k] for k = 2 .. d-1, of two cores k = 1
 
   const Level& top() const { return levels.back(); }
 };
@@ -49,8 +51,8 @@ struct Fault {
   std::string message;
 };
 
-// Plans table t of a batch: the top level and the levels down to `lowest_level`.
+// Plans table t of a batch.
 Fault make_plan(const Arguments& args, int64_t t, const Tensor& indices, const Tensor& offsets,
-                int lowest_level, TablePlan& plan);
+                TablePlan& plan);
 
 }  // namespace recsys_opt::tt

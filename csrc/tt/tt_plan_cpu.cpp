@@ -8,8 +8,6 @@
 namespace recsys_opt::tt {
 namespace {
 
-constexpr int64_t kFewLookups = 8192;  // that are not worth sorting for the caches' sake alone
-
 // Division by a number known only at run time, as one multiplication where the dividend has 32
 // bits.
 class Divider {
@@ -130,7 +128,7 @@ bool check_offsets(const Offset* offsets, int64_t t, const Arguments& args, Faul
 // Key: wide enough for every row number of the table.
 template <typename Key, typename Index, typename Offset>
 Fault make_plan(const Arguments& args, int64_t t, const Index* indices, const Offset* all_offsets,
-                int lowest_level, TablePlan& plan) {
+                TablePlan& plan) {
   const Table& table = args.tables[t];
   Fault fault;
   if (!check_offsets(all_offsets, t, args, fault)) return fault;
@@ -168,17 +166,16 @@ Fault make_plan(const Arguments& args, int64_t t, const Index* indices, const Of
     plan.one_per_bag &= plan.lookups - before <= 1;
     if (mean) plan.bag_size[b] = static_cast<int32_t>(plan.lookups - before);
   }
-  // The forward pass of two cores multiplies no prefixes: it takes few lookups as they come.
-  const bool sort = top > 1 || lowest_level <= top || plan.lookups > kFewLookups;
   const int bits = std::bit_width(parents * table.n[top - 1] * table.n[top] - 1);
-  const Item<Key>* sorted =
-      sort ? radix_sort(items.data(), spare.data(), plan.lookups, bits) : items.data();
+  const Item<Key>* sorted = radix_sort(items.data(), spare.data(), plan.lookups, bits);
 
   plan.levels.resize(table.d);
   Level& level = plan.levels[top];
   const int64_t count = plan.lookups;
   plan.lookup = Array<int32_t>(count);
   plan.bag = Array<int32_t>(count);
+  plan.row = Array<int32_t>(count);
+  plan.row_node = Array<int32_t>(count);
   plan.row_last = Array<int32_t>(count);
   plan.row_start = Array<int32_t>(count + 1);
   level.parent_key = Array<int64_t>(count);
@@ -205,18 +202,20 @@ Fault make_plan(const Arguments& args, int64_t t, const Index* indices, const Of
         level.parent_key[level.nodes] = static_cast<int64_t>(node - index * parents);
         level.child_start[level.nodes++] = static_cast<int32_t>(plan.rows);
       }
+      plan.row_node[plan.rows] = static_cast<int32_t>(level.nodes - 1);
       plan.row_last[plan.rows] = static_cast<int32_t>(key - node * last.divisor());
       plan.row_start[plan.rows++] = static_cast<int32_t>(c);
     }
     plan.lookup[c] = static_cast<int32_t>(sorted[c].source);
     plan.bag[c] = bag_of[sorted[c].source];
+    plan.row[c] = static_cast<int32_t>(plan.rows - 1);
     if (!plan.one_per_bag) plan.row_of[sorted[c].source] = static_cast<int32_t>(plan.rows - 1);
   }
   level.group_start[level.groups] = static_cast<int32_t>(level.nodes);
   level.child_start[level.nodes] = static_cast<int32_t>(plan.rows);
   plan.row_start[plan.rows] = static_cast<int32_t>(count);
 
-  for (int k = top - 1; k >= lowest_level; --k) {
+  for (int k = top - 1; k >= 2; --k) {
     Level& above = plan.levels[k + 1];
     Level& below = plan.levels[k];
     Array<int64_t> keys(above.nodes);
@@ -234,30 +233,30 @@ Fault make_plan(const Arguments& args, int64_t t, const Index* indices, const Of
 
 template <typename Index, typename Offset>
 Fault make_plan(const Arguments& args, int64_t t, const Tensor& indices, const Tensor& offsets,
-                int lowest_level, TablePlan& plan) {
+                TablePlan& plan) {
   const Table& table = args.tables[t];
   const Index* ids = indices.const_data_ptr<Index>();
   const Offset* bounds = offsets.const_data_ptr<Offset>();
   int64_t rows = 1;
   for (int k = 0; k < table.d; ++k) rows *= table.n[k];
   return rows <= UINT32_MAX
-             ? make_plan<uint32_t, Index, Offset>(args, t, ids, bounds, lowest_level, plan)
-             : make_plan<uint64_t, Index, Offset>(args, t, ids, bounds, lowest_level, plan);
+             ? make_plan<uint32_t, Index, Offset>(args, t, ids, bounds, plan)
+             : make_plan<uint64_t, Index, Offset>(args, t, ids, bounds, plan);
 }
 
 }  // namespace
 
 Fault make_plan(const Arguments& args, int64_t t, const Tensor& indices, const Tensor& offsets,
-                int lowest_level, TablePlan& plan) {
+                TablePlan& plan) {
   const bool narrow_offsets = offsets.scalar_type() == ScalarType::Int;
   if (indices.scalar_type() == ScalarType::Int) {
     return narrow_offsets
-               ? make_plan<int32_t, int32_t>(args, t, indices, offsets, lowest_level, plan)
-               : make_plan<int32_t, int64_t>(args, t, indices, offsets, lowest_level, plan);
+               ? make_plan<int32_t, int32_t>(args, t, indices, offsets, plan)
+               : make_plan<int32_t, int64_t>(args, t, indices, offsets, plan);
   }
   return narrow_offsets
-             ? make_plan<int64_t, int32_t>(args, t, indices, offsets, lowest_level, plan)
-             : make_plan<int64_t, int64_t>(args, t, indices, offsets, lowest_level, plan);
+             ? make_plan<int64_t, int32_t>(args, t, indices, offsets, plan)
+             : make_plan<int64_t, int64_t>(args, t, indices, offsets, plan);
 }
 
 }  // namespace recsys_opt::tt

@@ -23,6 +23,9 @@ struct Rule {
   T eps, weight_decay;
   T take_mean, keep_square, take_square;  // Adam: 1 - beta1, beta2, 1 - beta2
   T root_correction;                      // Adam: sqrt(1 - beta2^step)
+
+  // w -= lr (g_1 + g_2 + ...) may be done term by term.
+  bool adds() const { return algorithm == Algorithm::kSgd && weight_decay == T(0); }
 };
 
 template <typename T>

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <vector>
@@ -17,27 +18,21 @@
 
 namespace recsys_opt::tt {
 
-// Prefixes in work at once: they and their gradients stay in the L1 cache.
-constexpr int64_t kBlockNodes = 16;
+// Rows of products in work at once: they and their gradients stay in the L1 cache.
+constexpr int64_t kBlockRows = 36;
+// Rows of the table in work at once.
+constexpr int64_t kTableRows = 64;
 // Distinct rows of a chunk, about: 50 us of work at rank 32.
-constexpr int64_t kChunkRows = 512;
-// Lookups ahead of the current one whose rows are fetched.
-constexpr int64_t kAhead = 8;
+constexpr int64_t kChunkRows = 640;
 
 // Runs task(i) for i in [0, count), each once, on torch's threads.
 template <typename Task>
 void for_each_task(int64_t count, const Task& task) {
+  if (count == 1) return task(0);
   std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, count, 1, [&](int64_t, int64_t) {
     for (int64_t i = next++; i < count; i = next++) task(i);
   });
-}
-
-// Asks for n elements that will be read.
-template <typename T>
-void fetch(const T* x, int64_t n) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(x + i);
 }
 
 struct Chunk {
@@ -47,45 +42,95 @@ struct Chunk {
   int64_t slice_begin, slice_end;  // of the level's core: the groups' and the unused ones between
 };
 
+// What the backward pass can take over from the forward pass of the same batch.
+template <typename T>
+struct Kept {
+  std::shared_ptr<const TablePlan> plan;
+  // [nodes, width] of level k; the top level's only where that is quicker than to multiply again.
+  std::shared_ptr<Array<T>> products[kMaxCores];
+};
+
 // What one table needs besides its plan.
 template <typename T>
-struct Work {
+struct Work : Kept<T> {
   const Table* table = nullptr;
-  TablePlan plan;
   const Kernels<T>* kernels = nullptr;
   const T* core[kMaxCores] = {};
-  T* grad[kMaxCores] = {};     // of the cores
-  const T* weights = nullptr;  // per sample, of this feature
-  T* grad_weights = nullptr;
   int64_t width[kMaxCores + 1] = {};  // of a node of level k: q_0 .. q_{k-1} r_k
-  Array<T> products[kMaxCores];       // [nodes, width] of the levels between the first and the top
-  Array<T> grad_parents[kMaxCores];   // [nodes, width of the parent]
+  const T* weights = nullptr;         // per sample, of this feature
+  Array<T> factors;                   // [lookups] of the rows, in the plan's order; empty: 1
   Array<T> rows;                      // [distinct ids, dim], where bags have several lookups
-  Array<T> grad_last;  // [parts - 1, last core]: the sums of parts 1 and up; updates: then part 0's
-  CoreUpdate<T> update[kMaxCores];  // of the cores; without rules, gradients go to `grad`
-  Array<uint8_t> last_used;  // updates: [n of the last core] whether the batch uses the slice
-  int64_t parts = 1;         // chunks of the top level
+
+  // The backward pass.
+  T* grad[kMaxCores] = {};  // of the cores
+  T* grad_weights = nullptr;
+  CoreUpdate<T> update[kMaxCores];   // of the cores; without rules, gradients go to `grad`
+  Array<T> grad_parents[kMaxCores];  // [nodes, width of the parent] of levels 3 and up
+  int64_t parts[kMaxCores] = {};     // chunks of level k, each with sums of its own
+  Array<T> sums[kMaxCores];          // [parts - 1, core] of the first and the last core: part 0's
+                                     // is `grad`; updates: that comes last here
+  Array<uint8_t> used[kMaxCores];    // updates: [n] whether the batch uses the slice, of these two
 
   int top() const { return table->d - 1; }
   int64_t product_rows(int k) const { return width[k] / table->r[k]; }
   int64_t core_slice(int k) const { return table->q[k] * table->r[k] * table->r[k + 1]; }
   int64_t core_size(int k) const { return table->n[k] * core_slice(k); }
+  const Level& level(int k) const { return this->plan->levels[k]; }
 
   bool updates() const { return update[0].rule != nullptr; }
+  // A rule that is a sum needs no finished gradient: its terms go to the core one by one.
+  bool adds() const { return updates() && update[0].rule->adds(); }
 
-  // The product of the parent of node u of level k: [product_rows(k - 1), r_{k-1}].
-  const T* parent_product(int k, int64_t u) const {
-    const Level& level = plan.levels[k];
-    if (k == 2) return core[0] + level.parent_key[u] * width[1];
-    return products[k - 1].data() + level.parent[u] * width[k - 1];
+  // Nodes of a group that are multiplied at once.
+  int64_t block_nodes(int k) const {
+    return std::max<int64_t>(1, kBlockRows / product_rows(k > 1 ? k - 1 : k));
   }
 
-  T weight(int64_t c) const {
-    if (weights) return weights[plan.lookup[c]];
-    if (table->pooling == Pooling::kMean && !plan.one_per_bag) {
-      return T(1) / static_cast<T>(plan.bag_size[plan.bag[c]]);
+  // The slice of core k - 1 of a group of level k, and that of the group after it.
+  const T* slice(int k, int64_t group) const {
+    return core[k - 1] + level(k).group_index[group] * core_slice(k - 1);
+  }
+  const T* next_slice(int k, int64_t group) const {
+    return group + 1 < level(k).groups ? slice(k, group + 1) : nullptr;
+  }
+
+  // The product of the parent of node u of level k >= 2: [product_rows(k - 1), r_{k-1}].
+  const T* parent_product(int k, int64_t u) const {
+    if (k == 2) return core[0] + level(k).parent_key[u] * width[1];
+    return this->products[k - 1]->data() + level(k).parent[u] * width[k - 1];
+  }
+
+  TableRows table_rows(int64_t first_node) const {
+    const int k = top();
+    return {this->plan->row_node.data(),
+            this->plan->row_last.data(),
+            first_node,
+            product_rows(k),
+            table->q[k],
+            table->r[k],
+            false};
+  }
+
+  Lookups<T> lookups(int64_t columns, T factor) const {
+    return {this->plan->bag.data(),
+            this->plan->row.data(),
+            factors.size() ? factors.data() : nullptr,
+            factor,
+            this->plan->lookups,
+            table->dim,
+            columns};
+  }
+
+  // The factors of the rows, each times `scale`.
+  void set_factors(T scale) {
+    const TablePlan& p = *this->plan;
+    const bool mean = table->pooling == Pooling::kMean && !p.one_per_bag;
+    if (!weights && !mean) return;
+    factors = Array<T>(p.lookups);
+    for (int64_t c = 0; c < p.lookups; ++c) {
+      factors[c] =
+          scale * (weights ? weights[p.lookup[c]] : T(1) / static_cast<T>(p.bag_size[p.bag[c]]));
     }
-    return T(1);
   }
 };
 
@@ -94,8 +139,10 @@ struct Call {
   const Arguments& args;
   std::vector<Work<T>> work;
 
+  // Plans the batch, or takes over what its forward pass kept.
   Call(const Arguments& arguments, const Tensor& indices, const Tensor& offsets,
-       const std::vector<Tensor>& cores, const std::optional<Tensor>& weights, bool backward)
+       const std::vector<Tensor>& cores, const std::optional<Tensor>& weights,
+       const std::vector<Kept<T>>* kept = nullptr)
       : args(arguments), work(arguments.size()) {
     for (int64_t t = 0; t < args.size(); ++t) {
       Work<T>& w = work[t];
@@ -108,36 +155,32 @@ struct Call {
         w.width[k + 1] = rows * w.table->r[k + 1];
       }
       w.kernels = &kernels<T>(divisor);
+      if (kept) static_cast<Kept<T>&>(w) = (*kept)[t];
     }
-    std::vector<Fault> faults(args.size());
-    for_each_task(args.size(), [&](int64_t t) {
-      faults[t] = make_plan(args, t, indices, offsets, backward ? 1 : 2, work[t].plan);
-    });
-    for (const Fault& fault : faults) {
-      STD_TORCH_CHECK(fault.position < 0, "tt_embedding_bag: ", fault.message);
-    }
+    if (!kept) make_plans(indices, offsets);
     if (weights) {
-      for (Work<T>& w : work) w.weights = weights->template const_data_ptr<T>() + w.plan.begin;
+      for (Work<T>& w : work) w.weights = weights->template const_data_ptr<T>() + w.plan->begin;
     }
   }
 
   // Has run_backward fill grads [indices].
   void want_weight_gradients(Tensor& grads) {
-    for (Work<T>& w : work) w.grad_weights = grads.mutable_data_ptr<T>() + w.plan.begin;
+    for (Work<T>& w : work) w.grad_weights = grads.mutable_data_ptr<T>() + w.plan->begin;
   }
 
-  // Chunks of level k of every table that has it; at least one of each.
+  // Chunks of every table's level `k_from_top` below its top, where it is multiplied; at least one
+  // of each.
   std::vector<Chunk> chunks(int k_from_top, int64_t most_parts(const Work<T>&)) {
     std::vector<Chunk> all;
     for (int64_t t = 0; t < args.size(); ++t) {
       Work<T>& w = work[t];
       const int k = w.top() - k_from_top;
-      if (k < 1 || (k_from_top > 0 && k < 2)) continue;
-      const Level& level = w.plan.levels[k];
-      const int64_t cost = k_from_top > 0 ? level.nodes : w.plan.rows;
+      if (k < (k_from_top > 0 ? 2 : 1)) continue;
+      const Level& level = w.level(k);
+      const int64_t cost = k_from_top > 0 ? level.nodes : w.plan->rows;
       const int64_t parts =
           std::max<int64_t>(1, std::min({cost / kChunkRows, most_parts(w), level.groups}));
-      if (k_from_top == 0) w.parts = parts;
+      w.parts[k] = parts;
       int64_t group = 0, slice = 0;
       for (int64_t part = 0; part < parts; ++part) {
         const int64_t until = level.nodes * (part + 1) / parts;
@@ -151,69 +194,89 @@ struct Call {
     }
     return all;
   }
+
+ private:
+  void make_plans(const Tensor& indices, const Tensor& offsets) {
+    std::vector<Fault> faults(args.size());
+    for_each_task(args.size(), [&](int64_t t) {
+      auto plan = std::make_shared<TablePlan>();
+      faults[t] = make_plan(args, t, indices, offsets, *plan);
+      work[t].plan = std::move(plan);
+    });
+    for (const Fault& fault : faults) {
+      STD_TORCH_CHECK(fault.position < 0, "tt_embedding_bag: ", fault.message);
+    }
+  }
 };
 
-// products[u] = parent product . core slice, for nodes [begin, end) of level k >= 2, which lie in
-// one group.
+// Where the rows of a block of nodes lie.
 template <typename T>
-void multiply_chain(const Work<T>& w, int k, int64_t group, int64_t begin, int64_t end, T* parents,
-                    T* products) {
-  const Table& s = *w.table;
-  const int64_t parent_width = w.width[k - 1], r = s.r[k - 1], r_next = s.r[k], q = s.q[k - 1];
-  for (int64_t u = begin; u < end; ++u) {
-    std::memcpy(parents + (u - begin) * parent_width, w.parent_product(k, u),
-                parent_width * sizeof(T));
+struct BlockRows {
+  Array<const T*> parents;  // of the nodes' parents' products
+  Array<T*> products;
+
+  BlockRows(const Work<T>& w, int k)
+      : parents(k > 1 ? w.block_nodes(k) * w.product_rows(k - 1) : 0), products(parents.size()) {}
+
+  // Nodes [begin, end) of level k >= 2. Returns the number of rows.
+  int64_t point(const Work<T>& w, int k, int64_t begin, int64_t end, T* first_product) {
+    const int64_t m = w.product_rows(k - 1), r = w.table->r[k - 1], n = w.width[k] / m;
+    int64_t row = 0;
+    for (int64_t u = begin; u < end; ++u) {
+      const T* parent = w.parent_product(k, u);
+      for (int64_t i = 0; i < m; ++i, ++row) {
+        parents[row] = parent + i * r;
+        products[row] = first_product + row * n;
+      }
+    }
+    return row;
   }
-  const T* slice = w.core[k - 1] + w.plan.levels[k].group_index[group] * w.core_slice(k - 1);
-  for (int64_t j = 0; j < q; ++j) {
-    w.kernels->gemm(parents, r, slice + j * r * r_next, r_next, products + j * r_next, q * r_next,
-                    (end - begin) * w.product_rows(k - 1), r, r_next, false);
+};
+
+// Calls body(group, begin, end) for blocks of nodes of one group.
+template <typename T, typename Body>
+void for_each_block(const Work<T>& w, int k, const Chunk& chunk, const Body& body) {
+  const Level& level = w.level(k);
+  const int64_t most = w.block_nodes(k);
+  for (int64_t g = chunk.group_begin; g < chunk.group_end; ++g) {
+    for (int64_t u = level.group_start[g]; u < level.group_start[g + 1]; u += most) {
+      body(g, u, std::min<int64_t>(u + most, level.group_start[g + 1]));
+    }
   }
 }
 
-// Calls body(group, begin, end, products) for blocks of nodes; products [end - begin, width]. Level
-// 1's lie in core 0.
-template <typename T, typename Body>
-void for_each_block(const Work<T>& w, int k, const Chunk& chunk, Array<T>& parents,
-                    Array<T>& products, const Body& body) {
-  const Level& level = w.plan.levels[k];
-  for (int64_t g = chunk.group_begin; g < chunk.group_end; ++g) {
-    for (int64_t u = level.group_start[g]; u < level.group_start[g + 1]; u += kBlockNodes) {
-      const int64_t end = std::min<int64_t>(u + kBlockNodes, level.group_start[g + 1]);
-      if (k == 1) {
-        if (g + kAhead < chunk.group_end) {
-          fetch(w.core[0] + level.group_index[g + kAhead] * w.width[1], w.width[1]);
-        }
-        body(g, u, end, w.core[0] + level.group_index[g] * w.width[1]);
-      } else {
-        multiply_chain(w, k, g, u, end, parents.data(), products.data());
-        body(g, u, end, products.data());
-      }
-    }
-  }
+// products[u] = parent product . core slice, for nodes [begin, end) of level k >= 2, which lie in
+// one group; their rows were pointed to.
+template <typename T>
+void multiply_block(const Work<T>& w, int k, int64_t group, const BlockRows<T>& rows,
+                    int64_t count) {
+  const Table& s = *w.table;
+  w.kernels->product(rows.parents.data(), count, w.slice(k, group), s.q[k - 1], s.r[k - 1], s.r[k],
+                     rows.products.data(), false, w.next_slice(k, group));
 }
 
 // The levels between the first and the top (four cores have one): their products are kept.
 template <typename T>
 void multiply_inner_levels(Call<T>& call) {
   constexpr int k = 2;
-  for (Work<T>& w : call.work) {
-    if (w.top() > k) w.products[k] = Array<T>(w.plan.levels[k].nodes * w.width[k]);
-  }
   const std::vector<Chunk> chunks = call.chunks(1, [](const Work<T>&) { return int64_t{64}; });
+  for (Work<T>& w : call.work) {
+    if (w.top() > k && !w.products[k]) {
+      w.products[k] = std::make_shared<Array<T>>(w.level(k).nodes * w.width[k]);
+    }
+  }
   for_each_task(static_cast<int64_t>(chunks.size()), [&](int64_t c) {
     Work<T>& w = call.work[chunks[c].table];
-    Array<T> parents(kBlockNodes * w.width[k - 1]), products(kBlockNodes * w.width[k]);
-    for_each_block(w, k, chunks[c], parents, products,
-                   [&](int64_t, int64_t begin, int64_t end, const T* block) {
-                     std::memcpy(w.products[k].data() + begin * w.width[k], block,
-                                 (end - begin) * w.width[k] * sizeof(T));
-                   });
+    BlockRows<T> rows(w, k);
+    for_each_block(w, k, chunks[c], [&](int64_t g, int64_t begin, int64_t end) {
+      const int64_t count = rows.point(w, k, begin, end, w.products[k]->data() + begin * w.width[k]);
+      multiply_block(w, k, g, rows, count);
+    });
   });
 }
 
-// The backward pass of a call that was made for it, from grad_out [bags, columns]: fills `grad` of
-// the tables without update rules, updates the cores of the others.
+// The backward pass of a call, from grad_out [bags, columns]: fills `grad` of the tables without
+// update rules, updates the cores of the others.
 template <typename T>
 void run_backward(Call<T>& call, const T* grad_out);
 
