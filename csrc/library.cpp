@@ -41,5 +41,19 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
       "Tensor(a!)[] cores, Tensor(b!)[] states, int[] cores_per_table, int[] num_embeddings, "
       "int[] pooling_modes, int[] padding_idx, Tensor? per_sample_weights, bool weights_grad, "
       "int algorithm, Tensor hyperparameters) -> Tensor");
+  // The same for eager mode: the forward pass hands the backward pass what it found out.
+  m.def(
+      "tt_embedding_bag_keeping(Tensor indices, Tensor offsets, Tensor[] cores, "
+      "int[] cores_per_table, int[] num_embeddings, int[] pooling_modes, int[] padding_idx, "
+      "Tensor? per_sample_weights) -> (Tensor, Tensor)");
+  m.def(
+      "tt_embedding_bag_backward_kept(Tensor kept, Tensor grad, Tensor indices, Tensor offsets, "
+      "Tensor[] cores, int[] cores_per_table, int[] num_embeddings, int[] pooling_modes, "
+      "int[] padding_idx, Tensor? per_sample_weights, bool weights_grad) -> Tensor[]");
+  m.def(
+      "tt_embedding_bag_backward_update_kept(Tensor kept, Tensor grad, Tensor indices, "
+      "Tensor offsets, Tensor(a!)[] cores, Tensor(b!)[] states, int[] cores_per_table, "
+      "int[] num_embeddings, int[] pooling_modes, int[] padding_idx, Tensor? per_sample_weights, "
+      "bool weights_grad, int algorithm, Tensor hyperparameters) -> Tensor");
   m.def("tt_limit_isa(int widest) -> int");
 }

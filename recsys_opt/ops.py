@@ -375,19 +375,36 @@ def _tt_embedding_bag_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -
     ctx.save_for_backward(indices, offsets, per_sample_weights, *cores)
 
 
-def _tt_embedding_bag_grads(ctx: Any, grad: Tensor) -> tuple[list[Tensor], Tensor | None]:
-    """Gradients of the cores, and of the per-sample weights where they need one."""
-    indices, offsets, weights, *cores = ctx.saved_tensors
-    grads = torch.ops.recsys_opt.tt_embedding_bag_backward(
-        grad, indices, offsets, cores, *ctx.options, weights, ctx.weights_grad
-    )
-    return grads[: len(cores)], grads[-1] if ctx.weights_grad else None
-
-
 def _tt_embedding_bag_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    ctx.weights_grad = ctx.needs_input_grad[7]
-    cores, weights = _tt_embedding_bag_grads(ctx, grad)
-    return None, None, cores, None, None, None, None, weights
+    indices, offsets, weights, *cores = ctx.saved_tensors
+    weights_grad = ctx.needs_input_grad[7]
+    grads = torch.ops.recsys_opt.tt_embedding_bag_backward(
+        grad, indices, offsets, cores, *ctx.options, weights, weights_grad
+    )
+    return None, None, grads[: len(cores)], *[None] * 4, grads[-1] if weights_grad else None
+
+
+# The three ops of eager mode. `kept` holds the forward pass's plan and products, so that the backward pass
+# computes neither again; other devices keep nothing.
+def _tt_embedding_bag_keeping(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return torch.ops.recsys_opt.tt_embedding_bag(*arguments), torch.empty(0, dtype=torch.uint8)
+
+
+def _tt_embedding_bag_backward_kept(kept: Tensor, *arguments: Any) -> Any:
+    return torch.ops.recsys_opt.tt_embedding_bag_backward(*arguments)
+
+
+def _tt_embedding_bag_backward_update_kept(kept: Tensor, *arguments: Any) -> Any:
+    return torch.ops.recsys_opt.tt_embedding_bag_backward_update(*arguments)
+
+
+for _name, _kernel in (
+    ("recsys_opt::tt_embedding_bag_keeping", _tt_embedding_bag_keeping),
+    ("recsys_opt::tt_embedding_bag_backward_kept", _tt_embedding_bag_backward_kept),
+    ("recsys_opt::tt_embedding_bag_backward_update_kept", _tt_embedding_bag_backward_update_kept),
+):
+    torch.library.impl(_name, "CUDA", _kernel)
+    torch.library.register_fake(_name, _kernel)
 
 
 class _TTEmbeddingBag(torch.autograd.Function):
@@ -402,19 +419,23 @@ class _TTEmbeddingBag(torch.autograd.Function):
         per_sample_weights: Tensor | None,
         *cores: Tensor,
     ) -> Tensor:
+        result: Tensor
+        result, kept = torch.ops.recsys_opt.tt_embedding_bag_keeping.default(
+            indices, offsets, cores, *options, per_sample_weights
+        )
         ctx.options = options
         ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[3]
-        ctx.save_for_backward(indices, offsets, per_sample_weights, *cores)
-        result: Tensor = torch.ops.recsys_opt.tt_embedding_bag(
-            indices, offsets, list(cores), *options, per_sample_weights
-        )
+        ctx.save_for_backward(kept, indices, offsets, per_sample_weights, *cores)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        cores, weights = _tt_embedding_bag_grads(ctx, grad)
-        return None, None, None, weights, *cores
+        kept, indices, offsets, weights, *cores = ctx.saved_tensors
+        grads = torch.ops.recsys_opt.tt_embedding_bag_backward_kept.default(
+            kept, grad, indices, offsets, cores, *ctx.options, weights, ctx.weights_grad
+        )
+        return None, None, None, grads[-1] if ctx.weights_grad else None, *grads[: len(cores)]
 
 
 torch.library.register_autograd(
@@ -434,23 +455,29 @@ def _update_cores(
     per_sample_weights: Tensor | None,
     weights_grad: bool,
     update: TTUpdate,
+    kept: Tensor | None = None,
 ) -> Tensor | None:
     """Updates the cores; returns the gradient of the per-sample weights where they need one."""
     if update.algorithm == TT_ALGORITHMS["adam"]:
         update.hyperparameters[-1] += 1
     indices, offsets, cores = batch
-    weights_grads: Tensor = torch.ops.recsys_opt.tt_embedding_bag_backward_update(
+    arguments = (
         grad,
         indices,
         offsets,
-        list(cores),
-        list(update.states),
+        cores,
+        update.states,
         *options,
         per_sample_weights,
         weights_grad,
         update.algorithm,
         update.hyperparameters,
     )
+    weights_grads: Tensor
+    if kept is None:
+        weights_grads = torch.ops.recsys_opt.tt_embedding_bag_backward_update.default(*arguments)
+    else:
+        weights_grads = torch.ops.recsys_opt.tt_embedding_bag_backward_update_kept.default(kept, *arguments)
     return weights_grads if weights_grad else None
 
 
@@ -469,20 +496,25 @@ class _TTEmbeddingBagUpdating(torch.autograd.Function):
         per_sample_weights: Tensor | None,
         update: TTUpdate,
     ) -> Tensor:
-        ctx.cores, ctx.options, ctx.update = cores, options, update
-        ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[5]
-        ctx.save_for_backward(indices, offsets, per_sample_weights)
-        result: Tensor = torch.ops.recsys_opt.tt_embedding_bag(
+        result: Tensor
+        result, kept = torch.ops.recsys_opt.tt_embedding_bag_keeping.default(
             indices, offsets, cores, *options, per_sample_weights
         )
+        ctx.cores, ctx.options, ctx.update = cores, options, update
+        ctx.versions = [core._version for core in cores]
+        ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[5]
+        ctx.save_for_backward(kept, indices, offsets, per_sample_weights)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        indices, offsets, weights = ctx.saved_tensors
+        kept, indices, offsets, weights = ctx.saved_tensors
         batch = (indices, offsets, ctx.cores)
-        weights = _update_cores(grad, batch, ctx.options, weights, ctx.weights_grad, ctx.update)
+        if ctx.versions != [core._version for core in ctx.cores]:
+            kept = None  # another lookup has updated the cores, and the kept products are not theirs
+        weights = _update_cores(grad, batch, ctx.options, weights, ctx.weights_grad, ctx.update, kept)
+        torch.autograd.graph.increment_version(ctx.cores)
         return None, None, None, None, None, weights, None
 
 

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 
+#include "tt_kept.h"
 #include "tt_work.h"
 
 namespace recsys_opt::tt {
@@ -289,13 +290,9 @@ template void run_backward(Call<double>&, const double*);
 
 namespace {
 
-std::vector<Tensor> tt_embedding_bag_backward_cpu(
-    Tensor grad, Tensor indices, Tensor offsets, std::vector<Tensor> cores,
-    std::vector<int64_t> cores_per_table, std::vector<int64_t> num_embeddings,
-    std::vector<int64_t> pooling_modes, std::vector<int64_t> padding_idx,
-    std::optional<Tensor> per_sample_weights, bool weights_grad) {
-  const Arguments args = check_arguments(indices, offsets, cores, cores_per_table, num_embeddings,
-                                         pooling_modes, padding_idx, per_sample_weights);
+std::vector<Tensor> backward(const Tensor* kept, Tensor grad, Tensor indices, Tensor offsets,
+                             std::vector<Tensor> cores, const Arguments& args,
+                             std::optional<Tensor> per_sample_weights, bool weights_grad) {
   check_grad(grad, args, cores[0]);
   grad = torch::stable::contiguous(grad);
   indices = torch::stable::contiguous(indices);
@@ -306,7 +303,8 @@ std::vector<Tensor> tt_embedding_bag_backward_cpu(
   for (const Tensor& core : cores) grads.push_back(torch::stable::empty_like(core));
   if (weights_grad) grads.push_back(torch::stable::new_zeros(grad, {args.num_indices}));
   THO_DISPATCH_V2(cores[0].scalar_type(), "tt_embedding_bag_backward_cpu", AT_WRAP([&] {
-                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights);
+                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights,
+                                        kept ? &kept_tables<scalar_t>(*kept, args) : nullptr);
                     for (Work<scalar_t>& w : call.work) {
                       for (int k = 0; k < w.table->d; ++k) {
                         w.grad[k] = grads[w.table->first_core + k].mutable_data_ptr<scalar_t>();
@@ -319,9 +317,31 @@ std::vector<Tensor> tt_embedding_bag_backward_cpu(
   return grads;
 }
 
+std::vector<Tensor> tt_embedding_bag_backward_cpu(
+    Tensor grad, Tensor indices, Tensor offsets, std::vector<Tensor> cores,
+    std::vector<int64_t> cores_per_table, std::vector<int64_t> num_embeddings,
+    std::vector<int64_t> pooling_modes, std::vector<int64_t> padding_idx,
+    std::optional<Tensor> per_sample_weights, bool weights_grad) {
+  const Arguments args = check_arguments(indices, offsets, cores, cores_per_table, num_embeddings,
+                                         pooling_modes, padding_idx, per_sample_weights);
+  return backward(nullptr, grad, indices, offsets, cores, args, per_sample_weights, weights_grad);
+}
+
+std::vector<Tensor> tt_embedding_bag_backward_kept_cpu(
+    Tensor kept, Tensor grad, Tensor indices, Tensor offsets, std::vector<Tensor> cores,
+    std::vector<int64_t> cores_per_table, std::vector<int64_t> num_embeddings,
+    std::vector<int64_t> pooling_modes, std::vector<int64_t> padding_idx,
+    std::optional<Tensor> per_sample_weights, bool weights_grad) {
+  const Arguments args = check_arguments(indices, offsets, cores, cores_per_table, num_embeddings,
+                                         pooling_modes, padding_idx, per_sample_weights);
+  return backward(&kept, grad, indices, offsets, cores, args, per_sample_weights, weights_grad);
+}
+
 }  // namespace
 }  // namespace recsys_opt::tt
 
 STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CPU, m) {
   m.impl("tt_embedding_bag_backward", TORCH_BOX(&recsys_opt::tt::tt_embedding_bag_backward_cpu));
+  m.impl("tt_embedding_bag_backward_kept",
+         TORCH_BOX(&recsys_opt::tt::tt_embedding_bag_backward_kept_cpu));
 }

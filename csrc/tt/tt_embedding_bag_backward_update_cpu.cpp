@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 
+#include "tt_kept.h"
 #include "tt_work.h"
 
 namespace recsys_opt::tt {
@@ -91,14 +92,10 @@ void backward_update(Call<T>& call, const UpdateArguments& arguments, std::vecto
   }
 }
 
-Tensor tt_embedding_bag_backward_update_cpu(
-    Tensor grad, Tensor indices, Tensor offsets, std::vector<Tensor> cores,
-    std::vector<Tensor> states, std::vector<int64_t> cores_per_table,
-    std::vector<int64_t> num_embeddings, std::vector<int64_t> pooling_modes,
-    std::vector<int64_t> padding_idx, std::optional<Tensor> per_sample_weights, bool weights_grad,
-    int64_t algorithm, Tensor hyperparameters) {
-  const Arguments args = check_arguments(indices, offsets, cores, cores_per_table, num_embeddings,
-                                         pooling_modes, padding_idx, per_sample_weights);
+Tensor backward_update(const Tensor* kept, Tensor grad, Tensor indices, Tensor offsets,
+                       std::vector<Tensor>& cores, std::vector<Tensor>& states,
+                       const Arguments& args, std::optional<Tensor> per_sample_weights,
+                       bool weights_grad, int64_t algorithm, const Tensor& hyperparameters) {
   check_grad(grad, args, cores[0]);
   const UpdateArguments update = check_update(args, cores, states, algorithm, hyperparameters);
   grad = torch::stable::contiguous(grad);
@@ -107,12 +104,37 @@ Tensor tt_embedding_bag_backward_update_cpu(
   if (per_sample_weights) per_sample_weights = torch::stable::contiguous(*per_sample_weights);
   Tensor result = torch::stable::new_zeros(grad, {weights_grad ? args.num_indices : 0});
   THO_DISPATCH_V2(cores[0].scalar_type(), "tt_embedding_bag_backward_update_cpu", AT_WRAP([&] {
-                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights);
+                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights,
+                                        kept ? &kept_tables<scalar_t>(*kept, args) : nullptr);
                     if (weights_grad) call.want_weight_gradients(result);
                     backward_update(call, update, cores, states, hyperparameters, grad);
                   }),
                   AT_FLOATING_TYPES);
   return result;
+}
+
+Tensor tt_embedding_bag_backward_update_cpu(
+    Tensor grad, Tensor indices, Tensor offsets, std::vector<Tensor> cores,
+    std::vector<Tensor> states, std::vector<int64_t> cores_per_table,
+    std::vector<int64_t> num_embeddings, std::vector<int64_t> pooling_modes,
+    std::vector<int64_t> padding_idx, std::optional<Tensor> per_sample_weights, bool weights_grad,
+    int64_t algorithm, Tensor hyperparameters) {
+  const Arguments args = check_arguments(indices, offsets, cores, cores_per_table, num_embeddings,
+                                         pooling_modes, padding_idx, per_sample_weights);
+  return backward_update(nullptr, grad, indices, offsets, cores, states, args, per_sample_weights,
+                         weights_grad, algorithm, hyperparameters);
+}
+
+Tensor tt_embedding_bag_backward_update_kept_cpu(
+    Tensor kept, Tensor grad, Tensor indices, Tensor offsets, std::vector<Tensor> cores,
+    std::vector<Tensor> states, std::vector<int64_t> cores_per_table,
+    std::vector<int64_t> num_embeddings, std::vector<int64_t> pooling_modes,
+    std::vector<int64_t> padding_idx, std::optional<Tensor> per_sample_weights, bool weights_grad,
+    int64_t algorithm, Tensor hyperparameters) {
+  const Arguments args = check_arguments(indices, offsets, cores, cores_per_table, num_embeddings,
+                                         pooling_modes, padding_idx, per_sample_weights);
+  return backward_update(&kept, grad, indices, offsets, cores, states, args, per_sample_weights,
+                         weights_grad, algorithm, hyperparameters);
 }
 
 }  // namespace
@@ -121,4 +143,6 @@ Tensor tt_embedding_bag_backward_update_cpu(
 STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CPU, m) {
   m.impl("tt_embedding_bag_backward_update",
          TORCH_BOX(&recsys_opt::tt::tt_embedding_bag_backward_update_cpu));
+  m.impl("tt_embedding_bag_backward_update_kept",
+         TORCH_BOX(&recsys_opt::tt::tt_embedding_bag_backward_update_kept_cpu));
 }

@@ -2,12 +2,18 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 
+#include <tuple>
+
+#include "tt_kept.h"
 #include "tt_work.h"
 
 namespace recsys_opt::tt {
 namespace {
 
 constexpr int64_t kBagsPerTask = 512;  // of pooling
+// Products of a table's top level that are kept for the backward pass: more of them would come back
+// from memory no faster than they are multiplied.
+constexpr int64_t kKeptProductBytes = int64_t{1} << 25;
 
 template <typename T>
 void forward_chunk(Work<T>& w, const Chunk& chunk, T* out, int64_t columns) {
@@ -57,14 +63,20 @@ void pool_bags(const Work<T>& w, const Offset* offsets, int64_t begin, int64_t e
   }
 }
 
+// Fills `output`. kept: receives what the backward pass can take over.
 template <typename T>
 void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets,
-             const std::vector<Tensor>& cores, const std::optional<Tensor>& weights,
-             Tensor& output) {
+             const std::vector<Tensor>& cores, const std::optional<Tensor>& weights, Tensor& output,
+             std::optional<Tensor>* kept) {
   Call<T> call(args, indices, offsets, cores, weights);
   T* out = output.mutable_data_ptr<T>();
   multiply_inner_levels(call);
   for (Work<T>& w : call.work) {
+    const int top = w.top();
+    const int64_t size = w.level(top).nodes * w.width[top];
+    if (kept && top > 1 && size * static_cast<int64_t>(sizeof(T)) <= kKeptProductBytes) {
+      w.products[top] = std::make_shared<Array<T>>(size);
+    }
     if (w.plan->one_per_bag) w.set_factors(T(1));
     if (!w.plan->one_per_bag) {
       w.rows = Array<T>(w.plan->rows * w.table->dim);
@@ -92,13 +104,14 @@ void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets
       pool_bags(w, starts, begin, end, out, args.columns);
     }
   });
+  if (kept) *kept = keep(call);
 }
 
-Tensor tt_embedding_bag_cpu(Tensor indices, Tensor offsets, std::vector<Tensor> cores,
-                            std::vector<int64_t> cores_per_table,
-                            std::vector<int64_t> num_embeddings, std::vector<int64_t> pooling_modes,
-                            std::vector<int64_t> padding_idx,
-                            std::optional<Tensor> per_sample_weights) {
+Tensor lookup(Tensor indices, Tensor offsets, std::vector<Tensor> cores,
+              const std::vector<int64_t>& cores_per_table,
+              const std::vector<int64_t>& num_embeddings, const std::vector<int64_t>& pooling_modes,
+              const std::vector<int64_t>& padding_idx, std::optional<Tensor> per_sample_weights,
+              std::optional<Tensor>* kept) {
   const Arguments args = check_arguments(indices, offsets, cores, cores_per_table, num_embeddings,
                                          pooling_modes, padding_idx, per_sample_weights);
   indices = torch::stable::contiguous(indices);
@@ -107,10 +120,29 @@ Tensor tt_embedding_bag_cpu(Tensor indices, Tensor offsets, std::vector<Tensor> 
   if (per_sample_weights) per_sample_weights = torch::stable::contiguous(*per_sample_weights);
   Tensor out = torch::stable::new_empty(cores[0], {args.batch_size, args.columns});
   THO_DISPATCH_V2(cores[0].scalar_type(), "tt_embedding_bag_cpu", AT_WRAP([&] {
-                    forward<scalar_t>(args, indices, offsets, cores, per_sample_weights, out);
+                    forward<scalar_t>(args, indices, offsets, cores, per_sample_weights, out, kept);
                   }),
                   AT_FLOATING_TYPES);
   return out;
+}
+
+Tensor tt_embedding_bag_cpu(Tensor indices, Tensor offsets, std::vector<Tensor> cores,
+                            std::vector<int64_t> cores_per_table,
+                            std::vector<int64_t> num_embeddings, std::vector<int64_t> pooling_modes,
+                            std::vector<int64_t> padding_idx,
+                            std::optional<Tensor> per_sample_weights) {
+  return lookup(indices, offsets, cores, cores_per_table, num_embeddings, pooling_modes,
+                padding_idx, per_sample_weights, nullptr);
+}
+
+std::tuple<Tensor, Tensor> tt_embedding_bag_keeping_cpu(
+    Tensor indices, Tensor offsets, std::vector<Tensor> cores, std::vector<int64_t> cores_per_table,
+    std::vector<int64_t> num_embeddings, std::vector<int64_t> pooling_modes,
+    std::vector<int64_t> padding_idx, std::optional<Tensor> per_sample_weights) {
+  std::optional<Tensor> kept;
+  Tensor out = lookup(indices, offsets, cores, cores_per_table, num_embeddings, pooling_modes,
+                      padding_idx, per_sample_weights, &kept);
+  return {out, *kept};
 }
 
 int64_t tt_limit_isa(int64_t widest) {
@@ -128,4 +160,5 @@ STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CPU, m) {
   m.impl("tt_embedding_bag", TORCH_BOX(&recsys_opt::tt::tt_embedding_bag_cpu));
+  m.impl("tt_embedding_bag_keeping", TORCH_BOX(&recsys_opt::tt::tt_embedding_bag_keeping_cpu));
 }

@@ -85,8 +85,7 @@ TT_INLINE void outer_block(const T* const* a, const T* const* b, int64_t rows, T
 
 template <typename T, int W, int MR, int NV>
 TT_INLINE void product_rows(int64_t rows, const T* const* a, const T* slice, int64_t k, int64_t n,
-                            int64_t v, T* const* c, bool accumulate,
-                            const T* next) {
+                            int64_t v, T* const* c, bool accumulate, const T* next) {
   if constexpr (MR >= 1) {
     if (rows == MR)
       product_block<T, W, MR, NV>(a, slice, k, n, v, c, accumulate, next);
@@ -98,8 +97,7 @@ TT_INLINE void product_rows(int64_t rows, const T* const* a, const T* slice, int
 // Blocks of at most MR rows, as equal as they can be: a block of few rows has few sums in flight.
 template <typename T, int W, int MR, int NV>
 TT_INLINE void product_columns(const T* const* a, int64_t rows, const T* slice, int64_t k,
-                               int64_t n, int64_t v, T* const* c, bool accumulate,
-                            const T* next) {
+                               int64_t n, int64_t v, T* const* c, bool accumulate, const T* next) {
   for (int64_t blocks = (rows + MR - 1) / MR; blocks > 0; --blocks) {
     const int64_t count = (rows + blocks - 1) / blocks;
     product_rows<T, W, MR, NV>(count, a, slice, k, n, v, c, accumulate, next);
@@ -116,9 +114,11 @@ void product(const T* const* a, int64_t rows, const T* slice, int64_t q, int64_t
   const int64_t vectors = q * n / W;
   int64_t v = 0;
   if constexpr (kVectors >= 4) {
-    for (; v + 4 <= vectors; v += 4) product_columns<T, W, kRows, 4>(a, rows, slice, k, n, v, c, accumulate, next);
+    for (; v + 4 <= vectors; v += 4)
+      product_columns<T, W, kRows, 4>(a, rows, slice, k, n, v, c, accumulate, next);
   }
-  for (; v + 2 <= vectors; v += 2) product_columns<T, W, kRows, 2>(a, rows, slice, k, n, v, c, accumulate, next);
+  for (; v + 2 <= vectors; v += 2)
+    product_columns<T, W, kRows, 2>(a, rows, slice, k, n, v, c, accumulate, next);
   if (v < vectors) product_columns<T, W, kRows, 1>(a, rows, slice, k, n, v, c, accumulate, next);
 }
 

@@ -56,8 +56,8 @@ struct Kernels {
   void (*scatter)(const Lookups<T>& lookups, int64_t begin, int64_t end, int64_t first_row,
                   const T* rows, T* out);
 
-  // rows[row - first_row] = the sum of factor(c) grad_out[bags.bag[c]] over the row's lookups c, for
-  // the `count` rows whose lookups are [begin, end).
+  // rows[row - first_row] = the sum of factor(c) grad_out[bags.bag[c]] over the row's lookups c,
+  // for the `count` rows whose lookups are [begin, end).
   void (*gather)(const Lookups<T>& lookups, int64_t begin, int64_t end, int64_t first_row,
                  int64_t count, const T* grad_out, T* rows);
 

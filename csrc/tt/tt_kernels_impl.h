@@ -92,10 +92,9 @@ void transpose(const T* in, int64_t rows, int64_t columns, T* out) {
           if constexpr (kQuarter == 1) {
             x[l] = V{p[0], p[next], p[2 * next], p[3 * next]};
           } else {
-            x[l] = join<V>(join<Half>(load<Quarter>(p), load<Quarter>(p + next), HalfL{}),
-                           join<Half>(load<Quarter>(p + 2 * next), load<Quarter>(p + 3 * next),
-                                      HalfL{}),
-                           L{});
+            x[l] = join<V>(
+                join<Half>(load<Quarter>(p), load<Quarter>(p + next), HalfL{}),
+                join<Half>(load<Quarter>(p + 2 * next), load<Quarter>(p + 3 * next), HalfL{}), L{});
           }
         }
         transpose_blocks<W, W / 8>(x);
@@ -105,8 +104,8 @@ void transpose(const T* in, int64_t rows, int64_t columns, T* out) {
   }
 }
 
-// a's lower blocks of H lanes beside b's upper ones. Written as a choice by lane it becomes a blend,
-// which needs no shuffle unit.
+// a's lower blocks of H lanes beside b's upper ones. Written as a choice by lane it becomes a
+// blend, which needs no shuffle unit.
 template <int W, int H, typename V, int... I>
 TT_INLINE V outer_blocks(V a, V b, Lanes<I...>) {
   using Mask = decltype(a < b);

@@ -239,9 +239,8 @@ Fault make_plan(const Arguments& args, int64_t t, const Tensor& indices, const T
   const Offset* bounds = offsets.const_data_ptr<Offset>();
   int64_t rows = 1;
   for (int k = 0; k < table.d; ++k) rows *= table.n[k];
-  return rows <= UINT32_MAX
-             ? make_plan<uint32_t, Index, Offset>(args, t, ids, bounds, plan)
-             : make_plan<uint64_t, Index, Offset>(args, t, ids, bounds, plan);
+  return rows <= UINT32_MAX ? make_plan<uint32_t, Index, Offset>(args, t, ids, bounds, plan)
+                            : make_plan<uint64_t, Index, Offset>(args, t, ids, bounds, plan);
 }
 
 }  // namespace
@@ -250,13 +249,11 @@ Fault make_plan(const Arguments& args, int64_t t, const Tensor& indices, const T
                 TablePlan& plan) {
   const bool narrow_offsets = offsets.scalar_type() == ScalarType::Int;
   if (indices.scalar_type() == ScalarType::Int) {
-    return narrow_offsets
-               ? make_plan<int32_t, int32_t>(args, t, indices, offsets, plan)
-               : make_plan<int32_t, int64_t>(args, t, indices, offsets, plan);
+    return narrow_offsets ? make_plan<int32_t, int32_t>(args, t, indices, offsets, plan)
+                          : make_plan<int32_t, int64_t>(args, t, indices, offsets, plan);
   }
-  return narrow_offsets
-             ? make_plan<int64_t, int32_t>(args, t, indices, offsets, plan)
-             : make_plan<int64_t, int64_t>(args, t, indices, offsets, plan);
+  return narrow_offsets ? make_plan<int64_t, int32_t>(args, t, indices, offsets, plan)
+                        : make_plan<int64_t, int64_t>(args, t, indices, offsets, plan);
 }
 
 }  // namespace recsys_opt::tt

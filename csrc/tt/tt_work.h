@@ -269,7 +269,8 @@ void multiply_inner_levels(Call<T>& call) {
     Work<T>& w = call.work[chunks[c].table];
     BlockRows<T> rows(w, k);
     for_each_block(w, k, chunks[c], [&](int64_t g, int64_t begin, int64_t end) {
-      const int64_t count = rows.point(w, k, begin, end, w.products[k]->data() + begin * w.width[k]);
+      const int64_t count =
+          rows.point(w, k, begin, end, w.products[k]->data() + begin * w.width[k]);
       multiply_block(w, k, g, rows, count);
     });
   });
