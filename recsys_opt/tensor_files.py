@@ -29,12 +29,14 @@ _DTYPES = {
 _CHUNK_BYTES = 64 << 20
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes a safetensors file and makes it durable; raises OSError as the disk does.
 
     The file is written in place: write it into a folder that is renamed when whole.
     """
-    header: dict[str, object] = {}
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
@@ -66,6 +68,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a file carries besides its tensors."""
+    with _open(path) as file:
+        return dict(file.metadata() or {})
+
+
+def tensor_dtypes(path: Path) -> dict[str, torch.dtype]:
+    """The types of a file's tensors, without reading them."""
+    types = {name: dtype for dtype, name in _DTYPES.items()}
+    with _open(path) as file:
+        return {name: types[file.get_slice(name).get_dtype()] for name in file.keys()}  # noqa: SIM118
+
+
 def read_into(path: Path, targets: Mapping[str, Tensor]) -> None:
     """Copies a file's tensors into `targets` one at a time; names, shapes and types must be the same."""
     with _open(path) as file:
@@ -89,6 +104,6 @@ def _open(path: Path) -> safe_open:
     try:
         return safe_open(str(path), framework="pt")
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist: the checkpoint is not whole") from None
+        raise InputError(f"{path} does not exist") from None
     except SafetensorError as error:
         raise InputError(f"{path} is damaged: {error}") from None
