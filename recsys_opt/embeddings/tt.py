@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from recsys_opt import ops, reference
+from recsys_opt import ops
 from recsys_opt.embeddings.bag_arguments import check_mode, refuse_dense_options, to_bags
 from recsys_opt.embeddings.base import EmbeddingRepresentation
-from recsys_opt.embeddings.dense import DenseEmbeddingBag
-from recsys_opt.embeddings.tt_init import INITS, Init, default_table_std, fit_cores, init_cores_
+from recsys_opt.embeddings.tt_fit import WORK_BYTES, FitOptions, FitReport, Method, fit_table
+from recsys_opt.embeddings.tt_freeze import Level, frozen
+from recsys_opt.embeddings.tt_init import INITS, Init, default_table_std, init_cores_
+from recsys_opt.embeddings.tt_round import RoundReport, round_cores
+from recsys_opt.embeddings.tt_rows import table_rows
 from recsys_opt.embeddings.tt_shapes import resolve_shapes
+from recsys_opt.embeddings.tt_source import TableLike
 from recsys_opt.errors import BatchError, InputError
+from recsys_opt.progress import Progress
 from recsys_opt.tables import Pooling, TableConfig
 
 _MODES = {"sum": 0, "mean": 1}
@@ -88,6 +93,10 @@ class TTEmbeddingBag(EmbeddingRepresentation):
         self.padding_idx = padding_idx % num_embeddings if padding_idx is not None else None
         self.fit_error: float | None = None
         """Relative Frobenius distance to the table given to `from_pretrained`, before any training."""
+        self.fit_report: FitReport | None = None
+        """How `from_pretrained` fitted the table."""
+        self.round_report: RoundReport | None = None
+        """What `round` left out to make this table."""
         self.cores = nn.ParameterList(
             nn.Parameter(torch.empty(p[k], q[k], ranks[k], ranks[k + 1], dtype=dtype, device=device))
             for k in range(len(p))
@@ -134,31 +143,66 @@ class TTEmbeddingBag(EmbeddingRepresentation):
     @classmethod
     def from_pretrained(
         cls,
-        weight: Tensor,
-        tt_ranks: int | Sequence[int],
+        weight: TableLike,
+        tt_ranks: int | Sequence[int] | None = None,
         *,
+        tolerance: float | None = None,
+        rank_multiple: int = 1,
+        method: Method = "auto",
+        num_embeddings: int | None = None,
         tt_p_shapes: Sequence[int] | None = None,
         tt_q_shapes: Sequence[int] | None = None,
         mode: Pooling = "sum",
         padding_idx: int | None = None,
+        include_last_offset: bool = False,
+        dtype: torch.dtype | None = None,
+        work_bytes: int = WORK_BYTES,
+        oversampling: int = 10,
+        power_iterations: int = 2,
+        seed: int = 0,
+        progress: Progress | None = None,
     ) -> Self:
-        """A bag whose table is close to `weight`, by TT-SVD; its `fit_error` says how close.
+        """A bag whose table is close to `weight`, by TT-SVD; `fit_error` and `fit_report` say how close.
 
-        weight  [num_embeddings, embedding_dim]; worked on whole, in float64
+        weight          [num_embeddings, embedding_dim]: a tensor; a numpy array or memory map; the path of a
+                        .npy or .safetensors file ("file.safetensors#name"), read in blocks; or an iterable of
+                        row blocks: one that can be read again (a list), or an iterator, read in one pass
+        tt_ranks        as in the constructor
+        tolerance       instead of tt_ranks: the least ranks whose relative error is within it
+        rank_multiple   ranks chosen by tolerance go up to the next multiple; those of 16 are fastest
+        method          "exact", "streaming" or "randomised" (see `recsys_opt.embeddings.tt_fit`); "auto"
+                        takes exact for small tables, else streaming where that takes seconds
+        num_embeddings  rows of an iterable
+        dtype           of the cores; default: the table's
+        work_bytes      memory to work in, beside the table and the cores; not for "exact"
+        oversampling, power_iterations, seed  of "randomised"
         """
-        bag = cls(
-            weight.shape[0],
-            weight.shape[1],
+        options = FitOptions(method, work_bytes, oversampling, power_iterations, seed)
+        fitted = fit_table(
+            weight,
             tt_ranks,
+            tolerance=tolerance,
+            rank_multiple=rank_multiple,
+            num_embeddings=num_embeddings,
             tt_p_shapes=tt_p_shapes,
             tt_q_shapes=tt_q_shapes,
+            dtype=dtype,
+            options=options,
+            progress=progress,
+        )
+        bag = cls(
+            fitted.num_embeddings,
+            fitted.embedding_dim,
+            fitted.report.tt_ranks,
+            tt_p_shapes=[core.shape[0] for core in fitted.cores],
+            tt_q_shapes=[core.shape[1] for core in fitted.cores],
             mode=mode,
             padding_idx=padding_idx,
-            dtype=weight.dtype,
+            include_last_offset=include_last_offset,
             device="meta",
         )
-        cores, bag.fit_error = fit_cores(weight.detach(), bag.tt_p_shapes, bag.tt_q_shapes, bag.tt_ranks)
-        bag.cores = nn.ParameterList(nn.Parameter(core) for core in cores)
+        bag.cores = nn.ParameterList(nn.Parameter(core) for core in fitted.cores)
+        bag.fit_error, bag.fit_report = fitted.report.error, fitted.report
         return bag
 
     def forward(
@@ -198,58 +242,71 @@ class TTEmbeddingBag(EmbeddingRepresentation):
             per_sample_weights=per_sample_weights,
         )
 
-    def materialize(self) -> Tensor:
-        """The whole table, [num_embeddings, embedding_dim]; differentiable."""
-        ids = torch.arange(self.num_embeddings, device=self.cores[0].device)
-        return reference.tt_rows(ids, list(self.cores))
+    def materialize(
+        self, rows: range | None = None, *, out: Tensor | None = None, work_bytes: int = 64 << 20
+    ) -> Tensor:
+        """The table, [num_embeddings, embedding_dim], or a range of its rows.
 
-    def freeze(self, level: Literal["cores", "prefix", "dense"]) -> EmbeddingRepresentation:
-        """A copy for serving, without gradients: "cores" is smallest, "dense" fastest.
-
-        cores   the same cores
-        prefix  the product of the first two cores as one: most of a lookup's work done beforehand
-        dense   the whole table
+        out         where to write, with rows made in blocks that take `work_bytes`: a memory map as well;
+                    without it, and where gradients are wanted, the result is differentiable
         """
-        with torch.no_grad():
-            if level == "dense":
-                return self._frozen_dense()
-            cores = [core.detach().clone() for core in self.cores]
-            if level == "prefix":
-                if len(cores) == 2:
-                    raise InputError(
-                        "the product of a table's only two cores is the table: use 'dense' or 'cores'"
-                    )
-                first, second = cores[:2]
-                both = torch.einsum("iars,jbst->ijabrt", first, second)
-                cores[:2] = [both.flatten(2, 3).flatten(0, 1)]
-            elif level != "cores":
-                raise InputError(f"level = {level!r}; choose 'cores', 'prefix' or 'dense'")
-            frozen = type(self)(
-                self.num_embeddings,
-                self.embedding_dim,
-                [core.shape[3] for core in cores[:-1]],
-                tt_p_shapes=[core.shape[0] for core in cores],
-                tt_q_shapes=[core.shape[1] for core in cores],
-                mode=self.mode,
-                padding_idx=self.padding_idx,
-                init=self.init,
-                include_last_offset=self.include_last_offset,
-                device="meta",
-            )
-            frozen.cores = nn.ParameterList(nn.Parameter(core, requires_grad=False) for core in cores)
-            return frozen
+        rows = range(self.num_embeddings) if rows is None else rows
+        return table_rows(list(self.cores), self.num_embeddings, rows, out, work_bytes)
 
-    def _frozen_dense(self) -> DenseEmbeddingBag:
-        if self.include_last_offset or (self.padding_idx is not None and self.mode == "mean"):
-            raise InputError(
-                "a dense table has no include_last_offset and no padded mean: use 'prefix' or 'cores'"
-            )
-        table = self.materialize()
-        if self.padding_idx is not None:
-            table[self.padding_idx] = 0.0
-        dense = DenseEmbeddingBag(self.num_embeddings, self.embedding_dim, mode=self.mode, device="meta")
-        dense.weight = nn.Parameter(table, requires_grad=False)
-        return dense
+    def round(
+        self,
+        tolerance: float | None = None,
+        *,
+        tt_ranks: int | Sequence[int] | None = None,
+        rank_multiple: int = 1,
+    ) -> Self:
+        """A bag with smaller ranks and nearly the same table; its `round_report` says how near.
+
+        tolerance      relative error that the least ranks may make
+        tt_ranks       instead: the ranks; a bond that has less keeps what it has
+        rank_multiple  ranks chosen by tolerance go up to the next multiple that the table has; those of 16
+                       are fastest
+        """
+        cores, report = round_cores(
+            list(self.cores),
+            self.num_embeddings,
+            ranks=tt_ranks,
+            tolerance=tolerance,
+            rank_multiple=rank_multiple,
+        )
+        bag = self.with_cores(cores)
+        bag.round_report = report
+        return bag
+
+    def freeze(
+        self, level: Level, *, dtype: torch.dtype | None = None, max_bytes: int | None = None
+    ) -> EmbeddingRepresentation:
+        """A copy for serving, in evaluation mode and without gradients: "cores" is smallest, "dense" fastest.
+
+        level      cores: the same cores
+                   prefix: neighbouring cores multiplied, most of a lookup's work done beforehand
+                   dense: the whole table, as `FrozenEmbeddingBag`
+        dtype      of what is stored, e.g. torch.bfloat16; default: the cores'
+        max_bytes  for "prefix" of four cores: multiply so that the result takes no more
+        """
+        return frozen(self, level, dtype, max_bytes)
+
+    def with_cores(self, cores: Sequence[Tensor], *, requires_grad: bool = True) -> Self:
+        """A bag like this one whose parameters are `cores`, of any factors and ranks that make its rows."""
+        bag = type(self)(
+            self.num_embeddings,
+            self.embedding_dim,
+            [core.shape[3] for core in cores[:-1]],
+            tt_p_shapes=[core.shape[0] for core in cores],
+            tt_q_shapes=[core.shape[1] for core in cores],
+            mode=self.mode,
+            padding_idx=self.padding_idx,
+            init=self.init,
+            include_last_offset=self.include_last_offset,
+            device="meta",
+        )
+        bag.cores = nn.ParameterList(nn.Parameter(core, requires_grad=requires_grad) for core in cores)
+        return bag
 
     def storage_bytes(self) -> int:
         """Bytes of the cores."""

@@ -1,4 +1,4 @@
-"""Initial values of tensor-train cores, and cores fitted to a given table."""
+"""Initial values of tensor-train cores."""
 
 from __future__ import annotations
 
@@ -58,46 +58,3 @@ def _sampled_gaussian(like: Tensor) -> Tensor:
     magnitude = -torch.special.ndtri(place.clamp(min=1e-15) * upper_tail)
     sample: Tensor = magnitude * torch.where(uniform < 0.5, -1.0, 1.0) / math.sqrt(variance)
     return sample
-
-
-@torch.no_grad()
-def fit_cores(
-    weight: Tensor, p: Sequence[int], q: Sequence[int], ranks: Sequence[int]
-) -> tuple[list[Tensor], float]:
-    """Cores of the given ranks for a table by TT-SVD (Oseledets 2011, algorithm 1), in float64, in memory.
-
-    weight   [num_embeddings, embedding_dim]; missing rows up to prod(p) count as 0
-    returns  the cores [n_k, q_k, r_k, r_{k+1}] in weight's dtype, and the relative Frobenius error
-    """
-    d = len(p)
-    table = torch.zeros(math.prod(p), weight.shape[1], dtype=torch.float64, device=weight.device)
-    table[: weight.shape[0]] = weight
-    pairs = [axis for k in range(d) for axis in (k, d + k)]
-    rest = table.view(*p, *q).permute(pairs).reshape(1, -1)
-    total = float(rest.norm())
-    cores, lost = [], 0.0
-    for k in range(d - 1):
-        left = ranks[k] * p[k] * q[k]
-        rest = rest.reshape(left, -1)
-        basis = _leading_left_vectors(rest, ranks[k + 1])
-        projected = basis.T @ rest
-        lost += max(float(rest.norm()) ** 2 - float(projected.norm()) ** 2, 0.0)
-        core = torch.zeros(left, ranks[k + 1], dtype=torch.float64, device=weight.device)
-        core[:, : basis.shape[1]] = basis
-        cores.append(core.view(ranks[k], p[k], q[k], ranks[k + 1]))
-        rest = torch.zeros(ranks[k + 1], rest.shape[1], dtype=torch.float64, device=weight.device)
-        rest[: basis.shape[1]] = projected
-    cores.append(rest.view(ranks[d - 1], p[-1], q[-1], 1))
-    ordered = [core.permute(1, 2, 0, 3).contiguous().to(weight.dtype) for core in cores]
-    return ordered, math.sqrt(lost) / total if total else 0.0
-
-
-def _leading_left_vectors(matrix: Tensor, count: int) -> Tensor:
-    """The left singular vectors of the largest singular values: [rows, at most count]."""
-    rows, columns = matrix.shape
-    count = min(count, rows, columns)
-    if columns > 2 * rows:  # the small side's Gram matrix: far less memory than a full decomposition
-        vectors: Tensor = torch.linalg.eigh(matrix @ matrix.T).eigenvectors.flip(1)
-    else:
-        vectors = torch.linalg.svd(matrix, full_matrices=False).U
-    return vectors[:, :count]

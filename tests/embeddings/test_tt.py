@@ -168,8 +168,6 @@ def test_freeze_refusals():
         TTEmbeddingBag(60, 8, [4]).freeze("prefix")
     with pytest.raises(InputError, match="level = 'fast'"):
         make_bag().freeze("fast")
-    with pytest.raises(InputError, match="use 'prefix'"):
-        make_bag(mode="mean", padding_idx=0).freeze("dense")
 
 
 def test_from_pretrained_recovers_a_table_of_low_rank():

@@ -1,0 +1,81 @@
+"""A dense table for serving: what a compressed table becomes at `freeze("dense")`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recsys_opt.embeddings.bag_arguments import to_bags
+from recsys_opt.embeddings.dense import DenseEmbeddingBag
+from recsys_opt.errors import BatchError
+from recsys_opt.tables import Pooling
+
+
+class FrozenEmbeddingBag(DenseEmbeddingBag):
+    """A dense table without gradients, in any floating-point type, with all of nn.EmbeddingBag's pooling.
+
+    The output has the table's type, as nn.EmbeddingBag's.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        mode: Pooling = "sum",
+        padding_idx: int | None = None,
+        include_last_offset: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, mode=mode, dtype=dtype, device=device)
+        self.padding_idx, self.include_last_offset = padding_idx, include_last_offset
+        self.weight.requires_grad_(False)
+
+    def forward(
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        """Pooled rows; see `EmbeddingRepresentation.forward`."""
+        ids, bounds, weights = to_bags(input, offsets, per_sample_weights, self.include_last_offset)
+        return self._pooled(ids, bounds, weights)
+
+    @classmethod
+    def forward_group(
+        cls,
+        bags: Sequence[Self],
+        indices: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Pooled rows of several tables; see `EmbeddingRepresentation.forward_group`."""
+        if offsets is None:
+            offsets = torch.arange(indices.shape[0] + 1, device=indices.device)
+        batch = (offsets.shape[0] - 1) // len(bags)
+        outputs = []
+        for t, bag in enumerate(bags):
+            bounds = offsets[t * batch : (t + 1) * batch + 1]
+            start, stop = int(bounds[0]), int(bounds[-1])
+            weights = None if per_sample_weights is None else per_sample_weights[start:stop]
+            outputs.append(bag._pooled(indices[start:stop], bounds - start, weights))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+    def _pooled(self, ids: Tensor, bounds: Tensor, weights: Tensor | None) -> Tensor:
+        if weights is not None and self.mode != "sum":
+            raise BatchError("per_sample_weights needs sum pooling, but this table averages")
+        return F.embedding_bag(
+            ids,
+            self.weight,
+            bounds.to(ids.dtype),
+            mode=self.mode,
+            per_sample_weights=None if weights is None else weights.to(self.weight.dtype),
+            include_last_offset=True,
+            padding_idx=self.padding_idx,
+        )
+
+    def extra_repr(self) -> str:
+        """Shape, pooling and type."""
+        return f"{super().extra_repr()}, {self.weight.dtype}"
