@@ -26,6 +26,26 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
   m.def(
       "rowwise_adagrad_rows_(Tensor(a!)[] weights, Tensor(b!)[] states, Tensor[] ids, Tensor[] "
       "grads, float lr, float eps) -> ()");
+  // hot_rows/
+  m.def(
+      "hot_rows_split(Tensor indices, Tensor? offsets, Tensor[] keys, Tensor[] directories, int[] "
+      "num_embeddings, int[] padding_idx) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("hot_rows_directory_(Tensor(a!) directory, Tensor keys) -> ()");
+  m.def(
+      "hot_rows_count_(Tensor(a!)[] hot_counts, Tensor(b!)[] counts, Tensor(c!)[] candidates, "
+      "Tensor indices, Tensor slots, Tensor? offsets, int[] num_embeddings) -> ()");
+  m.def(
+      "hot_rows_bag(Tensor base, Tensor[] weights, Tensor slots, Tensor? offsets, Tensor? "
+      "per_sample_weights, int[] mean) -> Tensor");
+  m.def(
+      "hot_rows_bag_row_gradients(Tensor grad, Tensor[] weights, Tensor slots, Tensor? offsets, "
+      "Tensor? per_sample_weights, int[] mean) -> Tensor[]");
+  m.def(
+      "hot_rows_bag_base_gradient(Tensor grad, Tensor[] weights, Tensor slots, Tensor? offsets, "
+      "int[] mean) -> Tensor");
+  m.def(
+      "hot_rows_bag_factor_gradients(Tensor grad, Tensor[] weights, Tensor slots, Tensor? offsets) "
+      "-> Tensor");
   // tt
   m.def(
       "tt_embedding_bag(Tensor indices, Tensor offsets, Tensor[] cores, int[] cores_per_table, "

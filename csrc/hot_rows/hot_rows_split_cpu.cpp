@@ -1,0 +1,141 @@
+// hot_rows_split and hot_rows_directory on the CPU.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <tuple>
+
+#include "hot_rows/hot_rows.h"
+#include "hot_rows/offsets_cpu.h"
+
+namespace recsys_opt::hot_rows {
+namespace {
+
+constexpr int64_t kBagsPerTask = 512;
+constexpr int64_t kAhead = 8;  // lookups whose first probe is asked for ahead
+
+struct Table {
+  const int64_t* keys;
+  const int32_t* directory;
+  int64_t mask, num_embeddings, padding_idx;
+};
+
+// Fills slots[begin, end). Returns the position of the first id outside the table, or `end`.
+template <typename Index>
+int64_t look_up(const Table& table, const Index* indices, int64_t begin, int64_t end,
+                int32_t* slots) {
+  const auto rows = static_cast<uint64_t>(table.num_embeddings);
+  for (int64_t k = begin; k < end; ++k) {
+    if (k + kAhead < end)
+      __builtin_prefetch(table.directory + (mix(indices[k + kAhead]) & table.mask));
+    const auto id = static_cast<int64_t>(indices[k]);
+    if (static_cast<uint64_t>(id) >= rows) return k;
+    slots[k] =
+        id == table.padding_idx ? kPadding : find(id, table.keys, table.directory, table.mask);
+  }
+  return end;
+}
+
+template <typename Index>
+void split(const Shape& s, const std::vector<Table>& tables, const Index* indices,
+           const int64_t* offsets, int32_t* slots, Index* cold_indices, int64_t* cold_offsets,
+           int64_t* cold_positions) {
+  std::atomic<int64_t> bad{std::numeric_limits<int64_t>::max()};
+  const auto start = [&](int64_t bag) { return offsets ? offsets[bag] : bag; };
+  // First every bag's number of cold ids, then, from their sums, where they go.
+  torch::stable::parallel_for(0, s.bags(), kBagsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t bag = begin; bag < end;) {
+      const int64_t t = bag / s.batch, stop = std::min(end, (t + 1) * s.batch);
+      const int64_t last = start(stop);
+      const int64_t reached = look_up(tables[t], indices, start(bag), last, slots);
+      if (reached < last) {
+        int64_t seen = bad.load();
+        while (reached < seen && !bad.compare_exchange_weak(seen, reached)) {
+        }
+        return;
+      }
+      for (; bag < stop; ++bag) {
+        int64_t cold = 0;
+        for (int64_t k = start(bag); k < start(bag + 1); ++k) cold += slots[k] == kCold;
+        cold_offsets[bag + 1] = cold;
+      }
+    }
+  });
+  if (const int64_t k = bad.load(); k < s.ids) {
+    int64_t t = 0;
+    while (k >= start((t + 1) * s.batch)) ++t;
+    STD_TORCH_CHECK(false, "hot_rows_split: indices[", k, "] = ", static_cast<int64_t>(indices[k]),
+                    " is outside the table's ", tables[t].num_embeddings, " rows (table ", t, ")");
+  }
+  cold_offsets[0] = 0;
+  for (int64_t bag = 0; bag < s.bags(); ++bag) cold_offsets[bag + 1] += cold_offsets[bag];
+  torch::stable::parallel_for(0, s.bags(), kBagsPerTask, [&](int64_t begin, int64_t end) {
+    int64_t to = cold_offsets[begin];
+    for (int64_t k = start(begin); k < start(end); ++k) {
+      if (slots[k] != kCold) continue;
+      cold_indices[to] = indices[k];
+      cold_positions[to++] = k;
+    }
+  });
+  const int64_t cold = cold_offsets[s.bags()];
+  std::fill(cold_indices + cold, cold_indices + s.ids, Index(0));
+  std::fill(cold_positions + cold, cold_positions + s.ids, 0);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> hot_rows_split_cpu(Tensor indices,
+                                                              std::optional<Tensor> offsets,
+                                                              std::vector<Tensor> keys,
+                                                              std::vector<Tensor> directories,
+                                                              std::vector<int64_t> num_embeddings,
+                                                              std::vector<int64_t> padding_idx) {
+  const Shape s = check_split(indices, offsets, keys, directories, num_embeddings, padding_idx);
+  indices = torch::stable::contiguous(indices);
+  if (offsets) offsets = torch::stable::contiguous(*offsets);
+  const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
+  if (bounds) check_offsets("hot_rows_split", bounds, s);
+  std::vector<Table> tables;
+  for (int64_t t = 0; t < s.tables; ++t)
+    tables.push_back({keys[t].const_data_ptr<int64_t>(), directories[t].const_data_ptr<int32_t>(),
+                      directories[t].numel() - 1, num_embeddings[t], padding_idx[t]});
+  Tensor slots = torch::stable::new_empty(indices, {s.ids}, ScalarType::Int);
+  Tensor cold_indices = torch::stable::new_empty(indices, {s.ids});
+  Tensor cold_offsets = torch::stable::new_empty(indices, {s.bags() + 1}, ScalarType::Long);
+  Tensor cold_positions = torch::stable::new_empty(indices, {s.ids}, ScalarType::Long);
+  const auto run = [&](auto zero) {
+    using Index = decltype(zero);
+    split<Index>(s, tables, indices.const_data_ptr<Index>(), bounds,
+                 slots.mutable_data_ptr<int32_t>(), cold_indices.mutable_data_ptr<Index>(),
+                 cold_offsets.mutable_data_ptr<int64_t>(),
+                 cold_positions.mutable_data_ptr<int64_t>());
+  };
+  if (indices.scalar_type() == ScalarType::Int)
+    run(int32_t{});
+  else
+    run(int64_t{});
+  return {slots, cold_indices, cold_offsets, cold_positions};
+}
+
+void hot_rows_directory_cpu(Tensor directory, Tensor keys) {
+  check_directory("hot_rows_directory_", 0, keys, directory);
+  const int64_t* key = keys.const_data_ptr<int64_t>();
+  auto* entry = directory.mutable_data_ptr<int32_t>();
+  const int64_t mask = directory.numel() - 1;
+  std::fill_n(entry, directory.numel(), -1);
+  for (int64_t slot = 0; slot < keys.numel(); ++slot) {
+    if (key[slot] < 0) continue;
+    uint64_t at = mix(key[slot]) & mask;
+    for (; entry[at] >= 0; at = (at + 1) & mask)
+      STD_TORCH_CHECK(key[entry[at]] != key[slot], "hot_rows_directory_: keys[", entry[at],
+                      "] and keys[", slot, "] are both ", key[slot]);
+    entry[at] = static_cast<int32_t>(slot);
+  }
+}
+
+}  // namespace
+}  // namespace recsys_opt::hot_rows
+
+STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CPU, m) {
+  m.impl("hot_rows_split", TORCH_BOX(&recsys_opt::hot_rows::hot_rows_split_cpu));
+  m.impl("hot_rows_directory_", TORCH_BOX(&recsys_opt::hot_rows::hot_rows_directory_cpu));
+}
