@@ -6,15 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recsys_opt.embeddings.hot_rows import CachedTTEmbeddingBag as CachedTTEmbeddingBag
     from recsys_opt.embeddings.tt import TTEmbeddingBag as TTEmbeddingBag
     from recsys_opt.models.dlrm import DLRM as DLRM
     from recsys_opt.tables import TableConfig as TableConfig
 
 __version__ = "0.1.0"
-__all__ = ["DLRM", "TTEmbeddingBag", "TableConfig", "__version__"]
+__all__ = ["DLRM", "CachedTTEmbeddingBag", "TTEmbeddingBag", "TableConfig", "__version__"]
 
 # Public names load on first use: `recsys-opt --help` and `recsys-opt doctor` must not need torch.
 _HOMES = {
+    "CachedTTEmbeddingBag": "recsys_opt.embeddings.hot_rows",
     "DLRM": "recsys_opt.models.dlrm",
     "TTEmbeddingBag": "recsys_opt.embeddings.tt",
     "TableConfig": "recsys_opt.tables",

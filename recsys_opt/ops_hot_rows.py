@@ -33,7 +33,7 @@ def hot_rows_split(
     """Divides the lookups of T tables into hot and cold ones; `reference_hot_rows.split` says how.
 
     indices         [N] int32 or int64 ids, feature-major
-    offsets         [T * B + 1] int64; None: one id per bag
+    offsets         [T * B + 1] int64; ids after the last are of no bag; None: one id per bag
     keys            T x [K_t] int64, the id of each slot; -1: none
     directories     T x [C_t] int32, made by `hot_rows_directory_`
     num_embeddings  T numbers; ids are below them

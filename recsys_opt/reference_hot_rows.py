@@ -36,6 +36,7 @@ def split(
             if slots[-1] == COLD:
                 cold.append(k)
         cold_offsets.append(len(cold))
+    slots += [PADDING] * (indices.numel() - bounds[-1])  # of no bag
     positions = torch.zeros(indices.numel(), dtype=torch.int64)
     positions[: len(cold)] = torch.tensor(cold, dtype=torch.int64)
     cold_indices = torch.zeros_like(indices)

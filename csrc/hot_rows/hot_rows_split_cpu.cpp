@@ -79,6 +79,7 @@ void split(const Shape& s, const std::vector<Table>& tables, const Index* indice
     }
   });
   const int64_t cold = cold_offsets[s.bags()];
+  std::fill(slots + start(s.bags()), slots + s.ids, kPadding);
   std::fill(cold_indices + cold, cold_indices + s.ids, Index(0));
   std::fill(cold_positions + cold, cold_positions + s.ids, 0);
 }

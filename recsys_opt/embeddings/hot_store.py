@@ -166,7 +166,8 @@ class HotRows(nn.Module):
 
     def _candidate_ids(self) -> Tensor:
         ids = (self.candidates & ((1 << ID_BITS) - 1)) - 1
-        return ids[ids >= 0].unique()
+        found: Tensor = ids[ids >= 0].unique()
+        return found
 
     def _frequent_cold_ids(self) -> tuple[Tensor, Tensor]:
         """Ids that are not held and counted often enough, in ascending order, and their counts."""

@@ -14,6 +14,7 @@ from recsys_opt.tables import TableConfig
 REPRESENTATIONS: dict[str, str] = {
     "dense": "recsys_opt.embeddings.dense:DenseEmbeddingBag",
     "tt": "recsys_opt.embeddings.tt:TTEmbeddingBag",
+    "tt_cached": "recsys_opt.embeddings.hot_rows:CachedTTEmbeddingBag",
     "fbgemm": "recsys_opt.integrations.fbgemm:FBGEMMEmbeddingBag",
 }
 

@@ -43,8 +43,8 @@ def write_back_(
 ) -> WriteBack:
     """Brings the table's rows `ids` closer to `rows`, weighing them against all rows that share a slice.
 
-    With A(i) and B(i) the products of the slices left and right of core k, row i is A(i) G(i_k) B(i). For each
-    slice G of that core the change X solves, with N rows sharing the slice,
+    With A(i) and B(i) the products of the slices left and right of core k, row i is A(i) G(i_k) B(i). For
+    each slice G of that core the change X solves, with N rows sharing the slice,
 
         min  sum over ids of count * |A X B - (wanted - row)|^2  +  other_count * N * (mean of |A X B|^2)
 
@@ -66,8 +66,10 @@ def write_back_(
         return WriteBack(0.0, 0.0, 0.0)
     exact = [core.detach().double() for core in cores]
     before = float((wanted - tt_rows(ids, exact)).norm()) / size
+    if not math.isfinite(before) or not math.isfinite(table_mean_square(exact)):
+        return WriteBack(math.nan, math.nan, 0.0)  # a diverged table: there is nothing to save
     k = _most_local_core(exact)
-    old = exact[k].clone()
+    old, exact[k] = exact[k], exact[k].clone()
     left = _factor(_left_gram(exact[:k]) if k else exact[0].new_ones(1, 1))
     right = _factor(_right_gram(exact[k + 1 :]) if k + 1 < len(exact) else exact[0].new_ones(1, 1))
     sharing = math.prod(core.shape[0] for core in exact) / exact[k].shape[0]
@@ -76,18 +78,12 @@ def write_back_(
     for chosen in _rounds(_digits(ids, exact)[k]):
         _fit(exact, k, ids[chosen], wanted[chosen], penalty / weights[chosen], left, right)
     change = exact[k] - old
-    moved = math.sqrt(
-        _mean_square(change, left, right) / max(table_mean_square(cores_of(exact, k, old)), 1e-300)
-    )
+    exact[k] = old
+    moved = math.sqrt(_mean_square(change, left, right) / max(table_mean_square(exact), 1e-300))
     scale = min(1.0, limit / moved) if moved > 0 else 1.0
     cores[k].add_((scale * change).to(cores[k].dtype))
     after = [core.detach().double() for core in cores]
     return WriteBack(before, float((wanted - tt_rows(ids, after)).norm()) / size, scale * moved)
-
-
-def cores_of(cores: Sequence[Tensor], k: int, core: Tensor) -> list[Tensor]:
-    """The cores with another core k."""
-    return [*cores[:k], core, *cores[k + 1 :]]
 
 
 def _fit(
@@ -183,7 +179,10 @@ def _right_gram(cores: Sequence[Tensor]) -> Tensor:
 def _factor(gram: Tensor) -> Tensor:
     """C with C C^T = gram, made safely positive definite."""
     floor = 1e-6 * float(gram.diagonal().mean()) + 1e-30
-    return torch.linalg.cholesky(gram + floor * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    factor: Tensor = torch.linalg.cholesky(
+        gram + floor * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    )
+    return factor
 
 
 def _mean_square(change: Tensor, left: Tensor, right: Tensor) -> float:
