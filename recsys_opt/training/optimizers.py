@@ -2,7 +2,8 @@
 
     mlp     the MLPs: torch's SGD or Adagrad
     cores   parameters of compressed tables (tensor-train cores and the like): the same
-    tables  parameters of dense tables, whose gradients are sparse: SGD or exact row-wise Adagrad
+    tables  parameters of dense tables, and of rows held dense beside compressed tables, whose gradients are
+            sparse: SGD or exact row-wise Adagrad
 
 Exact means that the gradients of an id that occurs several times in a batch are summed first, and its row is
 updated once. Row-wise Adagrad keeps one number per row (FBGEMM's and torchrec's EXACT_ROWWISE_ADAGRAD):
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from recsys_opt import ops
 from recsys_opt.embeddings.base import EmbeddingRepresentation, FusesUpdate
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
+from recsys_opt.embeddings.hot_store import HotRows
 from recsys_opt.errors import InputError
 
 Kind = Literal["mlp", "cores", "tables"]
@@ -65,10 +67,12 @@ def parameters_by_kind(model: nn.Module) -> dict[Kind, dict[str, nn.Parameter]]:
     """The model's parameters by kind and name; a parameter that two modules share is listed once."""
     kinds: dict[int, Kind] = {}
     for module in model.modules():
+        if isinstance(module, (DenseEmbeddingBag, HotRows)):
+            kinds |= {id(parameter): "tables" for parameter in module.parameters(recurse=False)}
+    for module in model.modules():
         if isinstance(module, EmbeddingRepresentation):
-            kind: Kind = "tables" if isinstance(module, DenseEmbeddingBag) else "cores"
-            for parameter in module.parameters(recurse=kind == "cores"):
-                kinds.setdefault(id(parameter), kind)
+            for parameter in module.parameters():
+                kinds.setdefault(id(parameter), "cores")
     found: dict[Kind, dict[str, nn.Parameter]] = {"mlp": {}, "cores": {}, "tables": {}}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -93,6 +97,11 @@ class ModelOptimizer:
                 for name, p in named.items():
                     shape = p.shape[:1] if kind == "tables" else p.shape
                     self._state[name] = p.new_zeros(shape)
+        self._stores = {name: m for name, m in model.named_modules() if isinstance(m, HotRows)}
+        self._generations: dict[str, int] = {}
+        if config.algorithm == "adagrad":
+            # Whose row each number of a store's state is about: slots change their owners.
+            self._state |= {f"{name}.keys": store.keys.clone() for name, store in self._stores.items()}
         self._fused = {name: m for name, m in model.named_modules() if isinstance(m, FusesUpdate)}
         for module in self._fused.values():
             module.configure_update(config.algorithm, config.table_lr, config.eps)
@@ -112,6 +121,7 @@ class ModelOptimizer:
     @torch.no_grad()
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
+        self._forget_replaced_rows()
         for kind, named in self._parameters.items():
             lr = self.config.learning_rate(kind) * self._scale
             having = {name: p for name, p in named.items() if p.grad is not None}
@@ -143,6 +153,19 @@ class ModelOptimizer:
                     f"{list(own.shape)}"
                 )
             own.copy_(state[name])
+        self._generations.clear()
+
+    def _forget_replaced_rows(self) -> None:
+        """A row that has come into a store starts without state, as a dense table's rows do."""
+        if self.config.algorithm == "sgd":
+            return
+        for name, store in self._stores.items():
+            if self._generations.get(name) == store.generation:
+                continue
+            owner = self._state[f"{name}.keys"]
+            self._state[f"{name}.weight"].mul_(owner == store.keys)
+            owner.copy_(store.keys)
+            self._generations[name] = store.generation
 
     def _update_dense(self, named: Mapping[str, nn.Parameter], lr: float) -> None:
         parameters: list[Tensor] = list(named.values())

@@ -76,7 +76,7 @@ class Dictionary:
         if not evicted:
             assert all(torch.equal(a, b) for a, b in zip(cores, kept_cores, strict=True))
         else:
-            old, new = (tt_rows(torch.arange(bag.num_embeddings), c) for c in (self.cores, cores))
+            old, new = (tt_rows(torch.arange(bag.num_embeddings), c) for c in (kept_cores, cores))
             wanted = before[evicted]
             assert report.error_before == pytest.approx(float((wanted - old[evicted]).norm() / wanted.norm()))
             assert report.error_after == pytest.approx(float((wanted - new[evicted]).norm() / wanted.norm()))
@@ -84,7 +84,7 @@ class Dictionary:
             loss = [float((weights * (wanted - table[evicted])).norm()) for table in (old, new)]
             assert loss[1] <= loss[0] * (1 + 1e-6)
             every = torch.arange(int(torch.tensor(bag.tt.tt_p_shapes).prod()))
-            old, new = (tt_rows(every, c) for c in (self.cores, cores))
+            old, new = (tt_rows(every, c) for c in (kept_cores, cores))
             moved = float((new - old).norm() / old.norm())
             assert report.others_moved == pytest.approx(moved, rel=1e-3, abs=1e-12)
             assert moved <= bag.write_back_limit * (1 + 1e-3) + 1e-12
@@ -120,7 +120,7 @@ steps = st.lists(
     mode=st.sampled_from(["sum", "mean"]),
     padding_idx=st.sampled_from([None, 1]),
     weighted=st.booleans(),
-    limit=st.sampled_from([0.0, 0.01, 100.0]),
+    limit=st.sampled_from([0.0, 0.01, 1.0]),
     sketch=st.booleans(),
 )
 def test_equals_a_dictionary_of_rows_under_churn(
@@ -162,6 +162,8 @@ def test_equals_a_dictionary_of_rows_under_churn(
             assert all(torch.equal(before[k], v) for k, v in bag.state_dict().items())
             bag.train()
         torch.testing.assert_close(bag.materialize(), model.table())
+        # Equal so far: from here on rounding starts anew, for training may amplify it.
+        model.cores = [core.detach().clone() for core in bag.tt.cores]
         every = torch.arange(rows)
         bag.eval()
         if padding_idx is None:
