@@ -12,6 +12,7 @@ from torch import nn
 
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
+from recsys_opt.embeddings.hot_rows import CachedTTEmbeddingBag
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.errors import InputError
 from recsys_opt.models.dlrm import DLRM
@@ -47,7 +48,8 @@ def convert_model(
 
     model    a trained model; the new one takes over its MLPs and unchanged tables, without a copy
     tables   the model's tables in order, with the representation that each should have: a table that becomes
-             "tt" is fitted by TT-SVD, one that becomes "dense" is written out
+             "tt" is fitted by TT-SVD, so is one that becomes "tt_cached", with no row held yet; one that
+             becomes "dense" is written out
     """
     _check(model, tables)
     progress = progress or SilentProgress()
@@ -61,7 +63,8 @@ def convert_model(
         modules[config.name], error = _fit(source, config)
         progress.advance(config.num_embeddings, table=config.name, error=f"{error:.3g}")
         module = modules[config.name]
-        ranks = module.tt_ranks[1:-1] if isinstance(module, TTEmbeddingBag) else ()
+        train = module.tt if isinstance(module, CachedTTEmbeddingBag) else module
+        ranks = train.tt_ranks[1:-1] if isinstance(train, TTEmbeddingBag) else ()
         fits.append(
             TableFit(
                 name=config.name,
@@ -97,8 +100,13 @@ def _fit(source: EmbeddingRepresentation, config: TableConfig) -> tuple[Embeddin
         dense = DenseEmbeddingBag.from_config(config, device="meta")
         dense.weight = nn.Parameter(table)
         return dense, 0.0
-    options = {k: v for k, v in config.options.items() if k != "init"}
-    bag = TTEmbeddingBag.from_pretrained(table, mode=config.pooling, **options)
+    shape = {k: v for k, v in config.options.items() if k in ("tt_ranks", "tt_p_shapes", "tt_q_shapes")}
+    if config.representation == "tt_cached":
+        cached = CachedTTEmbeddingBag.from_config(config, dtype=table.dtype)
+        cached.tt = TTEmbeddingBag.from_pretrained(table, **shape)
+        assert cached.tt.fit_error is not None
+        return cached, cached.tt.fit_error
+    bag = TTEmbeddingBag.from_pretrained(table, mode=config.pooling, **shape)
     assert bag.fit_error is not None
     return bag, bag.fit_error
 
@@ -117,10 +125,10 @@ def _check(model: DLRM, tables: Sequence[TableConfig]) -> None:
             f"options ({'; '.join(different) or 'the order differs'})"
         )
     for old, new in zip(model.embeddings.configs, tables, strict=True):
-        if not _is_same(old, new) and new.representation not in ("dense", "tt"):
+        if not _is_same(old, new) and new.representation not in ("dense", "tt", "tt_cached"):
             raise InputError(
-                f"table {new.name} cannot become {new.representation!r}; a trained table can become 'tt' or "
-                "'dense'"
+                f"table {new.name} cannot become {new.representation!r}; a trained table can become 'tt', "
+                "'tt_cached' or 'dense'"
             )
 
 

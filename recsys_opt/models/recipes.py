@@ -66,15 +66,19 @@ def table_configs(
     tt_tables: Collection[str] = (),
     tt_ranks: int | Sequence[int] = 32,
     tt_options: Mapping[str, Mapping[str, Any]] | None = None,
+    tt_cache_rows: int = 0,
+    tt_cache_refresh_every: int = 100,
     dense_representation: str = "dense",
 ) -> list[TableConfig]:
     """One table per categorical column: a tensor train where asked for, dense elsewhere.
 
-    tt_threshold          tables of at least so many rows become tensor trains
-    tt_tables             names of further tables that do
-    tt_ranks              the rank of all, or one per inner edge
-    tt_options            tables with options of their own (ranks, shapes), which become tensor trains too
-    dense_representation  what the other tables are: "dense", or "fbgemm" for FBGEMM's fused tables
+    tt_threshold            tables of at least so many rows become tensor trains
+    tt_tables               names of further tables that do
+    tt_ranks                the rank of all, or one per inner edge
+    tt_options              tables with options of their own (ranks, shapes), which become tensor trains too
+    tt_cache_rows           frequent rows of each that are held dense; 0: none
+    tt_cache_refresh_every  training passes between two choices of them
+    dense_representation    what the other tables are: "dense", or "fbgemm" for FBGEMM's fused tables
     """
     names = [column.name for column in columns]
     own = tt_options or {}
@@ -84,6 +88,8 @@ def table_configs(
                 f"{argument} names {', '.join(unknown)}, but the tables are {', '.join(names) or 'none'}"
             )
     options: dict[str, Any] = {"tt_ranks": tt_ranks if isinstance(tt_ranks, int) else list(tt_ranks)}
+    cache = {"cache_rows": tt_cache_rows, "refresh_every": tt_cache_refresh_every} if tt_cache_rows else {}
+    tt_representation = "tt_cached" if cache else "tt"
     configs = []
     for column in columns:
         is_tt = (
@@ -96,8 +102,8 @@ def table_configs(
                 column.name,
                 column.num_embeddings,
                 embedding_dim,
-                representation="tt" if is_tt else dense_representation,
-                options=own.get(column.name, options) if is_tt else {},
+                representation=tt_representation if is_tt else dense_representation,
+                options={**cache, **own.get(column.name, options)} if is_tt else {},
             )
         )
     return configs

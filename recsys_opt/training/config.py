@@ -38,16 +38,26 @@ class CompressionConfig:
     from how often the training rows look up each id."""
     tt_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Tables whose tensor trains have options of their own, by name: what a memory budget came to."""
+    tt_cache_rows: int = 0
+    """Frequent rows of each tensor train that are held dense and trained in place; 0: none."""
+    tt_cache_refresh_every: int = 100
+    """Updates between two choices of these rows."""
 
     def __post_init__(self) -> None:
         if self.tt_threshold is not None and self.tt_threshold < 1:
             raise InputError(f"tt_threshold = {self.tt_threshold}; it must be at least 1")
         if self.tt_rank < 1:
             raise InputError(f"tt_rank = {self.tt_rank}; it must be at least 1")
+        if self.tt_cache_rows < 0:
+            raise InputError(f"tt_cache_rows = {self.tt_cache_rows}; it must be 0 or more")
+        if self.tt_cache_refresh_every < 1:
+            raise InputError(f"tt_cache_refresh_every = {self.tt_cache_refresh_every}; it must be at least 1")
         if self.memory_budget is None:
             return
         if self.memory_budget < 1:
             raise InputError(f"memory_budget = {self.memory_budget}; it must be at least 1 byte")
+        if self.tt_cache_rows:
+            raise InputError("memory_budget does not count held rows; leave out tt_cache_rows")
         if self.tt_threshold is not None or self.tt_tables:
             raise InputError(
                 "memory_budget chooses the tensor trains itself; leave out tt_threshold and tt_tables"

@@ -57,6 +57,8 @@ def wanted_tables(config: TrainingConfig, columns: Sequence[SparseColumn]) -> li
         tt_tables=config.compression.tt_tables,
         tt_ranks=config.compression.tt_rank,
         tt_options=config.compression.tt_options,
+        tt_cache_rows=config.compression.tt_cache_rows,
+        tt_cache_refresh_every=config.compression.tt_cache_refresh_every,
         dense_representation=config.dense_representation,
     )
 

@@ -39,6 +39,18 @@ def test_full_rank_computes_the_same_and_keeps_the_rest():
     assert all(p.requires_grad and not p.is_meta for p in converted.parameters())
 
 
+def test_a_cached_table_starts_as_the_tensor_train_without_held_rows():
+    cached = TableConfig(
+        "large", 900, 8, representation="tt_cached", options={"tt_ranks": 8, "cache_rows": 9}
+    )
+    converted, (fit,) = convert_model(model(), [DENSE[0], cached])
+    plain, (plain_fit,) = convert_model(model(), tables(tt_ranks=8))
+    assert fit.fit_error == plain_fit.fit_error
+    assert fit.tt_ranks == plain_fit.tt_ranks
+    dense, ids = batch()
+    torch.testing.assert_close(converted(dense, ids), plain(dense, ids))
+
+
 def test_the_error_told_is_the_tables():
     old = model()
     table = old.embeddings.table("large").materialize().clone()

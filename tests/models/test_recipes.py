@@ -34,6 +34,12 @@ def test_the_tables_that_are_no_tensor_trains_take_the_dense_representation():
     assert tables[0].options == {}
 
 
+def test_tensor_trains_with_held_rows():
+    tables = table_configs(COLUMNS[:3], 16, tt_tables=["C2"], tt_cache_rows=50, tt_cache_refresh_every=7)
+    assert [table.representation for table in tables] == ["dense", "tt_cached", "dense"]
+    assert tables[1].options == {"tt_ranks": 32, "cache_rows": 50, "refresh_every": 7}
+
+
 def test_an_unknown_table_is_named():
     with pytest.raises(InputError, match="tt_tables names C27, but the tables are C1, C2"):
         table_configs(COLUMNS[:2], 16, tt_tables=["C1", "C27"])

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from recsys_opt import DLRM, TableConfig, ops, reference
+from recsys_opt.embeddings.collection import EmbeddingCollection
 from recsys_opt.errors import InputError
 from recsys_opt.training.optimizers import ModelOptimizer, OptimizerConfig, parameters_by_kind
 
@@ -237,6 +238,48 @@ def test_going_on_from_a_saved_state_gives_the_same_weights(algorithm):
     run(resumed, again, steps[3:])
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+CACHED = TableConfig(
+    "t", 60, 4, representation="tt_cached", options={"tt_ranks": 4, "cache_rows": 2, "refresh_every": None}
+)
+
+
+def test_held_rows_learn_at_the_tables_rate_and_cores_at_theirs():
+    torch.manual_seed(0)
+    model = DLRM([CACHED], dense_features=5, bottom_mlp=(8, 4), top_mlp=(8, 1))
+    kinds = parameters_by_kind(model)
+    assert list(kinds["tables"]) == ["embeddings.tables.t.hot.weight"]
+    assert list(kinds["cores"]) == [f"embeddings.tables.t.tt.cores.{k}" for k in range(3)]
+
+
+def test_a_row_that_comes_in_does_not_inherit_the_state_of_the_one_that_left():
+    torch.manual_seed(0)
+    bag = EmbeddingCollection([CACHED])
+    table, rate = bag.table("t"), 0.5
+    optimizer = ModelOptimizer(bag, OptimizerConfig("adagrad", table_lr=rate, eps=1e-8))
+    name = "tables.t.hot.weight"
+
+    def step(ids: list[int], upstream: float) -> None:
+        optimizer.zero_grad()
+        (bag(torch.tensor(ids)) * upstream).sum().backward()
+        optimizer.step()
+
+    step([5, 5, 6, 6], 1.0)
+    table.refresh()
+    step([5, 5, 6, 6, 7, 7, 7, 7, 7, 7], 1.0)
+    assert optimizer.state_dict()[name].tolist() == [4.0, 4.0]  # (1 + 1)^2
+    table.refresh()  # 7 takes the slot of 5
+    assert table.hot.keys.tolist() == [7, 6]
+    before = table.materialize().detach()
+    # Saved and loaded between the refresh and the update: it is forgotten all the same.
+    saved = {key: value.clone() for key, value in optimizer.state_dict().items()}
+    optimizer = ModelOptimizer(bag, OptimizerConfig("adagrad", table_lr=rate, eps=1e-8))
+    optimizer.load_state_dict(saved)
+    step([6, 7], 3.0)
+    assert optimizer.state_dict()[name].tolist() == [9.0, 13.0]
+    moved = (before - table.materialize().detach())[[7, 6], 0]
+    torch.testing.assert_close(moved, rate * 3.0 / torch.tensor([9.0, 13.0]).sqrt())
 
 
 def test_the_state_names_its_parameters():

@@ -134,6 +134,19 @@ def test_a_resumed_run_of_fbgemm_tables_ends_as_one_never_stopped(dataset, tmp_p
     check_resuming(config, 29, dataset, tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize("algorithm", ["sgd", "adagrad"])
+@pytest.mark.parametrize("step", [29, 40, 41])  # between and around two choices of the held rows
+def test_a_resumed_run_of_held_rows_ends_as_one_never_stopped(
+    dataset, tmp_path, monkeypatch, algorithm, step
+):
+    cache = {"compression.tt_cache_rows": 30, "compression.tt_cache_refresh_every": 20}
+    config = replaced(CONFIG, {"optimizer.algorithm": algorithm, "checkpoint_every_s": 0.0, "epochs": 1})
+    config = replaced(config, {"compression.tt_tables": ("C3", "C4"), **cache})
+    check_resuming(config, step, dataset, tmp_path, monkeypatch)
+    held = load_model(tmp_path / "run").embeddings.table("C3").hot.keys
+    assert (held >= 0).all()
+
+
 def check_resuming(config: TrainingConfig, step: int, dataset: Dataset, tmp_path: Path, monkeypatch) -> None:
     train(config, dataset.path, tmp_path / "whole")
     interrupt(monkeypatch, step, config, dataset, tmp_path / "run")
