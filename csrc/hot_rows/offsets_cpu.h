@@ -10,8 +10,8 @@ inline void check_offsets(const char* op, const int64_t* offsets, const Shape& s
   for (int64_t bag = 0; bag < s.bags(); ++bag)
     STD_TORCH_CHECK(offsets[bag] <= offsets[bag + 1], op, ": offsets[", bag + 1,
                     "] = ", offsets[bag + 1], " is less than offsets[", bag, "] = ", offsets[bag]);
-  STD_TORCH_CHECK(offsets[s.bags()] <= s.ids, op, ": offsets[", s.bags(),
-                  "] = ", offsets[s.bags()], " is outside the ", s.ids, " indices");
+  STD_TORCH_CHECK(offsets[s.bags()] <= s.ids, op, ": offsets[", s.bags(), "] = ", offsets[s.bags()],
+                  " is outside the ", s.ids, " indices");
 }
 
 }  // namespace recsys_opt::hot_rows
