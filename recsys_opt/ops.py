@@ -296,7 +296,7 @@ def tt_embedding_bag(
     returns             [B, sum of the tables' dimensions]
     """
     options = (list(cores_per_table), list(num_embeddings), list(pooling_modes), list(padding_idx))
-    if update is not None:
+    if update is not None and torch.is_grad_enabled():
         if torch.compiler.is_compiling():
             fused: Tensor = torch.ops.recsys_opt.tt_embedding_bag_updating(
                 _ANCHOR,

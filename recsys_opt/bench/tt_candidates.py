@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from recsys_opt import reference
 from recsys_opt.bench.measure import Task
 from recsys_opt.bench.tt_cases import Case, Shape
-from recsys_opt.embeddings.base import FusesUpdate
+from recsys_opt.embeddings.fused_update import FusedUpdate, FusesUpdate
 from recsys_opt.embeddings.registry import build_embedding
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.tables import TableConfig
@@ -68,7 +68,7 @@ def _dense_table(name: str, rows: int, columns: int, device: str) -> nn.Module:
         )
     bag = build_embedding(TableConfig("t", rows, columns, representation="fbgemm"))
     assert isinstance(bag, FusesUpdate)
-    bag.configure_update("sgd", LEARNING_RATE, 1e-8)
+    bag.fuse_update(FusedUpdate("sgd", LEARNING_RATE))
     return bag
 
 

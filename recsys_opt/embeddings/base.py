@@ -4,52 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from recsys_opt.errors import InputError
 from recsys_opt.tables import TableConfig
-
-
-class FusesUpdate(ABC):
-    """Mixed into a representation whose backward pass updates its own rows, so that no gradient is stored.
-
-    Each backward pass is an update: gradients of several passes do not add up, and DistributedDataParallel
-    has no gradient to average. With several processes training, a lookup is therefore refused, unless
-    `differs_by_process` is set.
-    """
-
-    differs_by_process: bool = False
-    """Set it on a table of which no other process holds a copy (model parallelism)."""
-
-    @abstractmethod
-    def configure_update(
-        self, algorithm: Literal["sgd", "adagrad"], learning_rate: float, eps: float
-    ) -> None:
-        """Chooses the update rule, before the first forward pass; until then the rate is 0."""
-
-    @abstractmethod
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """The rate of the backward passes to come."""
-
-    @abstractmethod
-    def update_state(self) -> Tensor | None:
-        """The rule's state, one number per row, as a tensor that may be written to; None if it has none."""
-
-    def refuse_lost_updates(self) -> None:
-        """Raises where the processes of a group would each update their own copy of the table."""
-        if self.differs_by_process or not torch.is_grad_enabled():
-            return
-        group = torch.distributed
-        if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
-            raise InputError(
-                "a table updates itself in the backward pass, so that its copies in "
-                f"{group.get_world_size()} processes would drift apart: there is no gradient to average. Use "
-                "an optimizer outside the backward pass, or set differs_by_process=True on a table that no "
-                "other process holds"
-            )
 
 
 class EmbeddingRepresentation(nn.Module, ABC):

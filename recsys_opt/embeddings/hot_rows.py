@@ -286,8 +286,8 @@ class CachedTTEmbeddingBag(EmbeddingRepresentation):
 
     def storage_bytes(self) -> int:
         """Bytes of the cores, the held rows, and what finds and counts them."""
-        tensors = (*self.parameters(), *self.buffers())
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        tensors = (*self.hot.parameters(), *self.hot.buffers())
+        return self.tt.storage_bytes() + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def flops_per_lookup(self) -> int:
         """Those of a row that is not held."""

@@ -18,6 +18,7 @@ from recsys_opt.embeddings.tt_round import RoundReport, round_cores
 from recsys_opt.embeddings.tt_rows import table_rows
 from recsys_opt.embeddings.tt_shapes import resolve_shapes
 from recsys_opt.embeddings.tt_source import TableLike
+from recsys_opt.embeddings.tt_update import FusesCoreUpdate, update_of
 from recsys_opt.errors import BatchError, InputError
 from recsys_opt.progress import Progress
 from recsys_opt.tables import Pooling, TableConfig
@@ -26,7 +27,7 @@ _MODES = {"sum": 0, "mean": 1}
 _OPTIONS = {"tt_ranks", "tt_p_shapes", "tt_q_shapes", "init"}
 
 
-class TTEmbeddingBag(EmbeddingRepresentation):
+class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
     """A drop-in for `nn.EmbeddingBag` whose table is d small cores instead of num_embeddings rows.
 
     Row i, column j of the table is the product over k of the r_k x r_{k+1} matrices cores[k][i_k, j_k], where
@@ -240,6 +241,7 @@ class TTEmbeddingBag(EmbeddingRepresentation):
             pooling_modes=[_MODES[bag.mode] for bag in bags],
             padding_idx=[-1 if bag.padding_idx is None else bag.padding_idx for bag in bags],
             per_sample_weights=per_sample_weights,
+            update=update_of(bags),
         )
 
     def materialize(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from recsys_opt.embeddings.base import EmbeddingRepresentation, FusesUpdate
+from recsys_opt.embeddings.base import EmbeddingRepresentation
+from recsys_opt.embeddings.fused_update import FusedUpdate, FusesUpdate
 from recsys_opt.errors import InputError
 from recsys_opt.tables import Pooling, TableConfig
 
@@ -36,19 +37,13 @@ except (ImportError, OSError) as error:
     ) from error
 
 
-@dataclass(frozen=True)
-class _Update:
-    algorithm: Literal["sgd", "adagrad"] = "sgd"
-    learning_rate: float = 0.0
-    eps: float = 1e-8
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Fused:
     """Tables in one FBGEMM module. Not an nn.Module: the weights belong to the tables' own modules."""
 
     features: tuple[FBGEMMEmbeddingBag, ...]
     module: Any
+    learning_rate: float
 
 
 class FBGEMMEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
@@ -58,6 +53,7 @@ class FBGEMMEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
     first lookup moves it into the storage that all tables of its group share.
     """
 
+    stores_rows = True
     weight: Tensor
 
     def __init__(self, num_embeddings: int, embedding_dim: int, *, mode: Pooling = "sum") -> None:
@@ -66,7 +62,7 @@ class FBGEMMEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         self.register_buffer("weight", torch.empty(num_embeddings, embedding_dim))
         bound = 1.0 / math.sqrt(num_embeddings)
         nn.init.uniform_(self.weight, -bound, bound)
-        self._update = _Update()
+        self._update = FusedUpdate("sgd", 0.0)  # until fuse_update
         self._fused: _Fused | None = None
 
     @classmethod
@@ -130,33 +126,37 @@ class FBGEMMEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         fused = bags[0]._fused
         if fused is None or fused.features != tuple(bags):
             fused = _fuse(tuple(bags))
+        if (rate := bags[0]._update.learning_rate) != fused.learning_rate:
+            fused.module.set_learning_rate(rate)
+            fused.learning_rate = rate
         output: Tensor = fused.module(
             indices.to(torch.int64), offsets.to(torch.int64), per_sample_weights=per_sample_weights
         )
         return output
 
-    def configure_update(
-        self, algorithm: Literal["sgd", "adagrad"], learning_rate: float, eps: float
-    ) -> None:
-        """Chooses the update rule; see `FusesUpdate.configure_update`."""
-        if self._fused is not None and (algorithm, eps) != (self._update.algorithm, self._update.eps):
+    @property
+    def learns(self) -> bool:
+        """Always: FBGEMM's backward pass is an update."""
+        return True
+
+    def fuse_update(self, update: FusedUpdate | None) -> None:
+        """Chooses the update rule, "sgd" or "rowwise_adagrad"; see `FusesUpdate.fuse_update`."""
+        if update is None or update.algorithm not in ("sgd", "rowwise_adagrad") or update.weight_decay:
+            raise InputError(
+                "an fbgemm table updates itself by 'sgd' or 'rowwise_adagrad' without weight decay, not by "
+                f"{update}"
+            )
+        old = (self._update.algorithm, self._update.eps)
+        if self._fused is not None and (update.algorithm, update.eps) != old:
             raise InputError("the update rule of an fbgemm table is chosen before its first lookup")
-        self._update = _Update(algorithm, learning_rate, eps)
-        self.set_learning_rate(learning_rate)
+        self._update = update
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """The rate of the backward passes to come."""
-        self._update = _Update(self._update.algorithm, learning_rate, self._update.eps)
-        if self._fused is not None:
-            self._fused.module.set_learning_rate(learning_rate)
-
-    def update_state(self) -> Tensor | None:
-        """[num_embeddings] row-wise Adagrad's sums of squares; None for SGD."""
+    def update_state(self) -> dict[str, Tensor]:
+        """Row-wise Adagrad's sums of squares, [num_embeddings], as "weight"; empty for SGD."""
         if self._update.algorithm == "sgd":
-            return None
+            return {}
         fused = self._fused or _fuse((self,))
-        state: Tensor = fused.module.split_optimizer_states()[_tables(fused.features).index(self)][0]
-        return state
+        return {"weight": fused.module.split_optimizer_states()[_tables(fused.features).index(self)][0]}
 
     def materialize(self) -> Tensor:
         """The whole table, [num_embeddings, embedding_dim]."""
@@ -180,14 +180,18 @@ def _tables(features: tuple[FBGEMMEmbeddingBag, ...]) -> list[FBGEMMEmbeddingBag
     return list(dict.fromkeys(features))
 
 
+def _alike(a: FusedUpdate, b: FusedUpdate) -> bool:
+    return (a.algorithm, a.learning_rate, a.eps) == (b.algorithm, b.learning_rate, b.eps)
+
+
 def _fuse(features: tuple[FBGEMMEmbeddingBag, ...]) -> _Fused:
     """Moves the features' tables, with their state, into one FBGEMM module; the rows keep their values."""
     tables = _tables(features)
     update, mode = tables[0]._update, tables[0].mode
-    if any((t._update, t.mode) != (update, mode) for t in tables):
+    if any(t.mode != mode or not _alike(t._update, update) for t in tables):
         raise InputError("fbgemm tables that are looked up together need one pooling and one update rule")
-    states = [t.update_state() if t._fused else None for t in tables]
-    adagrad = update.algorithm == "adagrad"
+    states = [t.update_state() if t._fused else {} for t in tables]
+    adagrad = update.algorithm == "rowwise_adagrad"
     module = SplitTableBatchedEmbeddingBagsCodegen(
         [(t.num_embeddings, t.embedding_dim, EmbeddingLocation.HOST, ComputeDevice.CPU) for t in tables],
         feature_table_map=[tables.index(f) for f in features],
@@ -198,12 +202,11 @@ def _fuse(features: tuple[FBGEMMEmbeddingBag, ...]) -> _Fused:
         bounds_check_mode=BoundsCheckMode.FATAL,
         device=torch.device("cpu"),
     )
-    fused = _Fused(features, module)
+    fused = _Fused(features, module, update.learning_rate)
     for k, table in enumerate(tables):
         rows = module.split_embedding_weights()[k]
         rows.copy_(table.weight)
-        state = states[k]
-        if state is not None:
-            module.split_optimizer_states()[k][0].copy_(state)
+        if states[k]:
+            module.split_optimizer_states()[k][0].copy_(states[k]["weight"])
         table.weight, table._fused = rows, fused
     return fused

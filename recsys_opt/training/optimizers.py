@@ -11,8 +11,8 @@ updated once. Row-wise Adagrad keeps one number per row (FBGEMM's and torchrec's
     state[i] += mean over columns of gradient[i]^2
     row[i]   -= lr * gradient[i] / (sqrt(state[i]) + eps)
 
-Tables that fuse the update into the backward pass (FBGEMM's) get the same rule and rate, and bring their
-state.
+Tables that fuse the update into the backward pass (FBGEMM's, and tensor trains unless `core_update` says
+otherwise) get the same rule and rate, and bring their state. Their gradients are never stored.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from recsys_opt import ops
-from recsys_opt.embeddings.base import EmbeddingRepresentation, FusesUpdate
+from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
+from recsys_opt.embeddings.fused_update import FusedUpdate, FusesUpdate
 from recsys_opt.embeddings.hot_store import HotRows
 from recsys_opt.errors import InputError
 
@@ -47,10 +48,15 @@ class OptimizerConfig:
     """Learning rate of compressed tables' parameters."""
     eps: float = 1e-8
     """Adagrad's term beside the square root."""
+    core_update: Literal["fused", "stored"] = "fused"
+    """fused: tensor trains update their cores in the backward pass, slice by slice; stored: they store
+    gradients, for the optimizer to use. The results differ by rounding alone."""
 
     def __post_init__(self) -> None:
         if self.algorithm not in ("sgd", "adagrad"):
             raise InputError(f"algorithm = {self.algorithm!r}; it must be 'sgd' or 'adagrad'")
+        if self.core_update not in ("fused", "stored"):
+            raise InputError(f"core_update = {self.core_update!r}; it must be 'fused' or 'stored'")
         for name in ("mlp_lr", "table_lr", "core_lr", "eps"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
@@ -80,6 +86,31 @@ def parameters_by_kind(model: nn.Module) -> dict[Kind, dict[str, nn.Parameter]]:
     return found
 
 
+def _fuse_updates(
+    model: nn.Module, config: OptimizerConfig
+) -> dict[Kind, tuple[FusedUpdate, dict[str, FusesUpdate]]]:
+    """Gives the tables that are to update themselves their rule, one object per kind of parameters."""
+    found: dict[Kind, tuple[FusedUpdate, dict[str, FusesUpdate]]] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, FusesUpdate) or not module.learns:
+            continue
+        kind: Kind = "tables" if module.stores_rows else "cores"
+        if kind == "cores" and config.core_update == "stored":
+            module.fuse_update(None)
+            continue
+        if kind not in found:
+            rowwise = kind == "tables" and config.algorithm == "adagrad"
+            rate = config.learning_rate(kind)
+            found[kind] = (
+                FusedUpdate("rowwise_adagrad" if rowwise else config.algorithm, rate, eps=config.eps),
+                {},
+            )
+        update, modules = found[kind]
+        module.fuse_update(update)
+        modules[name] = module
+    return found
+
+
 class ModelOptimizer:
     """Updates all parameters of a model in one `step`.
 
@@ -89,6 +120,7 @@ class ModelOptimizer:
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         self.config = config
+        self._fused = _fuse_updates(model, config)
         self._parameters = parameters_by_kind(model)
         self._scale = 1.0
         self._state: dict[str, Tensor] = {}
@@ -102,15 +134,12 @@ class ModelOptimizer:
         if config.algorithm == "adagrad":
             # Whose row each number of a store's state is about: slots change their owners.
             self._state |= {f"{name}.keys": store.keys.clone() for name, store in self._stores.items()}
-        self._fused = {name: m for name, m in model.named_modules() if isinstance(m, FusesUpdate)}
-        for module in self._fused.values():
-            module.configure_update(config.algorithm, config.table_lr, config.eps)
 
     def scale_learning_rates(self, factor: float) -> None:
         """Makes every learning rate `factor` times that of the config (warm-up, decay)."""
         self._scale = factor
-        for module in self._fused.values():
-            module.set_learning_rate(self.config.table_lr * factor)
+        for kind, (update, _) in self._fused.items():
+            update.set_learning_rate(self.config.learning_rate(kind) * factor)
 
     def zero_grad(self) -> None:
         """Forgets all gradients."""
@@ -134,8 +163,9 @@ class ModelOptimizer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state's tensors by parameter name; empty for SGD."""
-        fused = {f"{name}.weight": m.update_state() for name, m in self._fused.items()}
-        return self._state | {name: state for name, state in fused.items() if state is not None}
+        fused = [item for _, modules in self._fused.values() for item in modules.items()]
+        states = ((f"{name}.{key}", state) for name, m in fused for key, state in m.update_state().items())
+        return self._state | dict(states)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copies a state of `state_dict` in; its names and shapes must be this optimizer's."""

@@ -8,7 +8,7 @@ from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from recsys_opt import DLRM, TableConfig
-from recsys_opt.embeddings.base import FusesUpdate
+from recsys_opt.embeddings.fused_update import FusesUpdate
 from recsys_opt.errors import InputError
 from recsys_opt.training.optimizers import ModelOptimizer, OptimizerConfig
 
@@ -72,9 +72,9 @@ def test_two_processes_train_as_one(tmp_path: Path):
 class Fused(FusesUpdate):
     """The check alone needs no table."""
 
-    def configure_update(self, algorithm, learning_rate, eps): ...
+    learns = True
 
-    def set_learning_rate(self, learning_rate): ...
+    def fuse_update(self, update): ...
 
     def update_state(self): ...
 

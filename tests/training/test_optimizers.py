@@ -282,6 +282,72 @@ def test_a_row_that_comes_in_does_not_inherit_the_state_of_the_one_that_left():
     torch.testing.assert_close(moved, rate * 3.0 / torch.tensor([9.0, 13.0]).sqrt())
 
 
+def tt_model(seed: int = 0) -> DLRM:
+    torch.manual_seed(seed)
+    tables = [
+        TableConfig("a", 40, 4, ("a0", "a1"), representation="tt", options={"tt_ranks": 3}),
+        TableConfig("b", 3, 4),
+        TableConfig("c", 500, 4, representation="tt", options={"tt_ranks": 4}),
+    ]
+    return DLRM(tables, dense_features=5, bottom_mlp=(8, 4), top_mlp=(8, 1), dtype=torch.float64)
+
+
+def run_optimizer(model: DLRM, optimizer: ModelOptimizer, part: list) -> None:
+    for k, (dense, values, labels) in enumerate(part):
+        optimizer.scale_learning_rates(1.0 if k < 5 else 0.3)
+        loss = nn.functional.binary_cross_entropy_with_logits(model(dense, values), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "adagrad"])
+def test_cores_updated_in_the_backward_pass_end_the_same(algorithm):
+    results = []
+    for core_update in ("fused", "stored"):
+        model = tt_model()
+        optimizer = ModelOptimizer(model, OptimizerConfig(algorithm, 0.1, 0.05, 0.2, core_update=core_update))
+        run_optimizer(model, optimizer, list(batches(100)))
+        assert all(
+            (p.grad is None) == (core_update == "fused") for n, p in model.named_parameters() if "core" in n
+        )
+        results.append((model.state_dict(), optimizer.state_dict()))
+    for fused, stored in zip(*results, strict=True):
+        assert fused.keys() == stored.keys()
+        for name, tensor in fused.items():
+            torch.testing.assert_close(tensor, stored[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_state_of_stored_gradients_goes_on_fused():
+    """Runs from before updates were fused can be resumed."""
+    whole, resumed = tt_model(), tt_model(seed=1)
+    steps = list(batches(6))
+    stored = ModelOptimizer(whole, OptimizerConfig("adagrad", core_update="stored"))
+    run_optimizer(whole, stored, steps[:3])
+    fused = ModelOptimizer(resumed, OptimizerConfig("adagrad"))
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    fused.load_state_dict({name: t.clone() for name, t in stored.state_dict().items()})
+    run_optimizer(whole, stored, steps[3:])
+    run_optimizer(resumed, fused, steps[3:])
+    assert_same_parameters(whole, resumed, rtol=1e-9, atol=1e-12)
+
+
+def test_frozen_cores_stay_and_a_second_optimizer_starts_anew():
+    model = tt_model()
+    frozen = model.embeddings.table("a")
+    frozen.requires_grad_(False)
+    before = copy.deepcopy(frozen.state_dict())
+    ModelOptimizer(model, OptimizerConfig("adagrad", core_update="stored"))
+    model.embeddings.table("c").requires_grad_(False)
+    run_optimizer(model, ModelOptimizer(model, OptimizerConfig("adagrad")), list(batches(2)))
+    assert all(torch.equal(before[name], core) for name, core in frozen.state_dict().items())
+    model.requires_grad_(True)
+    first = ModelOptimizer(model, OptimizerConfig("adagrad"))
+    run_optimizer(model, first, list(batches(2)))
+    second = ModelOptimizer(model, OptimizerConfig("adagrad"))
+    assert not any(state.any() for state in second.state_dict().values())
+
+
 def test_the_state_names_its_parameters():
     model = small_model()
     state = ModelOptimizer(model, OptimizerConfig("adagrad")).state_dict()

@@ -126,6 +126,15 @@ def test_a_resumed_run_ends_as_one_never_stopped(dataset, tmp_path, monkeypatch,
     check_resuming(config, step, dataset, tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["sgd", "adagrad"])
+def test_a_resumed_run_of_tensor_trains_ends_as_one_never_stopped(dataset, tmp_path, monkeypatch, algorithm):
+    changes = {"optimizer.algorithm": algorithm, "checkpoint_every_s": 0.0, "epochs": 1}
+    config = replaced(CONFIG, changes | {"compression.tt_tables": ("C3", "C4"), "compression.tt_rank": 4})
+    assert config.optimizer.core_update == "fused"
+    check_resuming(config, 29, dataset, tmp_path, monkeypatch)
+
+
 @needs_fbgemm
 @pytest.mark.parametrize("algorithm", ["sgd", "adagrad"])
 def test_a_resumed_run_of_fbgemm_tables_ends_as_one_never_stopped(dataset, tmp_path, monkeypatch, algorithm):
