@@ -14,7 +14,8 @@ from recsys_opt.bench.logistic import fit_logistic
 from recsys_opt.bench.quality import DENSE, Comparison, best_settings, summarise
 from recsys_opt.bench.quality_trial import Place, Row, Variant
 from recsys_opt.bench.record import read_record, write_record
-from recsys_opt.cli.arguments import add_config_arguments, config_changes
+from recsys_opt.bench.uniform import uniform_options
+from recsys_opt.cli.arguments import add_config_arguments, byte_size, config_changes
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.cli.train import LEAVE_OUT, NAMES
@@ -36,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with commas between, the first is what the others are compared with: dense; tt, tensor trains "
         "of rank --tt-rank; tt8, of rank 8, or any other; svd8, the trained dense tables fitted by tensor "
         "trains of rank 8; svd8+tuned, and trained on from there; dense+tuned, the dense model trained on "
-        "likewise (default dense,tt)",
+        "likewise; budget4MB, what --memory-budget 4MB chooses, and uniform4MB, one rank for the largest "
+        "tables at as many bytes (default dense,tt)",
     )
     parser.add_argument("--tune-rate", type=float, default=0.1, metavar="X", help="variants +tuned: one more "
         "pass over the training rows, at this share of the learning rates (default 0.1)")  # fmt: skip
@@ -73,19 +75,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     """Searches, trains the seeds, compares."""
     names = args.variants.split(",")
-    variants = [_variant(name, args) for name in names]
     if len(set(names)) < len(names):
         raise InputError(f"--variants {args.variants} names a variant twice")
     if args.seeds < 1 or args.search < 0 or args.jobs < 1:
         raise InputError("--seeds and --jobs must be at least 1, --search at least 0")
     dataset = Dataset(args.dataset)
+    config = replaced(recipe(args.recipe), config_changes(args))
+    variants = [_variant(name, args, config, dataset) for name in names]
     for split in ("validation", "test"):
         start, stop = dataset.split(split)
         if start == stop:
             raise InputError(
                 f"{args.dataset} has no {split} rows to compare on; make it with --split 80/10/10"
             )
-    config = replaced(recipe(args.recipe), config_changes(args))
     described = {
         "dataset": _dataset_words(dataset),
         "tt_above": args.tt_above,
@@ -115,22 +117,36 @@ def run(args: argparse.Namespace) -> Outcome:
     return Outcome(_text(summary, names), summary)
 
 
-def _variant(name: str, args: argparse.Namespace) -> Variant:
+def _variant(name: str, args: argparse.Namespace, config: TrainingConfig, dataset: Dataset) -> Variant:
     tune_rate = args.tune_rate if name.endswith("+tuned") else None
     if name == "dense":
         return DENSE
     if name == "dense+tuned":
         return Variant(name, DENSE.changes, after_dense=True, tune_rate=tune_rate)
+    within = re.fullmatch(r"(budget|uniform)(\d.*)", name)
+    if within is not None:
+        size = _bytes(within[2])
+        if within[1] == "budget":
+            return Variant(name, {"compression.memory_budget": size})
+        columns, dim = dataset.info.sparse_columns, config.architecture.embedding_dim
+        return Variant(name, {"compression.tt_options": uniform_options(columns, dim, size)})
     found = re.fullmatch(r"tt([1-9]\d*)?|svd([1-9]\d*)(\+tuned)?", name)
     if found is None:
         raise InputError(
             f"--variants {args.variants}: there is no variant {name!r}; choose dense, tt, tt8, svd8, "
-            "svd8+tuned, dense+tuned, with any rank for 8"
+            "svd8+tuned, dense+tuned, with any rank for 8, budget4MB, uniform4MB, with any size"
         )
     rank = found[1] or found[2]
     changes = {} if rank is None else {"compression.tt_rank": int(rank)}
     changes["compression.tt_threshold"] = args.tt_above
     return Variant(name, changes, after_dense=found[2] is not None, tune_rate=tune_rate)
+
+
+def _bytes(text: str) -> int:
+    try:
+        return byte_size(text)
+    except ValueError as error:
+        raise InputError(f"--variants: {error}; write e.g. budget4MB or budget512KiB") from None
 
 
 def _finished(args: argparse.Namespace, described: Mapping[str, Any]) -> Sequence[Row]:

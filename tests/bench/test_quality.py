@@ -132,10 +132,23 @@ def test_a_finished_comparison_is_read_from_its_record(tmp_path, capsys, monkeyp
     assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.slow
+def test_a_budget_beside_one_rank_for_all(tmp_path, capsys):
+    data = make_dataset(tmp_path / "data")
+    flags = ["--variants", "uniform30kB,budget30kB", "--seeds", "1", *SMALL, "--json"]
+    assert main(["bench", "quality", str(data.path), *flags]) == 0
+    found = json.loads(capsys.readouterr().out)["variants"]
+    assert 20_000 < found["uniform30kB"]["embedding_bytes"] <= 30_000
+    assert 20_000 < found["budget30kB"]["embedding_bytes"] <= 30_000
+
+
 def test_refusals(tmp_path, capsys):
     data = make_dataset(tmp_path / "data", rows=100)
     assert main(["bench", "quality", str(data.path), "--variants", "dense,dhe"]) == 2
     assert "there is no variant 'dhe'" in capsys.readouterr().err
+    assert main(["bench", "quality", str(data.path), "--variants", "dense,budget4XB"]) == 2
+    assert "4XB is no number of bytes" in capsys.readouterr().err
+    assert main(["bench", "quality", str(data.path), "--variants", "uniform100B"]) == 3
     assert main(["bench", "quality", str(data.path), "--seeds", "0"]) == 2
     assert main(["bench", "quality", str(data.path), "--variants", "dense,dense"]) == 2
     assert main(["bench", "quality", str(data.path), "--variants", "svd+tuned"]) == 2
