@@ -15,6 +15,7 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "recsys_opt.cli.data_tables",
         "a dataset's tables under a memory budget; or lookups of generated ones",
     ),
+    "reorder": ("recsys_opt.cli.data_reorder", "put a dataset's ids into an order that suits tensor trains"),
     "compare": ("recsys_opt.cli.data_compare", "compare two data sets, such as real and generated rows"),
     "calibrate": ("recsys_opt.cli.data_calibrate", "measure the generator's statistics on real rows"),
 }
