@@ -1,9 +1,9 @@
 """What the order of ids does to the work of a batch: distinct prefixes, and the time of the tensor-train op.
 
 The largest tables of a dataset, all in one launch, one id per sample, batches of consecutive rows: training
-rows, which decide the order, and later rows, many of whose ids the order does not know. Orders take turns in the
-same run. Two layouts of the frequency order besides: neighbours in rank then differ not in the last digit of the
-mixed radix but in the middle or the first one.
+rows, which decide the order, and later rows, many of whose ids the order does not know. Orders take turns in
+the same run. Two layouts of the frequency order besides: neighbours in rank then differ not in the last digit
+of the mixed radix but in the middle or the first one.
 """
 
 from __future__ import annotations

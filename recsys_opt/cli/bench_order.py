@@ -50,8 +50,9 @@ def run(args: argparse.Namespace) -> Outcome:
         f"{'forward':>12}{'ratio':>7}{'+ backward':>13}{'ratio':>7}"
     ]
     lines += [
-        f"{r['rows']:<6}{r['batch_size']:>7,}  {r['order']:<24}{r['distinct_ids']:>9,}{r['distinct_prefixes']:>10,}"
-        f"{r['distinct_middle_indices']:>8,}{r['forward_ms']:>9.2f} ms{r['forward_ratio']:>6.2f}x"
+        f"{r['rows']:<6}{r['batch_size']:>7,}  {r['order']:<24}{r['distinct_ids']:>9,}"
+        f"{r['distinct_prefixes']:>10,}{r['distinct_middle_indices']:>8,}"
+        f"{r['forward_ms']:>9.2f} ms{r['forward_ratio']:>6.2f}x"
         f"{r['forward_backward_ms']:>10.2f} ms{r['forward_backward_ratio']:>6.2f}x"
         for r in rows
     ]
