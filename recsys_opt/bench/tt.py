@@ -7,10 +7,12 @@ repeated; every candidate is compared with nn.EmbeddingBag round by round.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from recsys_opt.bench.ceilings import Ceilings, measure_cpu, measure_cuda
 from recsys_opt.bench.measure import Clock, CudaClock, Turns, WallClock, quantile, take_turns
 from recsys_opt.bench.tt_candidates import (
     MOST_GATHERED_BYTES,
@@ -21,32 +23,64 @@ from recsys_opt.bench.tt_candidates import (
     works_of,
 )
 from recsys_opt.bench.tt_cases import Case, Settings, draw_batches
+from recsys_opt.bench.tt_roofline import count_distinct, need_of
 from recsys_opt.progress import Progress
 
 
-def run(preset: Sequence[Settings], progress: Progress) -> list[dict[str, Any]]:
-    """Measures; one row per case, work and candidate."""
+@dataclass(frozen=True)
+class Result:
+    """A measurement."""
+
+    rows: list[dict[str, Any]]
+    """One per case, work and candidate."""
+    ceilings: list[Ceilings]
+    """Of the machine, one per number of threads; one of a GPU."""
+
+
+def run(preset: Sequence[Settings], progress: Progress) -> Result:
+    """Measures the machine's ceilings, then every case."""
+    device = preset[0].device
     before = torch.get_num_threads()
     rows: list[dict[str, Any]] = []
-    progress.start("cases", sum(1 for settings in preset for _ in settings.cases()), "case")
-    tables = Tables(preset[0].device)
+    ceilings = _ceilings(preset, progress)
+    cases = [(settings, case) for settings in preset for case in settings.cases()]
+    progress.start("cases", sum(len(settings.works) for settings, _ in cases), "work")
+    tables = Tables(device)
     try:
-        for settings in preset:
-            for case in settings.cases():
-                torch.set_num_threads(case.threads)
-                rows += _measure(tables, case, settings)
-                progress.advance(1)
+        for settings, case in cases:
+            torch.set_num_threads(case.threads)
+            roof = ceilings[0 if device.startswith("cuda") else case.threads]
+            rows += _measure(tables, case, settings, roof, progress)
     finally:
         torch.set_num_threads(before)
     progress.finish()
-    return rows
+    return Result(rows, list(ceilings.values()))
 
 
-def _measure(tables: Tables, case: Case, settings: Settings) -> list[dict[str, Any]]:
+def _ceilings(preset: Sequence[Settings], progress: Progress) -> dict[int, Ceilings]:
+    """By number of threads; of a GPU under 0."""
+    sizes = tuple(sorted({4 * dim for settings in preset for dim in settings.embedding_dims}))
+    if preset[0].device.startswith("cuda"):
+        return {0: measure_cuda(preset[0].device, sizes)}
+    threads = sorted({n for settings in preset for n in settings.threads})
+    progress.start("the machine's ceilings", len(threads), "count of threads")
+    found = {}
+    for n in threads:
+        found[n] = measure_cpu(n, sizes)
+        progress.advance(1)
+    progress.finish()
+    return found
+
+
+def _measure(
+    tables: Tables, case: Case, settings: Settings, ceilings: Ceilings, progress: Progress
+) -> list[dict[str, Any]]:
     batches = draw_batches(case, settings)
+    distinct = count_distinct(case, batches)
     upstream = torch.randn(case.batch_size, case.shape.embedding_dim, device=settings.device)
     clock: Clock = CudaClock() if settings.device.startswith("cuda") else WallClock()
     where = {
+        "device": settings.device,
         "threads": case.threads,
         "num_embeddings": case.shape.num_embeddings,
         "embedding_dim": case.shape.embedding_dim,
@@ -56,6 +90,8 @@ def _measure(tables: Tables, case: Case, settings: Settings) -> list[dict[str, A
         "bag_size": case.bag_size,
         "batch_size": case.batch_size,
         "batches": len(batches),
+        "distinct_rows": round(distinct.rows),
+        "distinct_prefixes": round(distinct.prefixes[-2]),
     }
     rows = []
     for work in settings.works:
@@ -69,8 +105,23 @@ def _measure(tables: Tables, case: Case, settings: Settings) -> list[dict[str, A
         tasks = {name: make_task(work, m, case, batches, upstream) for name, m in modules.items()}
         turns = take_turns(tasks, rounds=settings.rounds, block_s=settings.block_ms / 1e3, clock=clock)
         for name, found in turns.items():
-            figures = {"storage_bytes": storage_bytes(modules[name]), **_figures(found, turns.get("dense"))}
-            rows.append({**where, "work": work, "candidate": name, **figures})
+            figures = _figures(found, turns.get("dense"))
+            need = need_of(name, work, case, distinct)
+            roof_s = need.roof_s(ceilings, 4 * case.shape.embedding_dim)
+            rows.append(
+                {
+                    **where,
+                    "work": work,
+                    "candidate": name,
+                    **figures,
+                    "storage_bytes": storage_bytes(modules[name]),
+                    "least_flops": round(need.flops),
+                    "least_bytes": round(need.streamed_bytes + need.gathered_bytes),
+                    "roof_us": round(1e6 * roof_s, 2),
+                    "share_of_roof": round(1e6 * roof_s / figures["median_us"], 4),
+                }
+            )
+        progress.advance(1, last=f"{case.ids} {case.bag_size} x {case.batch_size} {work}")
     return rows
 
 

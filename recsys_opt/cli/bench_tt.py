@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from recsys_opt.bench.record import write_record
+from recsys_opt.bench.record import write_csv, write_record
 from recsys_opt.bench.tt import run as measure
 from recsys_opt.bench.tt_cases import CANDIDATES, IDS, PRESETS, WORKS, Settings
+from recsys_opt.bench.tt_report import plot, text
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
+from recsys_opt.files import write_text
 
 EXAMPLE = "recsys-opt bench tt --preset floors"
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         default=Path("benchmarks/results/tt_cpu.json"),
-        help="the record (%(default)s)",
+        help="the record; beside it come a .csv and a .svg (%(default)s)",
     )
 
 
@@ -64,7 +64,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> Outcome:
-    """Measures, writes the record, prints a table."""
+    """Measures; writes the record, the same rows as CSV, and a figure; prints a table."""
     settings = Settings(
         num_embeddings=args.rows,
         embedding_dims=tuple(args.dim),
@@ -83,33 +83,12 @@ def run(args: argparse.Namespace) -> Outcome:
     )
     preset = PRESETS[args.preset](settings) if args.preset else [settings]
     with ConsoleProgress() as progress:
-        rows = measure(preset, progress)
-    write_record(args.out, "tt_cpu", rows)
-    return Outcome(f"{_text(rows)}\nwritten: {args.out}", {"rows": rows, "record": str(args.out)})
-
-
-def _text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One block per case and work, one line per candidate."""
-    lines: list[str] = []
-    title = ""
-    for row in rows:
-        case = (
-            f"{row['num_embeddings']:,} x {row['embedding_dim']}, {row['shapes']}, R={row['rank']}, "
-            f"{row['ids']}, {row['bag_size']} x {row['batch_size']} ids, {row['threads']} thread(s): "
-            f"{row['work']}"
-        )
-        if case != title:
-            title = case
-            lines += [
-                "",
-                case,
-                f"  {'':10}{'us':>11}{'p20':>11}{'p80':>11}{'x nn.EmbeddingBag':>26}{'MB':>10}",
-            ]
-        ratio = (
-            f"{row['ratio']:.2f} ({row['ratio_p20']:.2f}-{row['ratio_p80']:.2f})" if "ratio" in row else ""
-        )
-        lines.append(
-            f"  {row['candidate']:10}{row['median_us']:11,.1f}{row['p20_us']:11,.1f}{row['p80_us']:11,.1f}"
-            f"{ratio:>26}{row['storage_bytes'] / 1e6:10.1f}"
-        )
-    return "\n".join(lines[1:])
+        result = measure(preset, progress)
+    ceilings = [c.to_json() for c in result.ceilings]
+    write_record(args.out, "tt", result.rows, ceilings=ceilings)
+    write_csv(args.out.with_suffix(".csv"), result.rows)
+    write_text(args.out.with_suffix(".svg"), plot(result.rows))
+    return Outcome(
+        f"{text(result.rows, result.ceilings)}\n\nwritten: {args.out}, .csv and .svg",
+        {"rows": result.rows, "ceilings": ceilings, "record": str(args.out)},
+    )

@@ -9,12 +9,17 @@ from typing import Any
 
 from recsys_opt.files import write_text
 
-_STYLE = """
+COLOURS = """
 :root { --ink: #1c2733; --soft: #5b6875; --line: #dfe4ea; --ground: #ffffff; --panel: #f6f8fa;
   --c0: #2563c9; --c1: #d9631e; --c2: #14856b; --c3: #8a3ffc; --c4: #b8860b; --c5: #c2255c; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6ebf0; --soft: #9aa7b4; --line: #36414d;
   --ground: #14191f; --panel: #1c232b; --c0: #6ea3ff; --c1: #ff9a5c; --c2: #4fcfae; --c3: #b794ff;
   --c4: #e3b94f; --c5: #ff7eaa; } }
+"""
+"""Variables of a style sheet: the ground, the ink, and c0 .. c5 for curves, for light and dark pages."""
+_STYLE = (
+    COLOURS
+    + """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; }
@@ -48,6 +53,7 @@ td.wrap { white-space: normal; overflow-wrap: anywhere; }
 .bar i { display: block; height: 7px; border-radius: 2px; margin: 2px 0; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 0 40px; }
 """
+)
 _STYLE += "".join(
     f"polyline.c{i} {{ stroke: var(--c{i}); }} circle.c{i}, .b{i} {{ fill: var(--c{i}); "
     f"background: var(--c{i}); }}\n"

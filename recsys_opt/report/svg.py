@@ -45,6 +45,7 @@ def chart(
     y_label: str,
     levels: Sequence[Level] = (),
     log_x: bool = False,
+    log_y: bool = False,
     square: bool = False,
     diagonal: bool = False,
 ) -> str:
@@ -57,7 +58,7 @@ def chart(
     if not points:
         return ""
     x_axis = _Axis.over([p[0] for p in points], log=log_x)
-    y_axis = _Axis.over([p[1] for p in points] + [level.y for level in levels])
+    y_axis = _Axis.over([p[1] for p in points] + [level.y for level in levels], log=log_y)
     if square:
         top = max(max(p) for p in points)
         x_axis = y_axis = _Axis.over([0.0, top])
