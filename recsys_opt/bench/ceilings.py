@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ import torch
 from recsys_opt import _machine
 from recsys_opt.bench.measure import CudaClock, Task
 
+DEFAULT_CACHE_BYTES = 32 << 20
 LEVELS = {"L1": 24 << 10, "L2": 512 << 10, "L3": 8 << 20, "memory": 512 << 20}
 """Bytes that fit the level and no smaller one, on common machines; of one thread."""
 TABLE_BYTES = 640 << 20
@@ -32,10 +35,14 @@ class Ceilings:
     gather_bytes_per_s: dict[int, float] = field(default_factory=dict)
     """By bytes of a row: rows at random from a table much larger than the caches."""
 
-    @property
-    def memory_bytes_per_s(self) -> float:
-        """In order, from memory."""
-        return self.read_bytes_per_s["memory"]
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+    """Of the last level."""
+
+    def read_rate(self, stored_bytes: int) -> float:
+        """Bytes a second in order, where so much is read again and again: what fits the last level's cache
+        may come from there."""
+        cached = stored_bytes <= self.cache_bytes and "L3" in self.read_bytes_per_s
+        return self.read_bytes_per_s["L3" if cached else "memory"]
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only."""
@@ -58,7 +65,17 @@ def measure_cpu(threads: int, row_bytes: tuple[int, ...], *, seconds: float = 0.
             for level, size in LEVELS.items()
         },
         {size: best(_machine.gather_bytes_per_s, TABLE_BYTES, lines) for size, lines in gathered.items()},
+        last_level_bytes(),
     )
+
+
+def last_level_bytes() -> int:
+    """Of the largest cache that core 0 reads through; 32 MiB where the system does not say."""
+    sizes = [DEFAULT_CACHE_BYTES]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(int(path.read_text().strip().removesuffix("K")) << 10)
+    return max(sizes[1:] or sizes)
 
 
 def measure_cuda(device: str, row_bytes: tuple[int, ...]) -> Ceilings:
@@ -82,4 +99,5 @@ def measure_cuda(device: str, row_bytes: tuple[int, ...]) -> Ceilings:
         table = torch.zeros(TABLE_BYTES // size, size // 4, device=device)
         ids = torch.randint(0, table.shape[0], (1 << 20,), device=device)
         gathered[size] = 2 * ids.numel() * size / best_s(lambda t=table, i=ids: t.index_select(0, i))  # type: ignore[misc]
-    return Ceilings(0, rates[0], rates[1], {"memory": copied}, gathered)
+    cache_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    return Ceilings(0, rates[0], rates[1], {"memory": copied}, gathered, cache_bytes)

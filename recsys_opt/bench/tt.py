@@ -107,14 +107,15 @@ def _measure(
         for name, found in turns.items():
             figures = _figures(found, turns.get("dense"))
             need = need_of(name, work, case, distinct)
-            roof_s = need.roof_s(ceilings, 4 * case.shape.embedding_dim)
+            stored = storage_bytes(modules[name])
+            roof_s = need.roof_s(ceilings, 4 * case.shape.embedding_dim, stored)
             rows.append(
                 {
                     **where,
                     "work": work,
                     "candidate": name,
                     **figures,
-                    "storage_bytes": storage_bytes(modules[name]),
+                    "storage_bytes": stored,
                     "least_flops": round(need.flops),
                     "least_bytes": round(need.streamed_bytes + need.gathered_bytes),
                     "roof_us": round(1e6 * roof_s, 2),

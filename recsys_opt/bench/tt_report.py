@@ -20,52 +20,54 @@ _NAMES = {
     "tt-fused": "TTEmbeddingBag, fused SGD",
     "tt-prefix": "frozen to prefixes",
 }
-_TABLE = ("device", "num_embeddings", "embedding_dim", "shapes")
-_CASE = (*_TABLE, "rank", "threads", "ids", "bag_size", "batch_size", "work")
+_HEADS = {"tt-cores": "cores", "tt-prefix": "prefix", "tt-dense": "whole"}
+_TABLE = ("device", "num_embeddings", "embedding_dim", "shapes", "work")
+_CASE = ("rank", "threads", "ids", "bag_size", "batch_size")
 
 
 def text(rows: Sequence[Row], ceilings: Sequence[Ceilings]) -> str:
-    """A line per case and work, at most 100 columns: nn.EmbeddingBag's time, the others' as multiples of it.
+    """A line per case, at most 100 columns: nn.EmbeddingBag's time, the others' as multiples of it.
 
-    Tensor trains that train also have the 20 % and 80 % quantiles of the rounds' ratios.
+    Tensor trains that train also have the 20 % and 80 % quantiles of the rounds' ratios; the last column is
+    the best of these' share of the time that the machine's ceilings allow.
     """
-    names = list(dict.fromkeys(str(row["candidate"]) for row in rows if row["candidate"] != "dense"))
-    cases: dict[tuple[Any, ...], dict[str, Row]] = {}
+    tables: dict[tuple[Any, ...], dict[tuple[Any, ...], dict[str, Row]]] = {}
     for row in rows:
+        cases = tables.setdefault(tuple(row[key] for key in _TABLE), {})
         cases.setdefault(tuple(row[key] for key in _CASE), {})[row["candidate"]] = row
     lines = [_ceiling(c) for c in ceilings]
-    table: Any = None
-    for found in cases.values():
-        row = next(iter(found.values()))
-        if (head := tuple(row[key] for key in _TABLE)) != table:
-            table = head
-            lines += [
-                "",
-                f"{row['num_embeddings']:,} x {row['embedding_dim']}, TT {row['shapes']}, on {row['device']}",
-            ]
-            heads = [f"{name:>{_width(name)}}" for name in names]
-            lines.append(f"{'R  ids       bag x B  thr work':32}{'dense us':>9}{''.join(heads)}{'roof':>6}")
-        dense = found.get("dense")
-        first = f"{dense['median_us']:>9,.0f}" if dense else f"{'':9}"
-        bag = f"{row['bag_size']} x {row['batch_size']}"
-        case = f"{row['rank']:<3}{row['ids']:8}{bag:>10}{row['threads']:>4} {row['work']}"
-        ours = [
-            found[name] for name in names if name in found and name.startswith("tt") and name not in FROZEN
-        ]
-        roof = max((row["share_of_roof"] for row in ours), default=None)
-        share = "" if roof is None else f"{100 * roof:.0f} %"
-        lines.append(f"{case:32}{first}{''.join(_cell(found.get(n), n) for n in names)}{share:>6}".rstrip())
+    for cases in tables.values():
+        names = list(dict.fromkeys(n for found in cases.values() for n in found if n != "dense"))
+        row = next(iter(next(iter(cases.values())).values()))
+        table = f"{row['num_embeddings']:,} x {row['embedding_dim']}, TT {row['shapes']}, {row['device']}"
+        heads = "".join(f"{_HEADS.get(name, name):>{_width(name)}}" for name in names)
+        lines += ["", f"{row['work']}: {table}"]
+        lines.append(f"{'R   ids         bag x B thr':28}{'nn.Emb us':>10}{heads}{'roof':>6}")
+        lines += [_line(case, found, names) for case, found in cases.items()]
     return "\n".join(lines)
 
 
+def _line(case: tuple[Any, ...], found: Mapping[str, Row], names: Sequence[str]) -> str:
+    rank, threads, ids, bag_size, batch_size = case
+    dense = found.get("dense")
+    first = f"{dense['median_us']:>10,.0f}" if dense else f"{'':10}"
+    trained = [row for name, row in found.items() if name.startswith("tt") and name not in FROZEN]
+    roof = max((row["share_of_roof"] for row in trained), default=None)
+    share = "" if roof is None else f"{100 * roof:.0f} %"
+    where = f"{rank:<4}{ids:8}{f'{bag_size} x {batch_size}':>11}{threads:>4}"
+    return f"{where:28}{first}{''.join(_cell(found.get(n), n) for n in names)}{share:>6}".rstrip()
+
+
 def _width(name: str) -> int:
-    return 10 if name in FROZEN else 16 if name.startswith("tt") else 7
+    return 16 if name.startswith("tt") and name not in FROZEN else 7
 
 
 def _cell(row: Row | None, name: str) -> str:
     width = _width(name)
-    if row is None or "ratio" not in row:
-        return " " * width if row is None else f"{row['median_us']:>{width - 3},.0f} us"
+    if row is None:
+        return " " * width
+    if "ratio" not in row:
+        return f"{row['median_us']:,.0f} us".rjust(width)
     if width < 16:
         return f"{row['ratio']:>{width}.{0 if row['ratio'] >= 100 else 2}f}"
     return f"{row['ratio']:.2f} ({row['ratio_p20']:.1f}-{row['ratio_p80']:.1f})".rjust(width)
@@ -90,6 +92,7 @@ def plot(rows: Sequence[Row]) -> str:
     keys = ("num_embeddings", "embedding_dim", "shapes", "rank", "threads", "bag_size")
     shown = [row for row in rows if all(row[key] == first[key] for key in keys)]
     names = [name for name in _DRAWN if any(row["candidate"] == name for row in shown)]
+    sizes = sorted({float(row["batch_size"]) for row in shown})
     plots = []
     for work in ("forward", "step"):
         for ids in dict.fromkeys(row["ids"] for row in shown):
@@ -100,7 +103,9 @@ def plot(rows: Sequence[Row]) -> str:
                 x = [float(r["batch_size"]) for r in own]
                 y = [1e3 * r["median_us"] / (r["batch_size"] * r["bag_size"]) for r in own]
                 series.append(Series(_NAMES[name], x, y, _DRAWN.index(name), markers=True))
-            drawn = chart(series, x_label="batch size", y_label="ns per id", log_x=True, log_y=True)
+            drawn = chart(
+                series, x_label="batch size", y_label="ns per id", log_x=True, log_y=True, x_ticks=sizes
+            )
             if drawn:
                 plots.append((f"{work}, {ids} ids: ns per id", drawn))
     where = first["device"] if first["device"] != "cpu" else f"{first['threads']} thread(s)"

@@ -46,11 +46,13 @@ def chart(
     levels: Sequence[Level] = (),
     log_x: bool = False,
     log_y: bool = False,
+    x_ticks: Sequence[float] = (),
     square: bool = False,
     diagonal: bool = False,
 ) -> str:
     """A plot of curves; empty text when there is nothing to draw.
 
+    x_ticks   where a logarithmic x axis is marked (default: powers of ten)
     square    both axes from 0 to the same maximum
     diagonal  draws y = x
     """
@@ -58,6 +60,8 @@ def chart(
     if not points:
         return ""
     x_axis = _Axis.over([p[0] for p in points], log=log_x)
+    if log_x and x_ticks:
+        x_axis = _Axis(min(x_ticks) / 1.15, max(x_ticks) * 1.15, tuple(x_ticks), log=True, exact=True)
     y_axis = _Axis.over([p[1] for p in points] + [level.y for level in levels], log=log_y)
     if square:
         top = max(max(p) for p in points)
@@ -124,6 +128,8 @@ class _Axis:
     high: float
     ticks: tuple[float, ...]
     log: bool = False
+    exact: bool = False
+    """Whole numbers as labels, not powers of ten."""
 
     @classmethod
     def over(cls, values: Sequence[float], *, log: bool = False) -> _Axis:
@@ -146,6 +152,8 @@ class _Axis:
         return (value - self.low) / (self.high - self.low)
 
     def label(self, tick: float) -> str:
+        if self.exact:
+            return f"{tick:.0f}"
         if self.log or self.high >= 1000:
             return short(tick)
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else 1.0

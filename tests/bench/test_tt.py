@@ -1,10 +1,13 @@
+import csv
 import json
 
 import pytest
 import torch
 
+from recsys_opt.bench.ceilings import Ceilings
 from recsys_opt.bench.tt_candidates import GatheredTT
 from recsys_opt.bench.tt_cases import POOL_LOOKUPS, PRESETS, Settings, draw_batches, draw_ids
+from recsys_opt.bench.tt_report import text
 from recsys_opt.cli.main import main
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.errors import InputError
@@ -15,7 +18,8 @@ def test_bench_tt_writes_every_case(tmp_path, capsys):
     sizes = ["--rows", "5000", "--rank", "4", "8", "--batch-size", "32", "--threads", "1"]
     chosen = ["--candidates", "dense", "torch", "tt", "tt-prefix", "--rounds", "3", "--block-ms", "0.5"]
     assert main(["bench", "tt", *sizes, *chosen, "--bag-size", "3", "--out", str(out), "--json"]) == 0
-    rows = json.loads(out.read_text())["rows"]
+    record = json.loads(out.read_text())
+    rows = record["rows"]
     found = {(r["rank"], r["threads"], r["ids"], r["work"], r["candidate"]) for r in rows}
     trained = {
         (rank, threads, ids, work, candidate)
@@ -33,7 +37,18 @@ def test_bench_tt_writes_every_case(tmp_path, capsys):
         assert r["ratio_p20"] <= r["ratio"] <= r["ratio_p80"]
         assert r["rounds"] == 3
         assert r["candidate"] != "dense" or r["ratio"] == 1
+        assert r["share_of_roof"] == pytest.approx(r["roof_us"] / r["median_us"], rel=0.05, abs=0.01)
     assert json.loads(capsys.readouterr().out)["record"] == str(out)
+    assert record["ceilings"][0]["threads"] == 1
+    lines = out.with_suffix(".csv").read_text().splitlines()
+    comments = [line for line in lines if line.startswith("#")]
+    assert any(line.startswith("# command: ") for line in comments)
+    read = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    assert [float(r["median_us"]) for r in read] == [r["median_us"] for r in rows]
+    assert out.with_suffix(".svg").read_text().count("<polyline") == 0  # one batch size: dots alone
+    ceilings = [Ceilings(**c) for c in record["ceilings"]]
+    for line in text(rows, ceilings).splitlines():
+        assert len(line) <= 100
 
 
 def test_a_batch_comes_round_when_the_caches_have_forgotten_it():
