@@ -87,11 +87,16 @@ def _train(name: str, case: Case, device: str) -> nn.Module:
         return GatheredTT(bag)
     if name == "tt-dense":  # its speed does not depend on the values
         return _dense_table("dense", shape.num_embeddings, shape.embedding_dim, device)
+    if name == "tt-fused":
+        bag.fuse_update(FusedUpdate("sgd", LEARNING_RATE))
+        return bag
     return bag.freeze("prefix" if name == "tt-prefix" else "cores") if name in FROZEN else bag
 
 
 def works_of(name: str, works: Sequence[str]) -> tuple[str, ...]:
     """Those of `works` that a candidate can do."""
+    if name == "tt-fused":  # its lookups are those of "tt"
+        return tuple(w for w in works if w != "forward")
     return tuple(w for w in works if w == "forward" or name not in FROZEN)
 
 
@@ -143,7 +148,7 @@ def make_task(work: str, module: nn.Module, case: Case, batches: Sequence[Tensor
 
 def _update(module: nn.Module) -> Callable[[Callable[[], object]], None]:
     """Runs a pass between zero_grad and step."""
-    parameters = list(module.parameters())
+    parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:  # the backward pass updates
 
         def fused(run: Callable[[], object]) -> None:

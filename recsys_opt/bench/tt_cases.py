@@ -21,6 +21,7 @@ CANDIDATES = {
     "fbgemm": "FBGEMM's fused table, its SGD in the backward pass",
     "torch": "a tensor train by gathers and batched products in torch, torch's SGD",
     "tt": "TTEmbeddingBag, torch's SGD",
+    "tt-fused": "TTEmbeddingBag, its SGD in the backward pass",
     "tt-cores": "TTEmbeddingBag frozen to its cores; forward only",
     "tt-prefix": "TTEmbeddingBag frozen to prefixes; forward only",
     "tt-dense": "TTEmbeddingBag frozen to the dense table; forward only",
@@ -129,14 +130,13 @@ class Settings:
 
 def floors(base: Settings) -> list[Settings]:
     """What the README quotes: Kaggle's largest table, and a look in every other direction."""
-    main = replace(base, ranks=(32,), batch_sizes=(2048, 65536), works=("forward", "step"))
-    less = tuple(c for c in base.candidates if c in ("dense", "torch", "tt"))
-    zipf = replace(main, ids=("zipf",), candidates=less, rounds=max(3, base.rounds // 2))
+    main = replace(base, ranks=(32,), batch_sizes=(2048, 16384, 65536), works=("forward", "step"))
+    less = tuple(c for c in base.candidates if c in ("dense", "torch", "tt", "tt-fused"))
+    two = (2048, 65536)
+    zipf = replace(main, ids=("zipf",), batch_sizes=two, candidates=less, rounds=max(3, base.rounds // 2))
     return [
         main,
-        replace(
-            main, ids=("zipf",), threads=(2,), candidates=less + ("fbgemm",) * ("fbgemm" in base.candidates)
-        ),
+        replace(zipf, threads=(2,), candidates=less + ("fbgemm",) * ("fbgemm" in base.candidates)),
         replace(zipf, ranks=(16, 64)),
         replace(zipf, bag_sizes=(20,)),
         replace(zipf, embedding_dims=(64, 128)),

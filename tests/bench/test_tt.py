@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recsys_opt.bench.ceilings import Ceilings
-from recsys_opt.bench.tt_candidates import GatheredTT
+from recsys_opt.bench.tt_candidates import GatheredTT, Tables, make_task
 from recsys_opt.bench.tt_cases import POOL_LOOKUPS, PRESETS, Settings, draw_batches, draw_ids
 from recsys_opt.bench.tt_report import text
 from recsys_opt.cli.main import main
@@ -16,7 +16,18 @@ from recsys_opt.errors import InputError
 def test_bench_tt_writes_every_case(tmp_path, capsys):
     out = tmp_path / "tt.json"
     sizes = ["--rows", "5000", "--rank", "4", "8", "--batch-size", "32", "--threads", "1"]
-    chosen = ["--candidates", "dense", "torch", "tt", "tt-prefix", "--rounds", "3", "--block-ms", "0.5"]
+    chosen = [
+        "--candidates",
+        "dense",
+        "torch",
+        "tt",
+        "tt-fused",
+        "tt-prefix",
+        "--rounds",
+        "3",
+        "--block-ms",
+        "0.5",
+    ]
     assert main(["bench", "tt", *sizes, *chosen, "--bag-size", "3", "--out", str(out), "--json"]) == 0
     record = json.loads(out.read_text())
     rows = record["rows"]
@@ -27,7 +38,8 @@ def test_bench_tt_writes_every_case(tmp_path, capsys):
         for threads in (1,)
         for ids in ("uniform", "zipf")
         for work in ("forward", "backward", "step")
-        for candidate in ("dense", "torch", "tt")
+        for candidate in ("dense", "torch", "tt", "tt-fused")
+        if (work, candidate) != ("forward", "tt-fused")
     }
     assert trained <= found
     assert {(w, c) for *_, w, c in found - trained} == {("forward", "tt-prefix")}
@@ -83,6 +95,19 @@ def test_the_torch_candidate_computes_the_same_rows():
     bag = TTEmbeddingBag(5000, 16, 4)
     ids, offsets = torch.randint(0, 5000, (10,)), torch.arange(0, 10, 2)
     torch.testing.assert_close(GatheredTT(bag)(ids, offsets), bag(ids, offsets))
+
+
+def test_the_fused_candidate_is_updated_without_gradients():
+    case = next(Settings(num_embeddings=5000, batch_sizes=(8,)).cases())
+    modules = Tables("cpu").of(case, ["tt", "tt-fused"])
+    batch, upstream = torch.arange(8) * 600, torch.randn(8, 16)
+    before = modules["tt"](batch, torch.arange(8)).detach()
+    for module in modules.values():
+        make_task("step", module, case, [batch], upstream).run()
+    assert all(core.grad is None for core in modules["tt-fused"].cores)
+    after = [module(batch, torch.arange(8)).detach() for module in modules.values()]
+    torch.testing.assert_close(after[0], after[1])
+    assert not torch.equal(after[0], before)
 
 
 def test_zipf_ids_follow_the_power_law():
