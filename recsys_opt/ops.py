@@ -425,22 +425,38 @@ class _TTEmbeddingBag(torch.autograd.Function):
         )
         ctx.options = options
         ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[3]
-        ctx.save_for_backward(kept, indices, offsets, per_sample_weights, *cores)
+        ctx.save_for_backward(indices, offsets, per_sample_weights, *cores)
+        ctx.kept = (
+            kept  # not saved as a tensor: hooks on saved tensors copy bytes, and this is more than bytes
+        )
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        kept, indices, offsets, weights, *cores = ctx.saved_tensors
-        grads = torch.ops.recsys_opt.tt_embedding_bag_backward_kept.default(
-            kept, grad, indices, offsets, cores, *ctx.options, weights, ctx.weights_grad
-        )
+        indices, offsets, weights, *cores = ctx.saved_tensors
+        arguments = (grad, indices, offsets, cores, *ctx.options, weights, ctx.weights_grad)
+        kept, ctx.kept = ctx.kept, None  # a second pass over the graph plans again
+        if kept is None:
+            grads = torch.ops.recsys_opt.tt_embedding_bag_backward.default(*arguments)
+        else:
+            grads = torch.ops.recsys_opt.tt_embedding_bag_backward_kept.default(kept, *arguments)
         return None, None, None, grads[-1] if ctx.weights_grad else None, *grads[: len(cores)]
 
 
 torch.library.register_autograd(
     "recsys_opt::tt_embedding_bag", _tt_embedding_bag_backward, setup_context=_tt_embedding_bag_setup
 )
+
+
+def _tt_embedding_bag_twice(ctx: Any, grads: Any) -> None:
+    raise RuntimeError(
+        "the gradients of tt_embedding_bag cannot be differentiated twice; for second derivatives use "
+        "recsys_opt.reference.tt_embedding_bag"
+    )
+
+
+torch.library.register_autograd("recsys_opt::tt_embedding_bag_backward", _tt_embedding_bag_twice)
 
 
 # Updates in the backward pass. The cores have no gradient; what makes autograd call the backward pass is an
@@ -503,13 +519,15 @@ class _TTEmbeddingBagUpdating(torch.autograd.Function):
         ctx.cores, ctx.options, ctx.update = cores, options, update
         ctx.versions = [core._version for core in cores]
         ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[5]
-        ctx.save_for_backward(kept, indices, offsets, per_sample_weights)
+        ctx.save_for_backward(indices, offsets, per_sample_weights)
+        ctx.kept = kept
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        kept, indices, offsets, weights = ctx.saved_tensors
+        indices, offsets, weights = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, None
         batch = (indices, offsets, ctx.cores)
         if ctx.versions != [core._version for core in ctx.cores]:
             kept = None  # another lookup has updated the cores, and the kept products are not theirs

@@ -213,3 +213,24 @@ def test_extreme_ids_of_a_table_beyond_32_bits():
     got, want = case.call(ops.tt_embedding_bag), case.call(reference.tt_embedding_bag)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(torch.autograd.grad(got.sum(), cores), torch.autograd.grad(want.sum(), cores))
+
+
+def test_gradients_of_the_bare_op_cannot_be_differentiated_again():
+    case = one_table()
+    rest = [case.options[name] for name in OPTIONS]
+    out = torch.ops.recsys_opt.tt_embedding_bag(case.indices, case.offsets, case.cores, *rest, None)
+    (grad,) = torch.autograd.grad(out.square().sum(), case.cores[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated twice; .*reference\.tt_embedding_bag"):
+        grad.sum().backward()
+
+
+def test_a_copy_of_what_the_forward_pass_kept_is_refused():
+    case = one_table()
+    rest = [case.options[name] for name in OPTIONS]
+    cores = [core.detach() for core in case.cores]
+    out, kept = torch.ops.recsys_opt.tt_embedding_bag_keeping(case.indices, case.offsets, cores, *rest, None)
+    arguments = (out, case.indices, case.offsets, cores, *rest, None, False)
+    torch.ops.recsys_opt.tt_embedding_bag_backward_kept(kept, *arguments)
+    for other in (kept.clone(), kept[:8], torch.zeros(0, dtype=torch.uint8)):
+        with pytest.raises(RuntimeError, match="`kept` is not of a forward pass with these arguments"):
+            torch.ops.recsys_opt.tt_embedding_bag_backward_kept(other, *arguments)

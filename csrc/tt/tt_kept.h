@@ -1,7 +1,7 @@
 #pragma once
 // The plan and the products of a forward pass, as a tensor that the backward pass is given: so it
 // neither sorts the ids nor multiplies the prefixes again. The tensor's bytes are a C++ object,
-// which is destroyed with it; they mean nothing outside the process.
+// which is destroyed with it; a copy of the bytes is refused.
 #include <variant>
 #include <vector>
 
@@ -10,9 +10,7 @@
 namespace recsys_opt::tt {
 
 struct KeptBatch {
-  static constexpr uint64_t kMagic = 0x7474206b65707421;
-
-  uint64_t magic;
+  const KeptBatch* self;  // tells the object from a copy of its bytes
   int64_t num_indices, batch_size;
   std::variant<std::vector<Kept<float>>, std::vector<Kept<double>>> tables;
 };
@@ -20,8 +18,9 @@ struct KeptBatch {
 template <typename T>
 Tensor keep(const Call<T>& call) {
   std::vector<Kept<T>> tables(call.work.begin(), call.work.end());
-  auto* batch = new KeptBatch{KeptBatch::kMagic, call.args.num_indices, call.args.batch_size,
-                              std::move(tables)};
+  auto* batch =
+      new KeptBatch{nullptr, call.args.num_indices, call.args.batch_size, std::move(tables)};
+  batch->self = batch;
   constexpr int64_t kBytes = sizeof(KeptBatch), kStride = 1;
   return torch::stable::from_blob(batch, {&kBytes, 1}, {&kStride, 1},
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU, -1),
@@ -34,7 +33,7 @@ template <typename T>
 const std::vector<Kept<T>>& kept_tables(const Tensor& kept, const Arguments& args) {
   const auto* batch = static_cast<const KeptBatch*>(kept.const_data_ptr());
   const bool ours = kept.numel() == sizeof(KeptBatch) && kept.scalar_type() == ScalarType::Byte &&
-                    batch->magic == KeptBatch::kMagic;
+                    batch->self == batch;
   const auto* tables = ours ? std::get_if<std::vector<Kept<T>>>(&batch->tables) : nullptr;
   STD_TORCH_CHECK(
       tables && batch->num_indices == args.num_indices && batch->batch_size == args.batch_size &&

@@ -195,3 +195,34 @@ def test_another_process_trains_shared_cores():
     assert process.exitcode == 0
     _train_a_step(alone)
     torch.testing.assert_close(list(bag.cores), list(alone.cores))
+
+
+def test_hooks_on_saved_tensors_get_nothing_but_tensors():
+    """Such hooks may copy what they are given, or write it to disk."""
+    bag, copies = make_bag(), []
+
+    def pack(tensor):
+        copies.append(tensor.detach().clone())
+        return len(copies) - 1
+
+    want = torch.autograd.grad(bag(IDS, OFFSETS).square().sum(), list(bag.cores))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda place: copies[place]):
+        out = bag(IDS, OFFSETS)
+    assert {copy.dtype for copy in copies} == {torch.int64, torch.float64}
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), list(bag.cores)), want)
+
+
+def test_a_graph_can_be_run_twice():
+    bag = make_bag()
+    out = bag(IDS, OFFSETS).square().sum()
+    first = torch.autograd.grad(out, list(bag.cores), retain_graph=True)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(out, list(bag.cores)), strict=True)
+    )
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(out, list(bag.cores))
+    out = bag(IDS, OFFSETS)
+    with torch.no_grad():
+        bag.cores[0].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
