@@ -117,7 +117,7 @@ class FusesUpdate(ABC):
         if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
             raise InputError(
                 "a table updates itself in the backward pass, so that its copies in "
-                f"{group.get_world_size()} processes would drift apart: there is no gradient to average. Use "
-                "an optimizer outside the backward pass, or set differs_by_process=True on a table that no "
-                "other process holds"
+                f"{group.get_world_size()} processes would drift apart: there is no gradient to average. "
+                "fuse_update(None) gives it gradients, as OptimizerConfig(core_update='stored') does; set "
+                "differs_by_process=True on a table that no other process holds"
             )

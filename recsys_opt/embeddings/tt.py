@@ -60,6 +60,15 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
     | the gradient is a table, dense or sparse | the gradients are the cores', dense |
 
     Gradients cannot be differentiated again. functional_call works; torch.func.grad and vmap do not.
+
+    torch.compile and torch.export make one graph of a bag for all batch sizes (0 and 1 apart, as in all of
+    torch). An AOTInductor package, of a bag or of what `freeze` returns, runs where the ops are loaded:
+
+        exported = torch.export.export(bag, (ids, offsets), dynamic_shapes=({0: Dim.AUTO}, {0: Dim.AUTO}))
+        torch._inductor.aoti_compile_and_package(exported, package_path="bag.pt2")
+        # elsewhere, without this package's Python:
+        torch.ops.load_library("librecsys_opt.so")  # recsys_opt.ops.LIBRARY
+        bag = torch._inductor.aoti_load_package("bag.pt2")
     """
 
     def __init__(

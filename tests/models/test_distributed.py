@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from recsys_opt import DLRM, TableConfig
-from recsys_opt.embeddings.fused_update import FusesUpdate
+from recsys_opt import DLRM, TableConfig, TTEmbeddingBag
 from recsys_opt.errors import InputError
 from recsys_opt.training.optimizers import ModelOptimizer, OptimizerConfig
 
@@ -41,7 +40,7 @@ def samples(step: int, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def train(ours: torch.nn.Module, algorithm: str, first: int, last: int) -> None:
-    optimizer = ModelOptimizer(ours, OptimizerConfig(algorithm=algorithm))
+    optimizer = ModelOptimizer(ours, OptimizerConfig(algorithm=algorithm, core_update="stored"))
     for step in range(STEPS):
         optimizer.zero_grad()
         ours(*samples(step, first, last)).sin().mean().backward()
@@ -59,6 +58,15 @@ def work(rank: int, folder: Path) -> None:
         for (name, mine), right in zip(together.named_parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(mine.grad.to_dense(), right.grad.to_dense(), msg=f"gradient of {name}")
             torch.testing.assert_close(mine, right, msg=name)
+    fused = model()
+    ModelOptimizer(fused, OptimizerConfig(core_update="fused"))
+    with pytest.raises(InputError, match="would drift apart"):
+        fused(*samples(0, first, last))
+    with torch.no_grad():
+        fused(*samples(0, first, last))
+    for table in fused.embeddings.tables.children():
+        table.differs_by_process = True
+    fused(*samples(0, first, last)).sum().backward()
     (folder / f"equal_{rank}").touch()
     distributed.destroy_process_group()
 
@@ -69,18 +77,8 @@ def test_two_processes_train_as_one(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.glob("equal_*")) == ["equal_0", "equal_1"]
 
 
-class Fused(FusesUpdate):
-    """The check alone needs no table."""
-
-    learns = True
-
-    def fuse_update(self, update): ...
-
-    def update_state(self): ...
-
-
 def test_updates_in_the_backward_pass_are_refused_where_copies_would_drift_apart(monkeypatch):
-    table = Fused()
+    table = TTEmbeddingBag(30, 4, 3)
     table.refuse_lost_updates()
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
