@@ -15,7 +15,7 @@ from recsys_opt.bench.quality import DENSE, Comparison, best_settings, summarise
 from recsys_opt.bench.quality_trial import Place, Row, Variant
 from recsys_opt.bench.record import read_record, write_record
 from recsys_opt.bench.uniform import uniform_options
-from recsys_opt.cli.arguments import add_config_arguments, byte_size, config_changes
+from recsys_opt.cli.arguments import add_config_arguments, byte_size, config_changes, whole_number
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.cli.train import LEAVE_OUT, NAMES
@@ -28,6 +28,19 @@ EXAMPLE = (
 )
 
 
+# What variants and seeds decide.
+_VARIANTS_OWN = frozenset(
+    {
+        "seed",
+        "compression.tt_threshold",
+        "compression.tt_tables",
+        "compression.tt_cache_rows",
+        "compression.memory_budget",
+        "checkpoint_every_s",
+    }
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the dataset, the size of the comparison and the settings of training."""
     parser.add_argument("dataset", metavar="DATASET", help="a dataset folder")
@@ -35,11 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variants",
         default="dense,tt",
         help="with commas between, the first is what the others are compared with: dense; tt, tensor trains "
-        "of rank --tt-rank; tt8, of rank 8, or any other; svd8, the trained dense tables fitted by tensor "
-        "trains of rank 8; svd8+tuned, and trained on from there; dense+tuned, the dense model trained on "
-        "likewise; budget4MB, what --memory-budget 4MB chooses, and uniform4MB, one rank for the largest "
-        "tables at as many bytes (default dense,tt)",
+        "of rank --tt-rank; tt8, of rank 8, or any other; tt8+cache, with frequent rows held dense; svd8, "
+        "the trained dense tables fitted by tensor trains of rank 8; svd8+tuned, and trained on from there; "
+        "dense+tuned, the dense model trained on likewise; budget4MB, what --memory-budget 4MB chooses, and "
+        "uniform4MB, one rank for the largest tables at as many bytes (default dense,tt)",
     )
+    parser.add_argument("--cache-rows", type=whole_number, default=10_000, metavar="N", help="variants "
+        "+cache: rows of each tensor train that are held dense (default 10000)")  # fmt: skip
     parser.add_argument("--tune-rate", type=float, default=0.1, metavar="X", help="variants +tuned: one more "
         "pass over the training rows, at this share of the learning rates (default 0.1)")  # fmt: skip
     parser.add_argument("--tt-above", type=int, default=100_000, metavar="ROWS", help="variants tt: tables "
@@ -66,10 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "variants that begin with a dense model (default: the temporary folder)")  # fmt: skip
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="criteo_kaggle", help="settings")
     settings = parser.add_argument_group("settings (default: the recipe's)")
-    add_config_arguments(
-        settings, TrainingConfig, names=NAMES, leave_out=LEAVE_OUT | {"seed", "compression.tt_threshold",
-        "compression.tt_tables", "compression.memory_budget", "checkpoint_every_s"}
-    )  # fmt: skip
+    add_config_arguments(settings, TrainingConfig, names=NAMES, leave_out=LEAVE_OUT | _VARIANTS_OWN)
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -92,6 +104,7 @@ def run(args: argparse.Namespace) -> Outcome:
         "dataset": _dataset_words(dataset),
         "tt_above": args.tt_above,
         "tune_rate": args.tune_rate,
+        "cache_rows": args.cache_rows,
         "config": config.to_json(),
     }
     rows: list[Row] = list(_finished(args, described))
@@ -130,16 +143,19 @@ def _variant(name: str, args: argparse.Namespace, config: TrainingConfig, datase
             return Variant(name, {"compression.memory_budget": size})
         columns, dim = dataset.info.sparse_columns, config.architecture.embedding_dim
         return Variant(name, {"compression.tt_options": uniform_options(columns, dim, size)})
-    found = re.fullmatch(r"tt([1-9]\d*)?|svd([1-9]\d*)(\+tuned)?", name)
+    found = re.fullmatch(r"tt([1-9]\d*)?(\+cache)?|svd([1-9]\d*)(\+tuned)?", name)
     if found is None:
         raise InputError(
-            f"--variants {args.variants}: there is no variant {name!r}; choose dense, tt, tt8, svd8, "
-            "svd8+tuned, dense+tuned, with any rank for 8, budget4MB, uniform4MB, with any size"
+            f"--variants {args.variants}: there is no variant {name!r}; choose dense, tt, tt8, "
+            "tt8+cache, svd8, svd8+tuned, dense+tuned, with any rank for 8, budget4MB, uniform4MB, with any "
+            "size"
         )
-    rank = found[1] or found[2]
+    rank = found[1] or found[3]
     changes = {} if rank is None else {"compression.tt_rank": int(rank)}
     changes["compression.tt_threshold"] = args.tt_above
-    return Variant(name, changes, after_dense=found[2] is not None, tune_rate=tune_rate)
+    if found[2]:
+        changes["compression.tt_cache_rows"] = args.cache_rows
+    return Variant(name, changes, after_dense=found[3] is not None, tune_rate=tune_rate)
 
 
 def _bytes(text: str) -> int:

@@ -118,6 +118,17 @@ def test_variants_that_begin_with_the_dense_model(tmp_path, capsys):
     assert "was made with another tune_rate" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_held_rows_are_counted_as_bytes(tmp_path):
+    data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
+    flags = ["bench", "quality", str(data.path), "--variants", "tt4,tt4+cache", "--seeds", "1", *SMALL]
+    assert main([*flags, "--cache-rows", "50", "--tt-cache-refresh-every", "4", "--record", str(path)]) == 0
+    plain, held = json.loads(path.read_text())["rows"]
+    tables = sum(n > 700 for n in (c.num_embeddings for c in data.info.sparse_columns))
+    assert held["embedding_bytes"] >= plain["embedding_bytes"] + tables * 50 * 16 * 2
+    assert held["test_logloss"] != plain["test_logloss"]
+
+
 def test_a_finished_comparison_is_read_from_its_record(tmp_path, capsys, monkeypatch):
     data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
     flags = ["bench", "quality", str(data.path), "--variants", "dense", "--seeds", "1", *SMALL]
