@@ -1,0 +1,149 @@
+// The settings of the CUDA kernels, and the errors that they noted.
+#include <torch/csrc/stable/library.h>
+
+#include <array>
+#include <atomic>
+#include <mutex>
+#include <string>
+
+#include "tt_bounds_cuda.cuh"
+#include "tt_cuda.cuh"
+
+namespace recsys_opt::tt {
+namespace {
+
+CudaSettings& settings() {
+  static CudaSettings all;
+  return all;
+}
+
+struct Known {
+  BoundsRecord* record = nullptr;
+  unsigned long long reported = 0;
+};
+
+constexpr int kMaxDevices = 64;
+
+std::mutex& known_mutex() {
+  static std::mutex mutex;
+  return mutex;
+}
+std::array<Known, kMaxDevices>& known() {
+  static std::array<Known, kMaxDevices> all;
+  return all;
+}
+
+// Host memory that the device can write; made once per device, never freed.
+BoundsRecord* make_record() {
+#ifdef RECSYS_OPT_SIMT
+  return new BoundsRecord{};
+#else
+  // Allocation is refused while a stream of any thread captures a graph, unless this thread says
+  // that it knows what it does: nothing is enqueued.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  STD_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
+  void* memory = nullptr;
+  const cudaError_t failed = cudaHostAlloc(&memory, sizeof(BoundsRecord),
+                                           cudaHostAllocMapped | cudaHostAllocPortable);
+  STD_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
+  STD_CUDA_CHECK(failed);
+  return new (memory) BoundsRecord{};
+#endif
+}
+
+void wait_for_device(int device) {
+#ifndef RECSYS_OPT_SIMT
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  STD_CUDA_CHECK(cudaDeviceSynchronize());
+#else
+  (void)device;
+#endif
+}
+
+unsigned long long count_of(const BoundsRecord* record) {
+  return __atomic_load_n(&record->count, __ATOMIC_ACQUIRE);
+}
+
+// {errors not reported before, kind, position, value, limit, table of one of them}
+std::vector<int64_t> take_noted(int device) {
+  const std::lock_guard lock(known_mutex());
+  Known& mine = known().at(device);
+  if (mine.record == nullptr) return {0, 0, 0, 0, 0, 0};
+  const unsigned long long count = count_of(mine.record), fresh = count - mine.reported;
+  if (fresh == 0) return {0, 0, 0, 0, 0, 0};
+  const BoundsError& e = mine.record->noted[mine.reported % kNotedErrors];
+  mine.reported = count;
+  return {static_cast<int64_t>(fresh), e.kind, e.position, e.value, e.limit, e.table};
+}
+
+int64_t* setting(const std::string& name) {
+  if (name == "bounds") return &settings().bounds;
+  if (name == "tf32") return &settings().tf32;
+  if (name == "direct_lookups") return &settings().direct_lookups;
+  if (name == "run") return &settings().run;
+  return nullptr;
+}
+
+// Sets a setting unless value is negative; returns what it was.
+int64_t tt_cuda_setting(std::string name, int64_t value) {
+  int64_t* const place = setting(name);
+  STD_TORCH_CHECK(place != nullptr, "tt_cuda_setting: there is no setting '", name,
+                  "'; there are bounds, tf32, direct_lookups and run");
+  STD_TORCH_CHECK(name != "run" || value < 0 || value >= 1, "tt_cuda_setting: run = ", value,
+                  "; a unit has at least 1 lookup");
+  STD_TORCH_CHECK(name != "bounds" || value <= 2, "tt_cuda_setting: bounds = ", value,
+                  "; it is 0 (check), 1 (clamp) or 2 (trust)");
+  const std::lock_guard lock(known_mutex());
+  const int64_t before = *place;
+  if (value >= 0) *place = value;
+  return before;
+}
+
+std::vector<int64_t> tt_bounds_report(int64_t device) {
+  STD_TORCH_CHECK(device >= 0 && device < kMaxDevices, "tt_bounds_report: device ", device,
+                  " is not one of ", kMaxDevices);
+  wait_for_device(static_cast<int>(device));
+  return take_noted(static_cast<int>(device));
+}
+
+}  // namespace
+
+CudaSettings cuda_settings() {
+  const std::lock_guard lock(known_mutex());
+  return settings();
+}
+
+BoundsRecord* bounds_record(int device) {
+  const std::lock_guard lock(known_mutex());
+  Known& mine = known().at(device);
+  if (mine.record == nullptr) mine.record = make_record();
+  return mine.record;
+}
+
+void raise_noted_errors(int device) {
+  if (cuda_settings().bounds != static_cast<int64_t>(BoundsCheck::kCheck)) return;
+  const std::vector<int64_t> e = take_noted(device);
+  if (e[0] == 0) return;
+  const auto kind = static_cast<BoundsKind>(e[1]);
+  const char* const before = "tt_embedding_bag: an earlier call on this CUDA device met ";
+  const char* const remedy =
+      "; they counted for nothing (recsys_opt.ops.tt_bounds_check chooses what happens to them)";
+  if (kind == BoundsKind::kIndex) {
+    STD_TORCH_CHECK(false, before, e[0], " ids or offsets out of range, among them indices[", e[2],
+                    "] = ", e[3], ", outside the table's ", e[4], " rows (table ", e[5], ")",
+                    remedy);
+  }
+  if (kind == BoundsKind::kOffset) {
+    STD_TORCH_CHECK(false, before, e[0], " ids or offsets out of range, among them offsets[", e[2],
+                    "] = ", e[3], ", outside the ", e[4], " indices", remedy);
+  }
+  STD_TORCH_CHECK(false, before, e[0], " ids or offsets out of range, among them offsets[", e[2],
+                  "] = ", e[3], ", less than offsets[", e[2] - 1, "] = ", e[4], remedy);
+}
+
+}  // namespace recsys_opt::tt
+
+STABLE_TORCH_LIBRARY_IMPL(TT_OPS_LIBRARY, CompositeExplicitAutograd, m) {
+  m.impl("tt_cuda_setting", TORCH_BOX(&recsys_opt::tt::tt_cuda_setting));
+  m.impl("tt_bounds_report", TORCH_BOX(&recsys_opt::tt::tt_bounds_report));
+}

@@ -1,0 +1,78 @@
+"""Compiles the CUDA sources of csrc/tt as C++ against the SIMT shim, into a library of ops for CPU tensors.
+
+The library is kept in build/simt under a hash of all that goes into it. As a command: prints its path.
+"""
+
+import hashlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SIMT = ROOT / "tests" / "simt"
+CSRC = ROOT / "csrc"
+FLAGS = [
+    "-std=c++20",
+    "-O1",
+    "-g1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-strict-aliasing",
+    "-U_FORTIFY_SOURCE",  # its longjmp refuses to change stacks
+    "-DRECSYS_OPT_SIMT",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+]
+
+
+def schemas() -> str:
+    """The TT ops' schemas, out of csrc/library.cpp."""
+    found = re.findall(r'm\.def\(\s*"tt_.*?"\);', (CSRC / "library.cpp").read_text(), flags=re.DOTALL)
+    assert found, "csrc/library.cpp defines no tt_ op"
+    return "\n".join(found)
+
+
+def build() -> Path:
+    """The library, compiled if it is not there yet."""
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None and spec.origin is not None
+    torch = Path(spec.origin).parent
+    kernels = sorted(CSRC.glob("tt/*_cuda.cu"))
+    sources = [*kernels, SIMT / "simt.cpp", SIMT / "library.cpp"]
+    read = [*sources, *sorted(CSRC.glob("tt/*.cuh")), CSRC / "tt/tt_embedding_bag.h", SIMT / "simt.h"]
+    key = hashlib.sha256(" ".join([*FLAGS, str(torch), schemas()]).encode())
+    for path in read:
+        key.update(path.read_bytes())
+    folder = ROOT / "build" / "simt"
+    library = folder / f"librecsys_opt_simt-{key.hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        Path(scratch, "schemas.inc").write_text(schemas())
+        include = [f"-I{CSRC}", f"-I{SIMT}", f"-I{scratch}", "-isystem", str(torch / "include")]
+        objects = [Path(scratch, f"{source.stem}.o") for source in sources]
+
+        def compile_one(source: Path, target: Path) -> None:
+            compiler = os.environ.get("CXX", "g++")
+            command = [compiler, "-x", "c++", *FLAGS, *include, "-c", str(source), "-o", str(target)]
+            subprocess.run(command, check=True)
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(compile_one, sources, objects))
+        made = Path(scratch, "library.so")
+        link = [os.environ.get("CXX", "g++"), "-shared", *map(str, objects), "-o", str(made)]
+        subprocess.run([*link, f"-L{torch / 'lib'}", "-ltorch_cpu"], check=True)
+        made.replace(library)
+    for old in folder.glob("librecsys_opt_simt-*.so"):
+        if old != library:
+            old.unlink(missing_ok=True)
+    return library
+
+
+if __name__ == "__main__":
+    print(build(), file=sys.stdout)
