@@ -53,8 +53,9 @@ inline __device__ void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(global), "n"(kBytes)
                : "memory");
 #else
-  using Chunk = typename std::conditional<
-      kBytes == 16, int4, typename std::conditional<kBytes == 8, int2, int>::type>::type;
+  using Chunk =
+      typename std::conditional<kBytes == 16, int4,
+                                typename std::conditional<kBytes == 8, int2, int>::type>::type;
   *static_cast<Chunk*>(shared) = *static_cast<const Chunk*>(global);
 #endif
 }
@@ -152,8 +153,9 @@ void launch(void (*kernel)(P...), Grid grid, int threads, int64_t shared_bytes, 
                                         cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(shared_bytes)));
   }
-  kernel<<<blocks, threads, static_cast<size_t>(shared_bytes), stream>>>(arguments...);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
+  STD_CUDA_CHECK(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), blocks, dim3(threads),
+                                  pointers, static_cast<size_t>(shared_bytes), stream));
 #endif
 }
 

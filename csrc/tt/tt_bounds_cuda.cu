@@ -43,8 +43,8 @@ BoundsRecord* make_record() {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
   STD_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
   void* memory = nullptr;
-  const cudaError_t failed = cudaHostAlloc(&memory, sizeof(BoundsRecord),
-                                           cudaHostAllocMapped | cudaHostAllocPortable);
+  const cudaError_t failed =
+      cudaHostAlloc(&memory, sizeof(BoundsRecord), cudaHostAllocMapped | cudaHostAllocPortable);
   STD_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode));
   STD_CUDA_CHECK(failed);
   return new (memory) BoundsRecord{};

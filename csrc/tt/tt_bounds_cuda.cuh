@@ -40,10 +40,10 @@ inline __device__ void note_error(BoundsRecord* record, const BoundsError& error
 
 // Values of tt_cuda_setting.
 struct CudaSettings {
-  int64_t bounds = 0;           // a BoundsCheck
-  int64_t tf32 = 0;             // 1: products of fp32 cores on the tensor cores
+  int64_t bounds = 0;            // a BoundsCheck
+  int64_t tf32 = 0;              // 1: products of fp32 cores on the tensor cores
   int64_t direct_lookups = 512;  // at most so many: forward without a plan
-  int64_t run = 256;            // lookups of a unit
+  int64_t run = 256;             // lookups of a unit
 };
 CudaSettings cuda_settings();
 

@@ -75,8 +75,9 @@ Call::Call(const Tensor& given_indices, const Tensor& given_offsets,
       device(on_device.index()),
       limits(device_limits()) {
   raise_noted_errors(device);
-  STD_TORCH_CHECK(offsets.numel() <= std::numeric_limits<int>::max(), "tt_embedding_bag: ",
-                  offsets.numel() - 1, " bags in one call; on CUDA at most 2^31 - 2");
+  STD_TORCH_CHECK(offsets.numel() <= std::numeric_limits<int>::max(),
+                  "tt_embedding_bag: ", offsets.numel() - 1,
+                  " bags in one call; on CUDA at most 2^31 - 2");
   if (per_sample_weights) weights = torch::stable::contiguous(*per_sample_weights);
   batch = Batch{};
   batch.indices = numbers(indices);
@@ -99,6 +100,8 @@ Call::Call(const Tensor& given_indices, const Tensor& given_offsets,
                       "tt_embedding_bag: the tables of one call have too many slices or prefixes; "
                       "call it for fewer tables at a time");
     }
+    t.owner = static_cast<int>(all_tables.size());
+    t.next_shared = -1;
     all_tables.push_back(t);
   }
   tables.count = static_cast<int>(all_tables.size());

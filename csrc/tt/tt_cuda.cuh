@@ -40,7 +40,7 @@ using Accumulator = typename std::conditional<std::is_same<T, double>::value, do
 // One feature's table. Sizes are of elements.
 struct DeviceTable {
   const void* core[kMaxCores];
-  void* grad[kMaxCores];  // of the cores; or the cores again, to be updated
+  void* grad[kMaxCores];      // of the cores; or the cores again, to be updated
   void* state[kMaxCores][2];  // of the optimizer
   int64_t num_embeddings;
   int64_t padding_idx;
@@ -54,7 +54,9 @@ struct DeviceTable {
   int d;
   int mean;
   int dim;
-  int aligned;  // bit k: slices of core k, and of its gradient, start at 16 bytes
+  int owner;        // where gradients of tables with the same cores are added: the first of them
+  int next_shared;  // the next of them, or -1
+  int aligned;      // bit k: slices of core k, and of its gradient, start at 16 bytes
 };
 
 // Tables that travel in the kernels' parameters; more of them lie in a buffer.
@@ -101,13 +103,13 @@ struct Order {
   int64_t groups;  // slices of all tables
   int64_t max_units;
   int run;
-  int64_t* sorted_keys;   // [N]
-  int* sorted;            // [N] lookups
-  int64_t* spare_keys;    // [N] the sort's other buffers
-  int* spare;             // [N]
-  int64_t* group_start;   // [groups + 1] into sorted
-  int64_t* unit_start;    // [groups + 1]
-  int* unit_group;        // [max_units]
+  int64_t* sorted_keys;  // [N]
+  int* sorted;           // [N] lookups
+  int64_t* spare_keys;   // [N] the sort's other buffers
+  int* spare;            // [N]
+  int64_t* group_start;  // [groups + 1] into sorted
+  int64_t* unit_start;   // [groups + 1]
+  int* unit_group;       // [max_units]
 };
 
 // A call's batch and where its parts lie in the workspace.
@@ -116,11 +118,11 @@ struct Batch {
   Numbers offsets;  // [tables * batch_size + 1]
   int64_t num_indices;
   int64_t batch_size;
-  int64_t bags;           // tables * batch_size
+  int64_t bags;  // tables * batch_size
   int64_t columns;
-  const void* weights;    // [N] or null
-  Lookup* lookups;        // [N]
-  int* bag_count;         // [bags] lookups that count; where any table averages
+  const void* weights;  // [N] or null
+  Lookup* lookups;      // [N]
+  int* bag_count;       // [bags] lookups that count; where any table averages
   Order order[kOrders];
 };
 
@@ -149,7 +151,9 @@ inline __device__ int table_of_group(const Tables& tables, int o, int64_t group)
   return low;
 }
 
-inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t ceil_divide(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 // Memory of one call. Parts are taken twice: first to add up their sizes, then, after allocate(),
 // for real.

@@ -24,8 +24,7 @@ void dispatch(ScalarType type, F&& f) {
   } else if (type == ScalarType::BFloat16) {
     f(torch::headeronly::BFloat16{}, std::true_type{});
   } else {
-    STD_TORCH_CHECK(false,
-                    "tt_embedding_bag: cores must be float32, float64, float16 or bfloat16");
+    STD_TORCH_CHECK(false, "tt_embedding_bag: cores must be float32, float64, float16 or bfloat16");
   }
 }
 

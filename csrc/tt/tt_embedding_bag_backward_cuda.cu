@@ -1,4 +1,5 @@
-// The backward pass of tt_embedding_bag on CUDA: it plans the batch and computes the products again.
+// The backward pass of tt_embedding_bag on CUDA: it plans the batch and computes the products
+// again.
 #include <torch/csrc/stable/library.h>
 
 #include "tt_backward_cuda.cuh"
@@ -29,10 +30,11 @@ std::vector<Tensor> tt_embedding_bag_backward_cuda(
       table.grad[k] = grads[table.first_core + k].mutable_data_ptr();
     }
   }
-  dispatch(call.type, [&](auto element, auto tensor) {
+  const PartialSums sums =
+      run_backward(call, grad, weights_grad ? grads.back().mutable_data_ptr() : nullptr);
+  dispatch(call.type, [&](auto element, auto) {
     using T = decltype(element);
-    run_backward<T, decltype(tensor)::value>(
-        call, grad, weights_grad ? grads.back().mutable_data_ptr() : nullptr, WriteGradient<T>{});
+    finish_slices<T>(call, sums, WriteGradient<T>{});
   });
   return grads;
 }

@@ -3,6 +3,7 @@
 
 #include "tt_bounds_cuda.cuh"
 #include "tt_dispatch_cuda.cuh"
+#include "tt_inner_level_cuda.cuh"
 #include "tt_level_forward_cuda.cuh"
 
 namespace recsys_opt::tt {
@@ -42,7 +43,7 @@ void forward_planned(Call& call, Tensor& out) {
   });
   make_plan(call);
   if (inner) {
-    launch_level(level_forward_kernel<T, kTensor, false>, call, below, false);
+    inner_forward<T, kTensor>(call, below);
     top.left_products = below.products;
     top.left_slot = below.slot;
     top.left_width = below.width;

@@ -115,7 +115,7 @@ inline __device__ void multiply_back(const DeviceTable& table, const Tile& tile,
 
 // Block: units u = blockIdx.x, + gridDim.x, ...
 template <typename T, bool kTensor, bool kTopLevel>
-__global__ __launch_bounds__(kLevelThreads) void level_backward_kernel(
+__global__ __launch_bounds__(kLevelThreads, kLevelBlocks) void level_backward_kernel(
     const __grid_constant__ Tables tables, const __grid_constant__ Batch batch,
     const __grid_constant__ Level<Accumulator<T>> level) {
   using Acc = Accumulator<T>;

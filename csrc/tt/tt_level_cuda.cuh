@@ -2,7 +2,8 @@
 // One level of the tree of products, forward and backward. The prefixes of a batch's ids form a
 // tree (tt_plan.h); a level multiplies the products of one length by the slices of the next core:
 //
-//   C_u = L_u . core[i]     C_u [left_rows, q, r],  L_u [left_rows, r_left],  core[i] [q, r_left, r]
+//   C_u = L_u . core[i]     C_u [left_rows, q, r],  L_u [left_rows, r_left],  core[i] [q, r_left,
+//   r]
 //
 // where u is a distinct prefix, a node, that ends in i. A block takes a unit: up to `run` lookups
 // whose prefixes end in the same i. Its slice of the core lies in shared memory; per chunk of
@@ -16,8 +17,9 @@
 namespace recsys_opt::tt {
 
 constexpr int kLevelThreads = 128;
-constexpr int kChunk = 64;         // lookups looked at together; two warps load them
-constexpr int kTileRows = 32;      // left rows of a tile of nodes, about
+constexpr int kLevelBlocks = 4;       // on a multiprocessor: 128 registers a thread
+constexpr int kChunk = 64;            // lookups looked at together; two warps load them
+constexpr int kTileRows = 32;         // left rows of a tile of nodes, about
 constexpr int kPieceElements = 4096;  // of a slice that does not fit into shared memory whole
 // Shared memory that a block takes at most where it has the choice: three blocks run on a
 // multiprocessor of 228 KB.
@@ -28,19 +30,21 @@ struct Tile {
   int core;       // the level multiplies by it
   int left_rows;  // product of the q before it
   int r_left, q, r;
-  int rows;       // of a node's product: left_rows q
-  int nodes;      // of a tile
+  int rows;                         // of a node's product: left_rows q
+  int nodes;                        // of a tile
   int left_stride, product_stride;  // between rows
-  bool whole;      // the slice lies in shared memory whole
-  int piece;       // rows of r_left of one q that lie there otherwise
-  bool sums_near;  // backward: the slice's gradient is summed there too
+  bool whole;                       // the slice lies in shared memory whole
+  int piece;                        // rows of r_left of one q that lie there otherwise
+  bool sums_near;                   // backward: the slice's gradient is summed there too
   int left, products, slice, grad_products, grad_slice, size;  // where the parts begin; all of it
 
   __host__ __device__ int slice_size() const { return q * r_left * r; }
 };
 
 // Rows begin 16 bytes aligned, and 4 banks apart from the rows before.
-inline __host__ __device__ int padded(int columns) { return (columns + 7) / 8 * 8 + 4; }
+inline __host__ __device__ int padded(int columns) {
+  return (columns + 7) / 8 * 8 + 4;
+}
 
 inline __host__ __device__ void lay_out(Tile& tile, bool backward) {
   const int left = tile.nodes * tile.left_rows * tile.left_stride;
@@ -99,7 +103,7 @@ struct Chunk {
   double factor[kChunk];  // of the row
   int index[kChunk];      // in indices
   int node[kChunk];
-  int node_begin[kChunk + 1];  // the node's first lookup, of the chunk
+  int node_begin[kChunk + 1];      // the node's first lookup, of the chunk
   unsigned heads[kChunk / kWarp];  // lookups that begin a node
   int padding;
 };
@@ -124,20 +128,20 @@ struct Level {
   int64_t width;
 
   // forward, top level
-  void* out;         // [B, columns]
-  Acc* rows;         // [N, row_width] of lookups that share their bag
+  void* out;  // [B, columns]
+  Acc* rows;  // [N, row_width] of lookups that share their bag
   int64_t row_width;
 
   // backward
-  const void* grad;              // [B, columns], at the top
-  void* grad_weights;            // [N] or null
-  const Acc* upper_grad;         // [N, upper_width] from the level above, below the top
+  const void* grad;       // [B, columns], at the top
+  void* grad_weights;     // [N] or null
+  const Acc* upper_grad;  // [N, upper_width] from the level above, below the top
   int64_t upper_width;
-  const int* upper_slot;         // [N]
-  const int* upper_sorted;       // [N] the order of the level above
-  Acc* grad_left;                // [N, grad_left_width] of each node's left product
+  const int* upper_slot;    // [N]
+  const int* upper_sorted;  // [N] the order of the level above
+  Acc* grad_left;           // [N, grad_left_width] of each node's left product
   int64_t grad_left_width;
-  Acc* partial;                  // [max_units, partial_width] of the unit's slice
+  Acc* partial;  // [max_units, partial_width] of the unit's slice
   int64_t partial_width;
 };
 

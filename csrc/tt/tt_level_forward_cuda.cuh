@@ -73,8 +73,8 @@ inline __device__ void write_rows(const Batch& batch, const DeviceTable& table, 
     }
     const Acc factor = static_cast<Acc>(chunk.factor[i]);
     const bool alone = alone_in_bag(batch, lookup.bag);
-    T* out = static_cast<T*>(level.out) +
-             (lookup.bag % batch.batch_size) * batch.columns + table.column;
+    T* out =
+        static_cast<T*>(level.out) + (lookup.bag % batch.batch_size) * batch.columns + table.column;
     Acc* row = level.rows + chunk.index[i] * level.row_width;
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
@@ -103,7 +103,7 @@ inline __device__ void write_products(const Tile& tile, const Level<Acc>& level,
 
 // Block: units u = blockIdx.x, + gridDim.x, ...  kTopLevel: writes rows; else products.
 template <typename T, bool kTensor, bool kTopLevel>
-__global__ __launch_bounds__(kLevelThreads) void level_forward_kernel(
+__global__ __launch_bounds__(kLevelThreads, kLevelBlocks) void level_forward_kernel(
     const __grid_constant__ Tables tables, const __grid_constant__ Batch batch,
     const __grid_constant__ Level<Accumulator<T>> level) {
   using Acc = Accumulator<T>;
@@ -150,8 +150,8 @@ __global__ void pool_kernel(const __grid_constant__ Tables tables,
   using Acc = Accumulator<T>;
   // Thread (x, y) of the block: element x of bag y.
   const int width = 16, lane = threadIdx.x % width;
-  for (int64_t c = int64_t{blockIdx.x} * (blockDim.x / width) + threadIdx.x / width;
-       c < batch.bags; c += int64_t{gridDim.x} * (blockDim.x / width)) {
+  for (int64_t c = int64_t{blockIdx.x} * (blockDim.x / width) + threadIdx.x / width; c < batch.bags;
+       c += int64_t{gridDim.x} * (blockDim.x / width)) {
     int64_t begin = batch.offsets[c], end = batch.offsets[c + 1];
     if (begin < 0) begin = 0;
     if (end > batch.num_indices) end = batch.num_indices;

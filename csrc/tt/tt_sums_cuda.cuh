@@ -10,19 +10,19 @@ constexpr int kSumThreads = 128;
 // What the sums of units read. Nodes lie in the slots of a level.
 template <typename Acc>
 struct UnitSums {
-  int order;             // kLast or kFirst
-  const int* top_slot;   // [N]
+  int order;            // kLast or kFirst
+  const int* top_slot;  // [N]
   const int* top_sorted;
-  const Acc* products;   // [N, width] of the top level's nodes
+  const Acc* products;  // [N, width] of the top level's nodes
   int64_t width;
-  const void* grad;      // [B, columns]
-  const Acc* top_grad_left;     // [N, top_grad_left_width] of three cores: gradients of core 0
+  const void* grad;          // [B, columns]
+  const Acc* top_grad_left;  // [N, top_grad_left_width] of three cores: gradients of core 0
   int64_t top_grad_left_width;
-  const int* inner_slot;        // [N] of four cores likewise, from the inner level
+  const int* inner_slot;  // [N] of four cores likewise, from the inner level
   const int* inner_sorted;
   const Acc* inner_grad_left;
   int64_t inner_grad_left_width;
-  Acc* partial;          // [max_units, partial_width]
+  Acc* partial;  // [max_units, partial_width]
   int64_t partial_width;
 };
 
@@ -76,8 +76,8 @@ __global__ __launch_bounds__(kSumThreads) void unit_sums_kernel(
         for (int64_t at = unit.begin + sharer; at < unit.end; at += sharers) {
           const int i = order.sorted[at];
           if constexpr (kLastCore) {
-            sum += last_gradient<T>(batch, table, sums, i, e / table.r[core], e % table.r[core],
-                                    rows);
+            sum +=
+                last_gradient<T>(batch, table, sums, i, e / table.r[core], e % table.r[core], rows);
           } else {
             sum += first_gradient(table, sums, i, e);
           }
@@ -118,37 +118,53 @@ struct Slice {
 // The rule of the plain backward pass: writes the gradient, zeros included.
 template <typename T>
 struct WriteGradient {
-  using Acc = Accumulator<T>;
-  template <typename Sum>
-  __device__ void operator()(const Slice& slice, bool, const Sum& sum, Acc*) const {
+  struct Ready {};
+  __device__ Ready prepare() const { return {}; }
+
+  template <typename Sum, typename Acc>
+  __device__ void operator()(const Ready&, const Slice& slice, bool, const Sum& sum, Acc*) const {
     T* const to = static_cast<T*>(slice.table->grad[slice.core]) + slice.begin;
     for (int e = threadIdx.x; e < slice.size; e += blockDim.x) to[e] = static_cast<T>(sum(e));
   }
 };
 
-// Block: groups of the order, each a slice: its gradient is the sum of its units' partial sums.
+// Block: groups of the order, each a slice: its gradient is the sum of its units' partial sums, and
+// of those of the tables that share the core.
 template <typename T, typename Rule>
-__global__ __launch_bounds__(kSumThreads) void slices_kernel(
-    const __grid_constant__ Tables tables, const __grid_constant__ Batch batch,
-    const __grid_constant__ SliceSums sums, const __grid_constant__ Rule rule) {
+__global__ __launch_bounds__(kSumThreads) void slices_kernel(const __grid_constant__ Tables tables,
+                                                             const __grid_constant__ Batch batch,
+                                                             const __grid_constant__ SliceSums sums,
+                                                             const __grid_constant__ Rule rule) {
   using Acc = Accumulator<T>;
   const Order& order = batch.order[sums.order];
+  const Acc* const partial = static_cast<const Acc*>(sums.partial);
+  const auto ready = rule.prepare();
   for (int64_t g = blockIdx.x; g < order.groups; g += gridDim.x) {
-    const DeviceTable& table = tables[table_of_group(tables, sums.order, g)];
+    const int first = table_of_group(tables, sums.order, g);
+    const DeviceTable& table = tables[first];
+    if (table.owner != first) continue;
     Slice slice;
     slice.table = &table;
     slice.core = core_of(sums.order, table.d);
     slice.index = g - table.group_base[sums.order];
     slice.size = table.q[slice.core] * table.r[slice.core] * table.r[slice.core + 1];
     slice.begin = slice.index * slice.size;
-    const int64_t begin = order.unit_start[g], end = order.unit_start[g + 1];
-    const Acc* partial = static_cast<const Acc*>(sums.partial);
+    bool touched = false;
+    for (int t = first; t >= 0; t = tables[t].next_shared) {
+      const int64_t group = tables[t].group_base[sums.order] + slice.index;
+      touched = touched || order.unit_start[group + 1] > order.unit_start[group];
+    }
     const auto sum = [&](int e) {
       Acc total = 0;
-      for (int64_t u = begin; u < end; ++u) total += partial[u * sums.partial_width + e];
+      for (int t = first; t >= 0; t = tables[t].next_shared) {
+        const int64_t group = tables[t].group_base[sums.order] + slice.index;
+        for (int64_t u = order.unit_start[group]; u < order.unit_start[group + 1]; ++u) {
+          total += partial[u * sums.partial_width + e];
+        }
+      }
       return total;
     };
-    rule(slice, end > begin, sum, reinterpret_cast<Acc*>(dynamic_shared()));
+    rule(ready, slice, touched, sum, reinterpret_cast<Acc*>(dynamic_shared()));
   }
 }
 

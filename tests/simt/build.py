@@ -39,8 +39,8 @@ def schemas() -> str:
 def build() -> Path:
     """The library, compiled if it is not there yet."""
     spec = importlib.util.find_spec("torch")
-    assert spec is not None and spec.origin is not None
-    torch = Path(spec.origin).parent
+    assert spec is not None
+    torch = Path(str(spec.origin)).parent
     kernels = sorted(CSRC.glob("tt/*_cuda.cu"))
     sources = [*kernels, SIMT / "simt.cpp", SIMT / "library.cpp"]
     read = [*sources, *sorted(CSRC.glob("tt/*.cuh")), CSRC / "tt/tt_embedding_bag.h", SIMT / "simt.h"]

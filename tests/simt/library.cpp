@@ -33,7 +33,9 @@ void set_order(int64_t order, int64_t seed) {
 }
 
 // How many buffers were found written outside since the last call.
-int64_t overruns() { return simt::take_overruns(); }
+int64_t overruns() {
+  return simt::take_overruns();
+}
 
 }  // namespace
 

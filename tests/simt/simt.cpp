@@ -139,7 +139,8 @@ void run_block(int threads) {
     if (done) return;
     if (!barrier) throw std::runtime_error("simt: a warp's lanes went different ways");
     for (Fibre& fibre : fibres) {
-      if (fibre.state == State::kDone) throw std::runtime_error("simt: threads left before a barrier");
+      if (fibre.state == State::kDone)
+        throw std::runtime_error("simt: threads left before a barrier");
       fibre.state = State::kReady;
     }
   }
@@ -175,10 +176,9 @@ std::unordered_map<void*, Region>& regions() {
 
 void touched(int, siginfo_t* info, void*) {
   char text[160];
-  const int length =
-      std::snprintf(text, sizeof text,
-                    "simt: address %p is outside every buffer: block (%u, %u), thread %u\n",
-                    info->si_addr, blockIdx.x, blockIdx.y, threadIdx.x);
+  const int length = std::snprintf(
+      text, sizeof text, "simt: address %p is outside every buffer: block (%u, %u), thread %u\n",
+      info->si_addr, blockIdx.x, blockIdx.y, threadIdx.x);
   if (write(2, text, length) < 0) _exit(3);
   _exit(2);
 }
@@ -227,7 +227,9 @@ void run(dim3 grid, int threads, int64_t shared_bytes, const std::function<void(
   release(shared);
 }
 
-unsigned char* shared_memory() { return shared; }
+unsigned char* shared_memory() {
+  return shared;
+}
 
 void copy_async(void* to, const void* from, int bytes) {
   if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes) {
@@ -281,7 +283,9 @@ int shift_up(int value, int delta) {
   return lane < delta ? value : static_cast<int>(all[lane - delta].words[0]);
 }
 
-void clear(void* memory, int64_t bytes) { std::memset(memory, 0, bytes); }
+void clear(void* memory, int64_t bytes) {
+  std::memset(memory, 0, bytes);
+}
 
 void* guarded(int64_t bytes) {
   const size_t page = sysconf(_SC_PAGESIZE);
@@ -300,7 +304,8 @@ void release(void* memory) {
   const Region region = regions().at(memory);
   regions().erase(memory);
   const auto* first = static_cast<unsigned char*>(region.base) + sysconf(_SC_PAGESIZE);
-  const auto* last = static_cast<unsigned char*>(region.base) + region.mapped - sysconf(_SC_PAGESIZE);
+  const auto* last =
+      static_cast<unsigned char*>(region.base) + region.mapped - sysconf(_SC_PAGESIZE);
   const auto* begin = static_cast<unsigned char*>(memory);
   bool clean = true;
   for (const auto* p = first; p < begin; ++p) clean &= *p == kPoison;
@@ -309,8 +314,12 @@ void release(void* memory) {
   if (!clean) ++overruns;
 }
 
-int64_t take_overruns() { return std::exchange(overruns, 0); }
+int64_t take_overruns() {
+  return std::exchange(overruns, 0);
+}
 
 }  // namespace simt
 
-void __syncthreads() { simt::pause(simt::State::kBarrier); }
+void __syncthreads() {
+  simt::pause(simt::State::kBarrier);
+}

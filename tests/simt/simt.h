@@ -61,7 +61,8 @@ int shift_up(int value, int delta);
 void clear(void* memory, int64_t bytes);
 
 // Memory between two pages that may not be touched, ending (to 16 bytes) at the upper one, filled
-// with NaN patterns. release() counts it where the bytes between the end and that page were changed.
+// with NaN patterns. release() counts it where the bytes between the end and that page were
+// changed.
 void* guarded(int64_t bytes);
 void release(void* memory);
 int64_t take_overruns();  // since the last call
