@@ -15,6 +15,10 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "time a training step with dense tables of three makes and with tensor trains",
     ),
     "tt": ("recsys_opt.cli.bench_tt", "time a tensor-train table beside dense ones"),
+    "budget-law": (
+        "recsys_opt.cli.bench_budget_law",
+        "how many rows a tensor train holds, fitted and by the law",
+    ),
     "order": ("recsys_opt.cli.bench_order", "what the order of ids does to tensor trains' work"),
     "quality": ("recsys_opt.cli.bench_quality", "compare dense tables and tensor trains over several seeds"),
     "synth": ("recsys_opt.cli.bench_synth", "rows a second of the generator, made and written"),

@@ -8,7 +8,7 @@ The expected loss of a tensor train against a dense table, per column:
 The value of an id is what a row of its own is worth (`TableAccess.value`); ids are numbered by falling
 lookups. F counts the degrees of freedom of the cores. Fitted to unrelated rows with weights, a tensor train
 spends them on the rows of most weight, about K of them: low ranks share too much to use all of F
-(`recsys-opt bench budget --law` measures this). Training is no such fit: rows pull on each other, so the loss
+(`recsys-opt bench budget-law` measures this). Training is no such fit: rows pull on each other, so the loss
 does not end at K rows but falls as 1 / K, and a part of the value is lost at any rank. Both were chosen by
 quality on real rows at 4 MB.
 

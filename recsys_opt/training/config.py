@@ -58,9 +58,10 @@ class CompressionConfig:
             raise InputError(f"memory_budget = {self.memory_budget}; it must be at least 1 byte")
         if self.tt_cache_rows:
             raise InputError("memory_budget does not count held rows; leave out tt_cache_rows")
-        if self.tt_threshold is not None or self.tt_tables:
+        if self.tt_threshold is not None or self.tt_tables or self.tt_rank != CompressionConfig.tt_rank:
             raise InputError(
-                "memory_budget chooses the tensor trains itself; leave out tt_threshold and tt_tables"
+                "memory_budget chooses the tensor trains and their ranks itself; leave out tt_threshold, "
+                "tt_tables and tt_rank"
             )
 
 

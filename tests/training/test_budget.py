@@ -72,8 +72,8 @@ def test_without_a_budget_nothing_changes(data):
 def test_refusals(data):
     with pytest.raises(InfeasibleError, match="memory_budget = 90 bytes is too small"):
         with_chosen_tables(replaced(CONFIG, {"compression.memory_budget": 90}), data)
-    for clash in ({"tt_threshold": 5}, {"tt_tables": ("C1",)}):
-        with pytest.raises(InputError, match="leave out tt_threshold and tt_tables"):
+    for clash in ({"tt_threshold": 5}, {"tt_tables": ("C1",)}, {"tt_rank": 8}):
+        with pytest.raises(InputError, match="leave out tt_threshold, tt_tables and tt_rank"):
             CompressionConfig(memory_budget=10_000, **clash)
     with pytest.raises(InputError, match="at least 1 byte"):
         CompressionConfig(memory_budget=0)
