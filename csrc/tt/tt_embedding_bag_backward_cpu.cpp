@@ -101,7 +101,7 @@ void weight_gradients(Work<T>& w, int64_t begin, int64_t end, int64_t first_row,
                       const T* grad_out, int64_t columns) {
   const TablePlan& plan = *w.plan;
   for (int64_t c = begin; c < end; ++c) {
-    w.grad_weights[plan.lookup[c]] =
+    w.grad_weights[plan.begin + plan.lookup[c]] =
         w.kernels->dot(grad_out + plan.bag[c] * columns + w.table->column,
                        rows + (plan.row[c] - first_row) * w.table->dim, w.table->dim);
   }
@@ -303,7 +303,7 @@ std::vector<Tensor> backward(const Tensor* kept, Tensor grad, Tensor indices, Te
   for (const Tensor& core : cores) grads.push_back(torch::stable::empty_like(core));
   if (weights_grad) grads.push_back(torch::stable::new_zeros(grad, {args.num_indices}));
   THO_DISPATCH_V2(cores[0].scalar_type(), "tt_embedding_bag_backward_cpu", AT_WRAP([&] {
-                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights,
+                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights, true,
                                         kept ? &kept_tables<scalar_t>(*kept, args) : nullptr);
                     for (Work<scalar_t>& w : call.work) {
                       for (int k = 0; k < w.table->d; ++k) {

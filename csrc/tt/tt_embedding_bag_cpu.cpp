@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "tt_kept.h"
+#include "tt_two_cores.h"
 #include "tt_work.h"
 
 namespace recsys_opt::tt {
@@ -55,7 +56,8 @@ void pool_bags(const Work<T>& w, const Offset* offsets, int64_t begin, int64_t e
     for (int64_t i = offsets[b] - w.plan->begin; i < offsets[b + 1] - w.plan->begin; ++i) {
       const int32_t row = w.plan->row_of[i];
       if (row < 0) continue;
-      w.kernels->axpy(w.weights ? w.weights[i] : T(1), w.rows.data() + row * dim, bag, dim);
+      w.kernels->axpy(w.weights ? w.weights[w.plan->begin + i] : T(1), w.rows.data() + row * dim,
+                      bag, dim);
     }
     if (w.table->pooling == Pooling::kMean && w.plan->bag_size[b] > 1) {
       for (int64_t e = 0; e < dim; ++e) bag[e] /= static_cast<T>(w.plan->bag_size[b]);
@@ -68,10 +70,11 @@ template <typename T>
 void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets,
              const std::vector<Tensor>& cores, const std::optional<Tensor>& weights, Tensor& output,
              std::optional<Tensor>* kept) {
-  Call<T> call(args, indices, offsets, cores, weights);
+  Call<T> call(args, indices, offsets, cores, weights, kept != nullptr);
   T* out = output.mutable_data_ptr<T>();
   multiply_inner_levels(call);
   for (Work<T>& w : call.work) {
+    if (!w.plan) continue;
     const int top = w.top();
     const int64_t size = w.level(top).nodes * w.width[top];
     if (kept && top > 1 && size * static_cast<int64_t>(sizeof(T)) <= kKeptProductBytes) {
@@ -91,10 +94,15 @@ void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets
     forward_chunk(call.work[chunks[c].table], chunks[c], out, args.columns);
   });
   const int64_t blocks = (args.batch_size + kBagsPerTask - 1) / kBagsPerTask;
+  std::vector<Fault> faults(args.size() * blocks);
   for_each_task(args.size() * blocks, [&](int64_t i) {
     const int64_t t = i / blocks, begin = i % blocks * kBagsPerTask;
     const int64_t end = std::min(begin + kBagsPerTask, args.batch_size);
     const Work<T>& w = call.work[t];
+    if (!w.plan) {
+      faults[i] = look_up_two_cores(w, t, args, indices, offsets, begin, end, out);
+      return;
+    }
     if (w.plan->one_per_bag) return;
     if (offsets.scalar_type() == ScalarType::Int) {
       const auto* starts = offsets.const_data_ptr<int32_t>() + t * args.batch_size;
@@ -104,6 +112,7 @@ void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets
       pool_bags(w, starts, begin, end, out, args.columns);
     }
   });
+  check_faults(faults);
   if (kept) *kept = keep(call);
 }
 

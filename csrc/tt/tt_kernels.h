@@ -11,7 +11,7 @@ struct TableRows {
   const int32_t* last;  // [rows] i_{d-1}
   int64_t first_node;   // whose product comes first in `products`
   int64_t m, q, r;      // a row is [m, r] . [r, q]
-  bool far;             // products lie in a large table: ask for them early
+  int64_t far;          // products of rows below it lie in a large table: ask for them early
 };
 
 // The lookups of a batch, by row.

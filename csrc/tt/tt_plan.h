@@ -7,11 +7,11 @@
 // top level (k = d - 1) are the distinct rows. The nodes of a level are sorted by their last index
 // i_{k-1}: a group is the nodes that share it, and so the slice of core k - 1.
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "tt_array.h"
 #include "tt_embedding_bag.h"
+#include "tt_ids.h"
 
 namespace recsys_opt::tt {
 
@@ -43,12 +43,6 @@ struct TablePlan {
   std::vector<Level> levels;  // [d], levels[k] for k = 2 .. d-1, of two cores k = 1
 
   const Level& top() const { return levels.back(); }
-};
-
-// The first thing wrong with a table's ids or offsets.
-struct Fault {
-  int64_t position = -1;  // in indices or offsets; -1: nothing is wrong
-  std::string message;
 };
 
 // Plans table t of a batch.

@@ -3,28 +3,11 @@
 #include <cstring>
 #include <utility>
 
+#include "tt_ids.h"
 #include "tt_plan.h"
 
 namespace recsys_opt::tt {
 namespace {
-
-// Division by a number known only at run time, as one multiplication where the dividend has 32
-// bits.
-class Divider {
- public:
-  explicit Divider(uint64_t divisor)
-      : divisor_(divisor), magic_(divisor > 1 ? UINT64_MAX / divisor + 1 : 0) {}
-  uint64_t quotient(uint64_t x) const {
-    if (divisor_ == 1) return x;
-    if ((x | divisor_) >> 32) return x / divisor_;
-    return static_cast<uint64_t>((static_cast<unsigned __int128>(magic_) * x) >> 64);
-  }
-  uint64_t divisor() const { return divisor_; }
-
- private:
-  uint64_t divisor_;
-  uint64_t magic_;
-};
 
 template <typename Key>
 struct Item {
@@ -36,7 +19,7 @@ struct Item {
 // the result.
 template <typename Key>
 Item<Key>* radix_sort(Item<Key>* items, Item<Key>* spare, int64_t count, int bits) {
-  const int widest = count < 4096 ? 8 : 12;
+  constexpr int widest = 8;  // the ends of 256 runs stay in the L1 cache
   const int passes = std::max(1, (bits + widest - 1) / widest);
   const int width = (bits + passes - 1) / passes;
   const int64_t buckets = int64_t{1} << width;
@@ -98,40 +81,13 @@ void build_level(const Table& table, int k, const Array<int64_t>& keys, Level& l
   level.child_start[level.nodes] = static_cast<int32_t>(count);
 }
 
-// Checks the offsets of the feature's bags. Returns false with a fault when they are not usable.
-// Ids before the first bag are refused; those after the last are of no bag, as nn.EmbeddingBag's
-// include_last_offset has it.
-template <typename Offset>
-bool check_offsets(const Offset* offsets, int64_t t, const Arguments& args, Fault& fault) {
-  const Offset* at = offsets + t * args.batch_size;
-  for (int64_t b = 0; b <= args.batch_size; ++b) {
-    const int64_t position = t * args.batch_size + b;
-    if (at[b] < 0 || at[b] > args.num_indices) {
-      fault = {position, "offsets[" + std::to_string(position) + "] = " + std::to_string(at[b]) +
-                             " is outside the " + std::to_string(args.num_indices) + " indices"};
-      return false;
-    }
-    if (position == 0 && at[0] != 0) {
-      fault = {0, "offsets[0] = " + std::to_string(at[0]) + "; the first bag must start at 0"};
-      return false;
-    }
-    if (b > 0 && at[b] < at[b - 1]) {
-      fault = {position, "offsets[" + std::to_string(position) + "] = " + std::to_string(at[b]) +
-                             " is less than offsets[" + std::to_string(position - 1) +
-                             "] = " + std::to_string(at[b - 1])};
-      return false;
-    }
-  }
-  return true;
-}
-
 // Key: wide enough for every row number of the table.
 template <typename Key, typename Index, typename Offset>
 Fault make_plan(const Arguments& args, int64_t t, const Index* indices, const Offset* all_offsets,
                 TablePlan& plan) {
   const Table& table = args.tables[t];
-  Fault fault;
-  if (!check_offsets(all_offsets, t, args, fault)) return fault;
+  const Fault fault = check_offsets(all_offsets, t, args);
+  if (fault.position >= 0) return fault;
   const Offset* offsets = all_offsets + t * args.batch_size;
   plan.begin = offsets[0];
   const int64_t covered = offsets[args.batch_size] - plan.begin;
@@ -146,32 +102,29 @@ Fault make_plan(const Arguments& args, int64_t t, const Index* indices, const Of
   Array<int32_t> bag_of(covered);
   const bool mean = table.pooling == Pooling::kMean;
   if (mean) plan.bag_size = Array<int32_t>(args.batch_size);
+  int64_t count = 0, longest = 0;
   for (int64_t b = 0; b < args.batch_size; ++b) {
-    const int64_t before = plan.lookups;
+    const int64_t before = count;
     for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i) {
       const auto id = static_cast<int64_t>(indices[i]);
-      if (id < 0 || id >= table.num_embeddings) {
-        return {i, "indices[" + std::to_string(i) + "] = " + std::to_string(id) +
-                       " is outside the table's " + std::to_string(table.num_embeddings) +
-                       " rows (table " + std::to_string(t) + ")"};
-      }
+      if (id < 0 || id >= table.num_embeddings) return id_fault(table, t, i, id);
       bag_of[i - plan.begin] = static_cast<int32_t>(b);
-      if (id == table.padding_idx) continue;
       const uint64_t prefix = last.quotient(id), parent = group.quotient(prefix);
       const uint64_t node = (prefix - parent * group.divisor()) * parents + parent;
-      items[plan.lookups++] = {
-          static_cast<Key>(node * last.divisor() + (id - prefix * last.divisor())),
-          static_cast<uint32_t>(i - plan.begin)};
+      items[count] = {static_cast<Key>(node * last.divisor() + (id - prefix * last.divisor())),
+                      static_cast<uint32_t>(i - plan.begin)};
+      count += id != table.padding_idx;
     }
-    plan.one_per_bag &= plan.lookups - before <= 1;
-    if (mean) plan.bag_size[b] = static_cast<int32_t>(plan.lookups - before);
+    longest = std::max(longest, count - before);
+    if (mean) plan.bag_size[b] = static_cast<int32_t>(count - before);
   }
+  plan.lookups = count;
+  plan.one_per_bag = longest <= 1;
   const int bits = std::bit_width(parents * table.n[top - 1] * table.n[top] - 1);
-  const Item<Key>* sorted = radix_sort(items.data(), spare.data(), plan.lookups, bits);
+  const Item<Key>* sorted = radix_sort(items.data(), spare.data(), count, bits);
 
   plan.levels.resize(table.d);
   Level& level = plan.levels[top];
-  const int64_t count = plan.lookups;
   plan.lookup = Array<int32_t>(count);
   plan.bag = Array<int32_t>(count);
   plan.row = Array<int32_t>(count);
@@ -182,38 +135,39 @@ Fault make_plan(const Arguments& args, int64_t t, const Index* indices, const Of
   level.child_start = Array<int32_t>(count + 1);
   level.group_index = Array<int64_t>(count);
   level.group_start = Array<int32_t>(count + 1);
+  plan.row_start[0] = level.child_start[0] = level.group_start[0] = 0;
+  // Which lookups begin a row, a node or a group no branch could foresee: the entries of all three
+  // are written again with each lookup, the last time with their ends.
+  int64_t row = -1, u = -1, g = -1;
+  uint64_t key = UINT64_MAX, node = UINT64_MAX, index = UINT64_MAX;
+  for (int64_t c = 0; c < count; ++c) {
+    const uint64_t next_key = sorted[c].key, next_node = last.quotient(next_key);
+    const uint64_t next_index = by_parents.quotient(next_node);
+    row += next_key != key;
+    u += next_node != node;
+    g += next_index != index;
+    key = next_key;
+    node = next_node;
+    index = next_index;
+    plan.row_node[row] = static_cast<int32_t>(u);
+    plan.row_last[row] = static_cast<int32_t>(key - node * last.divisor());
+    plan.row_start[row + 1] = static_cast<int32_t>(c + 1);
+    level.parent_key[u] = static_cast<int64_t>(node - index * parents);
+    level.child_start[u + 1] = static_cast<int32_t>(row + 1);
+    level.group_index[g] = static_cast<int64_t>(index);
+    level.group_start[g + 1] = static_cast<int32_t>(u + 1);
+    plan.row[c] = static_cast<int32_t>(row);
+    plan.lookup[c] = static_cast<int32_t>(sorted[c].source);
+  }
+  plan.rows = row + 1;
+  level.nodes = u + 1;
+  level.groups = g + 1;
+  for (int64_t c = 0; c < count; ++c) plan.bag[c] = bag_of[plan.lookup[c]];
   if (!plan.one_per_bag) {
     plan.row_of = Array<int32_t>(covered);
     std::fill_n(plan.row_of.data(), covered, -1);
+    for (int64_t c = 0; c < count; ++c) plan.row_of[plan.lookup[c]] = plan.row[c];
   }
-  uint64_t node = UINT64_MAX, group_index = UINT64_MAX;
-  for (int64_t c = 0; c < count; ++c) {
-    const uint64_t key = sorted[c].key;
-    if (c == 0 || key != sorted[c - 1].key) {
-      const uint64_t row_node = last.quotient(key);
-      if (row_node != node) {
-        node = row_node;
-        const uint64_t index = by_parents.quotient(node);
-        if (index != group_index) {
-          group_index = index;
-          level.group_index[level.groups] = static_cast<int64_t>(index);
-          level.group_start[level.groups++] = static_cast<int32_t>(level.nodes);
-        }
-        level.parent_key[level.nodes] = static_cast<int64_t>(node - index * parents);
-        level.child_start[level.nodes++] = static_cast<int32_t>(plan.rows);
-      }
-      plan.row_node[plan.rows] = static_cast<int32_t>(level.nodes - 1);
-      plan.row_last[plan.rows] = static_cast<int32_t>(key - node * last.divisor());
-      plan.row_start[plan.rows++] = static_cast<int32_t>(c);
-    }
-    plan.lookup[c] = static_cast<int32_t>(sorted[c].source);
-    plan.bag[c] = bag_of[sorted[c].source];
-    plan.row[c] = static_cast<int32_t>(plan.rows - 1);
-    if (!plan.one_per_bag) plan.row_of[sorted[c].source] = static_cast<int32_t>(plan.rows - 1);
-  }
-  level.group_start[level.groups] = static_cast<int32_t>(level.nodes);
-  level.child_start[level.nodes] = static_cast<int32_t>(plan.rows);
-  plan.row_start[plan.rows] = static_cast<int32_t>(count);
 
   for (int k = top - 1; k >= 2; --k) {
     Level& above = plan.levels[k + 1];

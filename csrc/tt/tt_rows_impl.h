@@ -3,9 +3,9 @@
 
 constexpr int kAheadRows = 12;  // that a far product is asked for before its use
 
-template <typename T>
+template <int WRITE, typename T>
 TT_INLINE void fetch_row(const T* x, int64_t n) {
-  for (int64_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(x + i);
+  for (int64_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(x + i, WRITE);
 }
 
 // Any numbers of rows of x and y: results [i q, m q) of the row, W at a time.
@@ -75,8 +75,8 @@ TT_INLINE void rows_forward_as(const TableRows& rows, int64_t begin, int64_t end
                                const T* core, T* out) {
   const int64_t m = rows.m, q = Q ? Q : rows.q, r = RV ? RV * W : rows.r;
   for (int64_t i = begin; i < end; ++i) {
-    if (rows.far && i + kAheadRows < end)
-      fetch_row(products + (rows.node[i + kAheadRows] - rows.first_node) * (m * r), m * r);
+    if (i + kAheadRows < rows.far)
+      fetch_row<0>(products + (rows.node[i + kAheadRows] - rows.first_node) * (m * r), m * r);
     row_forward<T, W, Q, RV>(products + (rows.node[i] - rows.first_node) * (m * r),
                              core + rows.last[i] * (q * r), out + (i - begin) * (m * q), m, q, r);
   }
@@ -158,12 +158,12 @@ void rows_backward(const TableRows& rows, int64_t begin, int64_t end, const T* p
 #undef TT_BY_SHAPE
 
 // Calls body(c, factor of c) for lookups [begin, end), with the bags to come asked for early.
-template <typename T, typename Body>
+template <int WRITE, typename T, typename Body>
 TT_INLINE void for_each_lookup(const Lookups<T>& lookups, int64_t begin, int64_t end, const T* bags,
                                const Body& body) {
   for (int64_t c = begin; c < end; ++c) {
     if (c + kAheadRows < lookups.count)
-      fetch_row(bags + lookups.bag[c + kAheadRows] * lookups.columns, lookups.dim);
+      fetch_row<WRITE>(bags + lookups.bag[c + kAheadRows] * lookups.columns, lookups.dim);
     body(c, lookups.factors ? lookups.factors[c] : lookups.factor);
   }
 }
@@ -173,7 +173,7 @@ void scatter(const Lookups<T>& lookups, int64_t begin, int64_t end, int64_t firs
              const T* rows, T* out) {
   using V = Vector<T, W>;
   const int64_t dim = lookups.dim;
-  for_each_lookup(lookups, begin, end, out, [&](int64_t c, T factor) TT_LAMBDA {
+  for_each_lookup<1>(lookups, begin, end, out, [&](int64_t c, T factor) TT_LAMBDA {
     const T* x = rows + (lookups.row[c] - first_row) * dim;
     T* y = out + lookups.bag[c] * lookups.columns;
     int64_t i = 0;
@@ -188,7 +188,7 @@ void gather(const Lookups<T>& lookups, int64_t begin, int64_t end, int64_t first
   using V = Vector<T, W>;
   const int64_t dim = lookups.dim;
   for (int64_t i = 0; i < count * dim; ++i) rows[i] = 0;
-  for_each_lookup(lookups, begin, end, grad_out, [&](int64_t c, T factor) TT_LAMBDA {
+  for_each_lookup<0>(lookups, begin, end, grad_out, [&](int64_t c, T factor) TT_LAMBDA {
     const T* x = grad_out + lookups.bag[c] * lookups.columns;
     T* y = rows + (lookups.row[c] - first_row) * dim;
     int64_t i = 0;

@@ -57,7 +57,7 @@ struct Work : Kept<T> {
   const Kernels<T>* kernels = nullptr;
   const T* core[kMaxCores] = {};
   int64_t width[kMaxCores + 1] = {};  // of a node of level k: q_0 .. q_{k-1} r_k
-  const T* weights = nullptr;         // per sample, of this feature
+  const T* weights = nullptr;         // per sample
   Array<T> factors;                   // [lookups] of the rows, in the plan's order; empty: 1
   Array<T> rows;                      // [distinct ids, dim], where bags have several lookups
 
@@ -94,12 +94,6 @@ struct Work : Kept<T> {
     return group + 1 < level(k).groups ? slice(k, group + 1) : nullptr;
   }
 
-  // The product of the parent of node u of level k >= 2: [product_rows(k - 1), r_{k-1}].
-  const T* parent_product(int k, int64_t u) const {
-    if (k == 2) return core[0] + level(k).parent_key[u] * width[1];
-    return this->products[k - 1]->data() + level(k).parent[u] * width[k - 1];
-  }
-
   TableRows table_rows(int64_t first_node) const {
     const int k = top();
     return {this->plan->row_node.data(),
@@ -108,7 +102,7 @@ struct Work : Kept<T> {
             product_rows(k),
             table->q[k],
             table->r[k],
-            false};
+            0};
   }
 
   Lookups<T> lookups(int64_t columns, T factor) const {
@@ -128,20 +122,27 @@ struct Work : Kept<T> {
     if (!weights && !mean) return;
     factors = Array<T>(p.lookups);
     for (int64_t c = 0; c < p.lookups; ++c) {
-      factors[c] =
-          scale * (weights ? weights[p.lookup[c]] : T(1) / static_cast<T>(p.bag_size[p.bag[c]]));
+      factors[c] = scale * (weights ? weights[p.begin + p.lookup[c]]
+                                    : T(1) / static_cast<T>(p.bag_size[p.bag[c]]));
     }
   }
 };
+
+inline void check_faults(const std::vector<Fault>& faults) {
+  for (const Fault& fault : faults) {
+    STD_TORCH_CHECK(fault.position < 0, "tt_embedding_bag: ", fault.message);
+  }
+}
 
 template <typename T>
 struct Call {
   const Arguments& args;
   std::vector<Work<T>> work;
 
-  // Plans the batch, or takes over what its forward pass kept.
+  // Plans the batch, or takes over what its forward pass kept. Tables that need no plan for what is
+  // to come get none: those of two cores, unless `plan_all`.
   Call(const Arguments& arguments, const Tensor& indices, const Tensor& offsets,
-       const std::vector<Tensor>& cores, const std::optional<Tensor>& weights,
+       const std::vector<Tensor>& cores, const std::optional<Tensor>& weights, bool plan_all,
        const std::vector<Kept<T>>* kept = nullptr)
       : args(arguments), work(arguments.size()) {
     for (int64_t t = 0; t < args.size(); ++t) {
@@ -157,15 +158,15 @@ struct Call {
       w.kernels = &kernels<T>(divisor);
       if (kept) static_cast<Kept<T>&>(w) = (*kept)[t];
     }
-    if (!kept) make_plans(indices, offsets);
+    if (!kept) make_plans(indices, offsets, plan_all);
     if (weights) {
-      for (Work<T>& w : work) w.weights = weights->template const_data_ptr<T>() + w.plan->begin;
+      for (Work<T>& w : work) w.weights = weights->template const_data_ptr<T>();
     }
   }
 
   // Has run_backward fill grads [indices].
   void want_weight_gradients(Tensor& grads) {
-    for (Work<T>& w : work) w.grad_weights = grads.mutable_data_ptr<T>() + w.plan->begin;
+    for (Work<T>& w : work) w.grad_weights = grads.mutable_data_ptr<T>();
   }
 
   // Chunks of every table's level `k_from_top` below its top, where it is multiplied; at least one
@@ -175,7 +176,7 @@ struct Call {
     for (int64_t t = 0; t < args.size(); ++t) {
       Work<T>& w = work[t];
       const int k = w.top() - k_from_top;
-      if (k < (k_from_top > 0 ? 2 : 1)) continue;
+      if (!w.plan || k < (k_from_top > 0 ? 2 : 1)) continue;
       const Level& level = w.level(k);
       const int64_t cost = k_from_top > 0 ? level.nodes : w.plan->rows;
       const int64_t parts =
@@ -196,16 +197,20 @@ struct Call {
   }
 
  private:
-  void make_plans(const Tensor& indices, const Tensor& offsets) {
+  void make_plans(const Tensor& indices, const Tensor& offsets, bool plan_all) {
     std::vector<Fault> faults(args.size());
     for_each_task(args.size(), [&](int64_t t) {
+      if (args.tables[t].d == 2 && !plan_all) {
+        faults[t] = offsets.scalar_type() == ScalarType::Int
+                        ? check_offsets(offsets.const_data_ptr<int32_t>(), t, args)
+                        : check_offsets(offsets.const_data_ptr<int64_t>(), t, args);
+        return;
+      }
       auto plan = std::make_shared<TablePlan>();
       faults[t] = make_plan(args, t, indices, offsets, *plan);
       work[t].plan = std::move(plan);
     });
-    for (const Fault& fault : faults) {
-      STD_TORCH_CHECK(fault.position < 0, "tt_embedding_bag: ", fault.message);
-    }
+    check_faults(faults);
   }
 };
 
@@ -221,9 +226,11 @@ struct BlockRows {
   // Nodes [begin, end) of level k >= 2. Returns the number of rows.
   int64_t point(const Work<T>& w, int k, int64_t begin, int64_t end, T* first_product) {
     const int64_t m = w.product_rows(k - 1), r = w.table->r[k - 1], n = w.width[k] / m;
+    const Level& level = w.level(k);
     int64_t row = 0;
     for (int64_t u = begin; u < end; ++u) {
-      const T* parent = w.parent_product(k, u);
+      const T* parent = k == 2 ? w.core[0] + level.parent_key[u] * w.width[1]
+                               : w.products[k - 1]->data() + level.parent[u] * w.width[k - 1];
       for (int64_t i = 0; i < m; ++i, ++row) {
         parents[row] = parent + i * r;
         products[row] = first_product + row * n;
