@@ -36,6 +36,36 @@ def check_refusal(case: Case, position: int, wrong: int) -> None:
         case.call(ops.tt_embedding_bag)
 
 
+def used_slices(case: Case) -> list[torch.Tensor]:
+    """For every core, which slices the covered ids that are not padding look up."""
+    used, first, batch = [], 0, (len(case.offsets) - 1) // len(case.options["cores_per_table"])
+    for t, d in enumerate(case.options["cores_per_table"]):
+        ids = case.indices[case.offsets[t * batch] : case.offsets[(t + 1) * batch]].long()
+        ids = ids[ids != case.options["padding_idx"][t]]
+        masks = []
+        for core in reversed(case.cores[first : first + d]):
+            masks.insert(
+                0, torch.zeros(core.shape[0], dtype=torch.bool).index_fill_(0, ids % core.shape[0], True)
+            )
+            ids = ids // core.shape[0]
+        used += masks
+        first += d
+    return used
+
+
+@settings(many_examples, max_examples=60)
+@given(cases())
+def test_what_is_not_looked_up_is_not_read_and_gets_no_gradient(case: Case):
+    masks = used_slices(case)
+    with torch.no_grad():
+        for core, used in zip(case.cores, masks, strict=True):
+            core[~used] = torch.nan
+    check(case)
+    with running(case):
+        grads = case.results(ops.tt_embedding_bag)[1 : 1 + len(case.cores)]
+    assert all(not grad[~used].any() for grad, used in zip(grads, masks, strict=True))
+
+
 @settings(many_examples, max_examples=200)
 @given(cases(), st.integers(0, 2**20), st.integers(0, 4))
 def test_values_gradients_and_refusals(case: Case, position: int, wrong: int):

@@ -113,15 +113,17 @@ def check(case: Case) -> None:
 
 @contextmanager
 def running(case: Case) -> Iterator[None]:
-    """Holds the kernels to the case's instruction set and threads."""
-    threads = torch.get_num_threads()
+    """Holds the kernels to the case's instruction set and threads; memory that they do not write is NaN."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         ops.tt_limit_isa(case.isa)
         torch.set_num_threads(case.threads)
+        torch.use_deterministic_algorithms(True)  # with it, torch fills new tensors
         yield
     finally:
         ops.tt_limit_isa(2)
         torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
 
 
 # --- drawing ---

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -226,3 +227,18 @@ def test_a_graph_can_be_run_twice():
         bag.cores[0].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+def test_threads_look_up_and_train_side_by_side():
+    bag = make_bag()
+    batches = [torch.randint(0, 60, (40,), generator=torch.Generator().manual_seed(k)) for k in range(24)]
+    offsets = torch.arange(0, 40, 4)
+
+    def step(ids):
+        out = bag(ids, offsets)
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), list(bag.cores))]
+
+    want = [step(ids) for ids in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for got, right in zip(pool.map(step, batches), want, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(got, right, strict=True))

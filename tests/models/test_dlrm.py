@@ -125,8 +125,9 @@ def _written_out(table: nn.Module) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tables", [TABLES, MIXED], ids=["dense", "mixed"])
-@pytest.mark.parametrize("jagged", [False, True])
+@pytest.mark.parametrize(
+    ("tables", "jagged"), [(TABLES, False), (MIXED, True)], ids=["dense", "mixed jagged"]
+)
 def test_compiles(jagged, tables):
     ours = model(tables)
     dense, ids, offsets = batch(fixed=not jagged)
