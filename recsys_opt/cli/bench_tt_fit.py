@@ -1,0 +1,60 @@
+"""`recsys-opt bench tt-fit`: time, memory and error of fitting tensor trains to tables."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recsys_opt.bench.record import write_record
+from recsys_opt.bench.tt_fit import METHODS, Settings, text
+from recsys_opt.bench.tt_fit import run as measure
+from recsys_opt.cli.arguments import whole_number
+from recsys_opt.cli.outcome import Outcome
+from recsys_opt.cli.progress import ConsoleProgress
+
+EXAMPLE = """recsys-opt bench tt-fit --rows 1M --rank 16 --file-bytes 0 \\
+    --table runs/dense/checkpoint/model.safetensors#embeddings.tables.C3.weight"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags."""
+    default = Settings()
+    parser.add_argument("--rows", type=whole_number, nargs="+", default=list(default.rows), metavar="N")
+    parser.add_argument("--dim", type=int, default=default.dim, help="columns (%(default)s)")
+    parser.add_argument("--rank", type=int, default=default.rank, metavar="R", help="(%(default)s)")
+    parser.add_argument("--kinds", nargs="+", choices=("planted", "random"), default=list(default.kinds))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(default.methods))
+    parser.add_argument(
+        "--file-bytes",
+        type=whole_number,
+        default=default.file_bytes,
+        metavar="BYTES",
+        help="a table in a temporary file, fitted within --work-bytes; 0: none (%(default)s)",
+    )
+    parser.add_argument(
+        "--work-bytes", type=whole_number, default=default.work_bytes, metavar="BYTES", help="(%(default)s)"
+    )
+    parser.add_argument("--table", help="a .npy file, or a tensor of a .safetensors file: FILE#NAME")
+    parser.add_argument("--threads", type=int, default=default.threads, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/tt_fit.json"), help="the record (%(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Measures, writes the record, prints a table."""
+    settings = Settings(
+        rows=tuple(args.rows),
+        dim=args.dim,
+        rank=args.rank,
+        kinds=tuple(args.kinds),
+        methods=tuple(args.methods),
+        file_bytes=args.file_bytes,
+        work_bytes=args.work_bytes,
+        threads=args.threads,
+        table=args.table,
+    )
+    with ConsoleProgress() as progress:
+        rows = measure(settings, progress)
+    write_record(args.out, "tt_fit", rows)
+    return Outcome(f"{text(rows)}\nwritten: {args.out}", {"rows": rows, "record": str(args.out)})
