@@ -23,17 +23,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the run folders and the fields of CompressionConfig."""
     parser.add_argument("run", metavar="RUN", help="a trained run folder")
     parser.add_argument("--out", required=True, metavar="RUN2", help="the run folder to write")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="SHARE",
+        help="instead of --tt-rank: each table gets the least ranks whose error is within this share of its "
+        "norm",
+    )
     settings = parser.add_argument_group("which tables become tensor trains")
-    # A memory budget needs the lookups of a dataset: train --init-from takes one.
-    leave_out = frozenset({"memory_budget", "tt_options"})
-    add_config_arguments(settings, CompressionConfig, leave_out=leave_out)
+    add_config_arguments(settings, CompressionConfig, leave_out=frozenset({"tt_options"}))
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Fits, writes the new run, prints sizes and errors."""
     compression: CompressionConfig = replaced(CompressionConfig(), config_changes(args))
     with ConsoleProgress() as progress:
-        fits = convert_run(args.run, args.out, compression, progress=progress)
+        fits = convert_run(args.run, args.out, compression, tolerance=args.tolerance, progress=progress)
     text = f"{_table(fits)}\nwritten: {args.out}"
     return Outcome(text, {"run": args.out, "tables": [fit.to_json() for fit in fits]})
 

@@ -42,14 +42,20 @@ class TableFit:
 
 
 def convert_model(
-    model: DLRM, tables: Sequence[TableConfig], *, progress: Progress | None = None
+    model: DLRM,
+    tables: Sequence[TableConfig],
+    *,
+    tolerance: float | None = None,
+    progress: Progress | None = None,
 ) -> tuple[DLRM, list[TableFit]]:
     """A model that computes what `model` does, as closely as `tables` can, and what was fitted.
 
-    model    a trained model; the new one takes over its MLPs and unchanged tables, without a copy
-    tables   the model's tables in order, with the representation that each should have: a table that becomes
-             "tt" is fitted by TT-SVD, so is one that becomes "tt_cached", with no row held yet; one that
-             becomes "dense" is written out
+    model      a trained model; the new one takes over its MLPs and unchanged tables, without a copy
+    tables     the model's tables in order, with the representation that each should have: a table that
+               becomes "tt" is fitted by TT-SVD, so is one that becomes "tt_cached", with no row held yet; one
+               that becomes "dense" is written out
+    tolerance  the fitted tables get, instead of their tt_ranks, the least multiples of 8 whose relative error
+               is within it
     """
     _check(model, tables)
     progress = progress or SilentProgress()
@@ -60,7 +66,7 @@ def convert_model(
     fits, modules = [], {}
     for config in changed:
         source, began = model.embeddings.table(config.name), time.perf_counter()
-        modules[config.name], error = _fit(source, config)
+        modules[config.name], error = _fit(source, config, tolerance)
         progress.advance(config.num_embeddings, table=config.name, error=f"{error:.3g}")
         module = modules[config.name]
         train = module.tt if isinstance(module, CachedTTEmbeddingBag) else module
@@ -78,6 +84,9 @@ def convert_model(
             )
         )
     progress.finish()
+    if tolerance is not None:
+        chosen = {fit.name: {"tt_ranks": list(fit.tt_ranks)} for fit in fits if fit.tt_ranks}
+        tables = [replace(c, options={**c.options, **chosen.get(c.name, {})}) for c in tables]
     found = DLRM(
         tables,
         dense_features=model.dense_features,
@@ -93,7 +102,9 @@ def convert_model(
     return found.train(model.training), fits
 
 
-def _fit(source: EmbeddingRepresentation, config: TableConfig) -> tuple[EmbeddingRepresentation, float]:
+def _fit(
+    source: EmbeddingRepresentation, config: TableConfig, tolerance: float | None
+) -> tuple[EmbeddingRepresentation, float]:
     with torch.no_grad():
         table = source.materialize()
     if config.representation == "dense":
@@ -101,11 +112,15 @@ def _fit(source: EmbeddingRepresentation, config: TableConfig) -> tuple[Embeddin
         dense.weight = nn.Parameter(table)
         return dense, 0.0
     shape = {k: v for k, v in config.options.items() if k in ("tt_ranks", "tt_p_shapes", "tt_q_shapes")}
+    if tolerance is not None:
+        shape |= {"tt_ranks": None, "tolerance": tolerance, "rank_multiple": 8}
     if config.representation == "tt_cached":
-        cached = CachedTTEmbeddingBag.from_config(config, dtype=table.dtype)
-        cached.tt = TTEmbeddingBag.from_pretrained(table, **shape)
-        assert cached.tt.fit_error is not None
-        return cached, cached.tt.fit_error
+        train = TTEmbeddingBag.from_pretrained(table, **shape)
+        assert train.fit_error is not None
+        own = {**config.options, "tt_ranks": list(train.tt_ranks[1:-1])}
+        cached = CachedTTEmbeddingBag.from_config(replace(config, options=own), dtype=table.dtype)
+        cached.tt = train
+        return cached, train.fit_error
     bag = TTEmbeddingBag.from_pretrained(table, mode=config.pooling, **shape)
     assert bag.fit_error is not None
     return bag, bag.fit_error

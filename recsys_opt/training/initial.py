@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from recsys_opt.data.dataset import SparseColumn
+from recsys_opt.data.dataset import Dataset, SparseColumn
 from recsys_opt.environment import environment
 from recsys_opt.errors import InputError
 from recsys_opt.files import FolderLock
@@ -29,6 +29,7 @@ from recsys_opt.models.saved import describe_model, load_model
 from recsys_opt.progress import Progress
 from recsys_opt.run_folder import RunFolder
 from recsys_opt.tables import TableConfig
+from recsys_opt.training.budget import with_chosen_tables
 from recsys_opt.training.checkpoint import Position, write_checkpoint
 from recsys_opt.training.config import CompressionConfig, TrainingConfig, differences
 from recsys_opt.training.metrics import RecentMetrics
@@ -68,11 +69,15 @@ def convert_run(
     out: Path | str,
     compression: CompressionConfig,
     *,
+    tolerance: float | None = None,
     progress: Progress | None = None,
 ) -> list[TableFit]:
     """Writes a run folder whose model is the trained one of `run` with its tables as `compression` says.
 
     Nothing is trained. `train --evaluate-only` evaluates the new run, `train --init-from` fine-tunes it.
+
+    compression  a memory budget in it needs the dataset of `run` where it was, to count lookups
+    tolerance    instead of ranks: see `convert_model`
     """
     source = RunFolder(run)
     description = source.description()
@@ -83,14 +88,23 @@ def convert_run(
     with FolderLock(target.path), torch.random.fork_rng():
         if target.exists():
             raise InputError(f"{target.path} already holds a run; choose another folder")
+        if compression.memory_budget is not None:
+            config, _ = with_chosen_tables(config, Dataset(description["dataset"]["path"]), progress)
         old = load_model(run, device="cpu")
-        model, fits = convert_model(old, wanted_tables(config, _columns(old)), progress=progress)
+        wanted = wanted_tables(config, _columns(old))
+        model, fits = convert_model(old, wanted, tolerance=tolerance, progress=progress)
         if not fits:
             sizes = ", ".join(f"{c.name} {c.num_embeddings}" for c in old.embeddings.configs)
             raise InputError(
                 f"no table of {run} changes: the settings name none, or those that they name are so already; "
                 f"the tables and their rows are {sizes}"
             )
+        if tolerance is not None:  # the settings say what the tolerance came to
+            own = {c.name: dict(c.options) for c in model.embeddings.configs if "tt_ranks" in c.options}
+            chosen = dataclasses.replace(
+                config.compression, tt_threshold=None, tt_tables=(), tt_options=own, memory_budget=None
+            )
+            config = dataclasses.replace(config, compression=chosen)
         described = describe_model(config.architecture, model)
         documents = {"config": config.to_json(), "model": described, "dataset": description["dataset"]}
         target.write_description(

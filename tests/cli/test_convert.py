@@ -41,6 +41,26 @@ def test_json(tmp_path, capsys):
     assert 0 < table["fit_error"] < 1
 
 
+def test_ranks_by_tolerance_and_by_budget(tmp_path, capsys):
+    data = make_dataset(tmp_path / "data")
+    dense = tmp_path / "dense"
+    assert run(capsys, "train", data.path, "--out", dense, *SMALL)[0] == 0
+    flags = ["--out", tmp_path / "near", "--tt-tables", "C4", "--tolerance", "0.2", "--json"]
+    code, text, _ = run(capsys, "convert", dense, *flags)
+    assert code == 0
+    (table,) = json.loads(text)["tables"]
+    assert table["fit_error"] <= 0.2
+    assert all(rank % 8 == 0 for rank in table["tt_ranks"])
+    code, text, _ = run(capsys, "train", data.path, "--out", tmp_path / "near", "--resume", "--json")
+    assert code == 0  # the run knows its ranks
+    code, text, _ = run(
+        capsys, "convert", dense, "--out", tmp_path / "small", "--memory-budget", "60kB", "--json"
+    )
+    assert code == 0
+    tables = RunFolder(tmp_path / "small").description()["model"]["tables"]
+    assert sum(t["storage_bytes"] for t in tables) <= 60_000
+
+
 def test_refusals_exit_with_2(tmp_path, capsys):
     code, _, error = run(capsys, "convert", tmp_path, "--out", tmp_path / "x", "--tt-rank", "2")
     assert code == 2
