@@ -294,15 +294,18 @@ std::vector<Tensor> backward(const Tensor* kept, Tensor grad, Tensor indices, Te
                              std::vector<Tensor> cores, const Arguments& args,
                              std::optional<Tensor> per_sample_weights, bool weights_grad) {
   check_grad(grad, args, cores[0]);
-  grad = torch::stable::contiguous(grad);
+  const ScalarType type = cores[0].scalar_type(), compute = compute_type(type);
+  grad = contiguous_as(grad, compute);
   indices = torch::stable::contiguous(indices);
   offsets = torch::stable::contiguous(offsets);
   cores = contiguous(cores);
-  if (per_sample_weights) per_sample_weights = torch::stable::contiguous(*per_sample_weights);
+  if (per_sample_weights) per_sample_weights = contiguous_as(*per_sample_weights, compute);
   std::vector<Tensor> grads;
-  for (const Tensor& core : cores) grads.push_back(torch::stable::empty_like(core));
+  for (const Tensor& core : cores) {
+    grads.push_back(torch::stable::new_empty(core, core.sizes(), compute));
+  }
   if (weights_grad) grads.push_back(torch::stable::new_zeros(grad, {args.num_indices}));
-  THO_DISPATCH_V2(cores[0].scalar_type(), "tt_embedding_bag_backward_cpu", AT_WRAP([&] {
+  THO_DISPATCH_V2(compute, "tt_embedding_bag_backward_cpu", AT_WRAP([&] {
                     Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights, true,
                                         kept ? &kept_tables<scalar_t>(*kept, args) : nullptr);
                     for (Work<scalar_t>& w : call.work) {
@@ -314,6 +317,7 @@ std::vector<Tensor> backward(const Tensor* kept, Tensor grad, Tensor indices, Te
                     run_backward(call, grad.const_data_ptr<scalar_t>());
                   }),
                   AT_FLOATING_TYPES);
+  for (Tensor& result : grads) result = contiguous_as(result, type);
   return grads;
 }
 

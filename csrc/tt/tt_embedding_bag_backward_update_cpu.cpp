@@ -29,25 +29,21 @@ struct Sharing {
 
   // Whether any table uses slice i of core k, for all i.
   std::vector<char> used(int k) const {
-    std::vector<char> result(works[0]->table->n[k], 0);
-    for (const Work<T>* w : works) {
-      const TablePlan& plan = *w->plan;
-      if (k == w->top()) {
-        for (int64_t i = 0; i < plan.rows; ++i) result[plan.row_last[i]] = 1;
-      } else if (k == 0 && w->top() > 1) {
-        for (int64_t u = 0; u < plan.levels[2].nodes; ++u) result[plan.levels[2].parent_key[u]] = 1;
-      } else {
-        const Level& level = plan.levels[k + 1];
-        for (int64_t g = 0; g < level.groups; ++g) result[level.group_index[g]] = 1;
-      }
+    std::vector<char> result = works[0]->used_slices(k);
+    for (size_t m = 1; m < works.size(); ++m) {
+      const std::vector<char> more = works[m]->used_slices(k);
+      for (size_t i = 0; i < result.size(); ++i) result[i] |= more[i];
     }
     return result;
   }
 
-  void apply(int k) const {
+  void apply(int k, Tensor& core) {
     const Work<T>& first = *works[0];
     const std::vector<char> slices = used(k);
     const int64_t size = first.core_slice(k), n = first.table->n[k];
+    const bool reduced = is_reduced(core.scalar_type());
+    Array<T> wide(reduced ? n * size : 0);
+    if (reduced) update[k].core = wide.data();
     for_each_task(kPieces, [&](int64_t piece) {
       for (int64_t i = n * piece / kPieces; i < n * (piece + 1) / kPieces; ++i) {
         if (!slices[i]) continue;
@@ -55,16 +51,37 @@ struct Sharing {
         for (size_t m = 1; m < works.size(); ++m) {
           first.kernels->axpy(T(1), works[m]->grad[k] + i * size, sum, size);
         }
+        if constexpr (std::is_same_v<T, float>) {
+          if (reduced) widen_slice(core, i, size, wide.data());
+        }
         update[k].apply(i, sum);
+        if constexpr (std::is_same_v<T, float>) {
+          if (reduced) narrow_slice(wide.data(), i, size, core);
+        }
       }
     });
   }
 };
 
+// Rounds the updated slices of bf16 and fp16 cores.
+template <typename T>
+void narrow_cores(const Work<T>& w, std::vector<Tensor>& cores) {
+  if constexpr (std::is_same_v<T, float>) {
+    for_each_task(w.table->d, [&](int64_t k) {
+      const Widened<T>& wide = w.widened[k];
+      for (int64_t i = 0; i < static_cast<int64_t>(wide.used.size()); ++i) {
+        if (!wide.used[i]) continue;
+        narrow_slice(wide.core.data(), i, w.core_slice(k), cores[w.table->first_core + k]);
+      }
+    });
+  }
+}
+
 template <typename T>
 void backward_update(Call<T>& call, const UpdateArguments& arguments, std::vector<Tensor>& cores,
                      std::vector<Tensor>& states, const Tensor& hyperparameters,
                      const Tensor& grad) {
+  const bool reduced = is_reduced(cores[0].scalar_type());
   const Rule<T> rule = make_rule<T>(arguments.algorithm, hyperparameters.const_data_ptr<double>());
   std::vector<Sharing<T>> owners(call.work.size());
   for (size_t t = 0; t < call.work.size(); ++t) {
@@ -77,7 +94,8 @@ void backward_update(Call<T>& call, const UpdateArguments& arguments, std::vecto
     for (int k = 0; k < first.table->d; ++k) {
       const int64_t core = first.table->first_core + k;
       CoreUpdate<T>& update = updates[k];
-      update = {&rule, cores[core].mutable_data_ptr<T>(), {}, first.core_slice(k)};
+      T* data = reduced ? first.widened[k].core.data() : cores[core].mutable_data_ptr<T>();
+      update = {&rule, data, {}, first.core_slice(k)};
       for (int64_t s = 0; s < arguments.states_per_core; ++s) {
         Tensor& state = states[core * arguments.states_per_core + s];
         update.states[s] = state.mutable_data_ptr<T>();
@@ -86,9 +104,14 @@ void backward_update(Call<T>& call, const UpdateArguments& arguments, std::vecto
     if (owner.works.size() > 1) owner.store_gradients();
   }
   run_backward(call, grad.const_data_ptr<T>());
-  for (const Sharing<T>& owner : owners) {
-    if (owner.works.size() < 2) continue;
-    for (int k = 0; k < owner.works[0]->table->d; ++k) owner.apply(k);
+  for (Sharing<T>& owner : owners) {
+    if (owner.works.empty()) continue;
+    const Table& table = *owner.works[0]->table;
+    if (owner.works.size() > 1) {
+      for (int k = 0; k < table.d; ++k) owner.apply(k, cores[table.first_core + k]);
+    } else if (reduced) {
+      narrow_cores(*owner.works[0], cores);
+    }
   }
 }
 
@@ -98,19 +121,20 @@ Tensor backward_update(const Tensor* kept, Tensor grad, Tensor indices, Tensor o
                        bool weights_grad, int64_t algorithm, const Tensor& hyperparameters) {
   check_grad(grad, args, cores[0]);
   const UpdateArguments update = check_update(args, cores, states, algorithm, hyperparameters);
-  grad = torch::stable::contiguous(grad);
+  const ScalarType type = cores[0].scalar_type(), compute = compute_type(type);
+  grad = contiguous_as(grad, compute);
   indices = torch::stable::contiguous(indices);
   offsets = torch::stable::contiguous(offsets);
-  if (per_sample_weights) per_sample_weights = torch::stable::contiguous(*per_sample_weights);
+  if (per_sample_weights) per_sample_weights = contiguous_as(*per_sample_weights, compute);
   Tensor result = torch::stable::new_zeros(grad, {weights_grad ? args.num_indices : 0});
-  THO_DISPATCH_V2(cores[0].scalar_type(), "tt_embedding_bag_backward_update_cpu", AT_WRAP([&] {
+  THO_DISPATCH_V2(compute, "tt_embedding_bag_backward_update_cpu", AT_WRAP([&] {
                     Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights, true,
                                         kept ? &kept_tables<scalar_t>(*kept, args) : nullptr);
                     if (weights_grad) call.want_weight_gradients(result);
                     backward_update(call, update, cores, states, hyperparameters, grad);
                   }),
                   AT_FLOATING_TYPES);
-  return result;
+  return contiguous_as(result, type);
 }
 
 Tensor tt_embedding_bag_backward_update_cpu(

@@ -126,13 +126,14 @@ Tensor lookup(Tensor indices, Tensor offsets, std::vector<Tensor> cores,
   indices = torch::stable::contiguous(indices);
   offsets = torch::stable::contiguous(offsets);
   cores = contiguous(cores);
-  if (per_sample_weights) per_sample_weights = torch::stable::contiguous(*per_sample_weights);
-  Tensor out = torch::stable::new_empty(cores[0], {args.batch_size, args.columns});
-  THO_DISPATCH_V2(cores[0].scalar_type(), "tt_embedding_bag_cpu", AT_WRAP([&] {
+  const ScalarType type = cores[0].scalar_type(), compute = compute_type(type);
+  if (per_sample_weights) per_sample_weights = contiguous_as(*per_sample_weights, compute);
+  Tensor out = torch::stable::new_empty(cores[0], {args.batch_size, args.columns}, compute);
+  THO_DISPATCH_V2(compute, "tt_embedding_bag_cpu", AT_WRAP([&] {
                     forward<scalar_t>(args, indices, offsets, cores, per_sample_weights, out, kept);
                   }),
                   AT_FLOATING_TYPES);
-  return out;
+  return contiguous_as(out, type);
 }
 
 Tensor tt_embedding_bag_cpu(Tensor indices, Tensor offsets, std::vector<Tensor> cores,

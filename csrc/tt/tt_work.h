@@ -14,6 +14,7 @@
 #include "tt_embedding_bag.h"
 #include "tt_kernels.h"
 #include "tt_plan.h"
+#include "tt_reduced.h"
 #include "tt_update.h"
 
 namespace recsys_opt::tt {
@@ -50,12 +51,20 @@ struct Kept {
   std::shared_ptr<Array<T>> products[kMaxCores];
 };
 
+// The used slices of a bf16 or fp16 core, as wide numbers; the rest is not set.
+template <typename T>
+struct Widened {
+  Array<T> core;
+  std::vector<char> used;  // [n]
+};
+
 // What one table needs besides its plan.
 template <typename T>
 struct Work : Kept<T> {
   const Table* table = nullptr;
   const Kernels<T>* kernels = nullptr;
   const T* core[kMaxCores] = {};
+  Widened<T> widened[kMaxCores];      // bf16 and fp16 cores: what `core` points to
   int64_t width[kMaxCores + 1] = {};  // of a node of level k: q_0 .. q_{k-1} r_k
   const T* weights = nullptr;         // per sample
   Array<T> factors;                   // [lookups] of the rows, in the plan's order; empty: 1
@@ -80,6 +89,20 @@ struct Work : Kept<T> {
   bool updates() const { return update[0].rule != nullptr; }
   // A rule that is a sum needs no finished gradient: its terms go to the core one by one.
   bool adds() const { return updates() && update[0].rule->adds(); }
+
+  // Whether the batch uses slice i of core k, for all i.
+  std::vector<char> used_slices(int k) const {
+    const TablePlan& p = *this->plan;
+    std::vector<char> result(table->n[k], 0);
+    if (k == top()) {
+      for (int64_t i = 0; i < p.rows; ++i) result[p.row_last[i]] = 1;
+    } else if (k == 0 && top() > 1) {
+      for (int64_t u = 0; u < level(2).nodes; ++u) result[level(2).parent_key[u]] = 1;
+    } else {
+      for (int64_t g = 0; g < level(k + 1).groups; ++g) result[level(k + 1).group_index[g]] = 1;
+    }
+    return result;
+  }
 
   // Nodes of a group that are multiplied at once.
   int64_t block_nodes(int k) const {
@@ -150,7 +173,8 @@ struct Call {
       w.table = &args.tables[t];
       int64_t divisor = 0, rows = 1;
       for (int k = 0; k < w.table->d; ++k) {
-        w.core[k] = cores[w.table->first_core + k].template const_data_ptr<T>();
+        const Tensor& core = cores[w.table->first_core + k];
+        if (!is_reduced(core.scalar_type())) w.core[k] = core.template const_data_ptr<T>();
         divisor = k > 0 ? std::gcd(divisor, w.table->r[k]) : 0;
         rows *= w.table->q[k];
         w.width[k + 1] = rows * w.table->r[k + 1];
@@ -158,7 +182,10 @@ struct Call {
       w.kernels = &kernels<T>(divisor);
       if (kept) static_cast<Kept<T>&>(w) = (*kept)[t];
     }
-    if (!kept) make_plans(indices, offsets, plan_all);
+    // The slices to widen are those of the plan.
+    const bool reduced = is_reduced(cores[0].scalar_type());
+    if (!kept) make_plans(indices, offsets, plan_all || reduced);
+    if (reduced) widen_cores(cores);
     if (weights) {
       for (Work<T>& w : work) w.weights = weights->template const_data_ptr<T>();
     }
@@ -197,6 +224,23 @@ struct Call {
   }
 
  private:
+  void widen_cores(const std::vector<Tensor>& cores) {
+    if constexpr (std::is_same_v<T, float>) {
+      for_each_task(args.size() * kMaxCores, [&](int64_t i) {
+        Work<T>& w = work[i / kMaxCores];
+        const int k = static_cast<int>(i % kMaxCores);
+        if (k > w.top()) return;
+        Widened<T>& wide = w.widened[k];
+        wide = {Array<T>(w.core_size(k)), w.used_slices(k)};
+        for (int64_t slice = 0; slice < w.table->n[k]; ++slice) {
+          if (!wide.used[slice]) continue;
+          widen_slice(cores[w.table->first_core + k], slice, w.core_slice(k), wide.core.data());
+        }
+        w.core[k] = wide.core.data();
+      });
+    }
+  }
+
   void make_plans(const Tensor& indices, const Tensor& offsets, bool plan_all) {
     std::vector<Fault> faults(args.size());
     for_each_task(args.size(), [&](int64_t t) {

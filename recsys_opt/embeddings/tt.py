@@ -59,6 +59,11 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
     | a wrong id reads or names nothing | refused on the CPU with its position and the table's rows |
     | the gradient is a table, dense or sparse | the gradients are the cores', dense |
 
+    Cores may be float32, float64, bfloat16 or float16. On the CPU those of 16 bits are computed with in fp32,
+    and each result is rounded once, to the nearest; so is an update, and a change below half a last place is
+    lost. Autocast changes nothing here, as in nn.EmbeddingBag: outputs have the cores' type.
+
+    The cores are ordinary parameters for any optimizer; `fuse_update` has the backward pass update them.
     Gradients cannot be differentiated again. functional_call works; torch.func.grad and vmap do not.
 
     torch.compile and torch.export make one graph of a bag for all batch sizes (0 and 1 apart, as in all of
