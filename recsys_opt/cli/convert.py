@@ -1,4 +1,4 @@
-"""`recsys-opt convert`: tensor trains fitted to the dense tables of a trained run."""
+"""`recsys-opt convert`: tensor trains fitted to the dense tables of a trained run, or cut to less rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ EXAMPLE = """recsys-opt convert runs/dense --out runs/svd --tt-threshold 100k --
 
 then, to see what it costs, and to win it back:
   recsys-opt train kaggle/ --out runs/svd --evaluate-only test
-  recsys-opt train kaggle/ --out runs/tuned --init-from runs/svd --core-lr 0.002 --mlp-lr 0.0005"""
+  recsys-opt train kaggle/ --out runs/tuned --init-from runs/svd --core-lr 0.002 --mlp-lr 0.0005
+to cut the ranks of a run trained with tensor trains:
+  recsys-opt convert runs/tuned --out runs/rounded --tt-threshold 100k --tolerance 0.1"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,8 @@ from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.embeddings.hot_rows import CachedTTEmbeddingBag
 from recsys_opt.embeddings.tt import TTEmbeddingBag
+from recsys_opt.embeddings.tt_round import table_distance, table_norm
+from recsys_opt.embeddings.tt_svd import padded
 from recsys_opt.errors import InputError
 from recsys_opt.models.dlrm import DLRM
 from recsys_opt.progress import Progress, SilentProgress
@@ -53,7 +55,7 @@ def convert_model(
     model      a trained model; the new one takes over its MLPs and unchanged tables, without a copy
     tables     the model's tables in order, with the representation that each should have: a table that
                becomes "tt" is fitted by TT-SVD, so is one that becomes "tt_cached", with no row held yet; one
-               that becomes "dense" is written out
+               that becomes "dense" is written out, and the ranks of a tensor train are cut by rounding
     tolerance  the fitted tables get, instead of their tt_ranks, the least multiples of 8 whose relative error
                is within it
     """
@@ -105,6 +107,10 @@ def convert_model(
 def _fit(
     source: EmbeddingRepresentation, config: TableConfig, tolerance: float | None
 ) -> tuple[EmbeddingRepresentation, float]:
+    if isinstance(source, TTEmbeddingBag) and config.representation == "tt":
+        shapes = config.options.get("tt_p_shapes"), config.options.get("tt_q_shapes")
+        if shapes in ((None, None), (list(source.tt_p_shapes), list(source.tt_q_shapes))):
+            return _rounded(source, config, tolerance)
     with torch.no_grad():
         table = source.materialize()
     if config.representation == "dense":
@@ -124,6 +130,22 @@ def _fit(
     bag = TTEmbeddingBag.from_pretrained(table, mode=config.pooling, **shape)
     assert bag.fit_error is not None
     return bag, bag.fit_error
+
+
+def _rounded(
+    source: TTEmbeddingBag, config: TableConfig, tolerance: float | None
+) -> tuple[EmbeddingRepresentation, float]:
+    """A tensor train of less rank from the cores alone; filled with zeros where the new rank is larger."""
+    wanted = config.options["tt_ranks"]
+    if tolerance is not None:
+        bag = source.round(tolerance, rank_multiple=8)
+    else:
+        bag = source.round(tt_ranks=wanted)
+        full = [wanted] * (len(bag.cores) - 1) if isinstance(wanted, int) else wanted
+        bag = bag.with_cores(padded(list(bag.cores), full))
+    return bag, table_distance(list(source.cores), list(bag.cores), bag.num_embeddings) / (
+        table_norm(list(source.cores), bag.num_embeddings) or 1.0
+    )
 
 
 def _check(model: DLRM, tables: Sequence[TableConfig]) -> None:

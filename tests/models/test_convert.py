@@ -70,6 +70,27 @@ def test_back_to_dense_is_exact():
     assert (fit.fit_error, fit.bytes_after) == (0.0, 900 * 8 * 4)
 
 
+@pytest.mark.parametrize("tolerance", [None, 0.8])
+def test_tensor_trains_are_rounded(tolerance):
+    trained, _ = convert_model(model(), tables(tt_ranks=16))
+    before = trained.embeddings.table("large").materialize().detach()
+    small, (fit,) = convert_model(trained, tables(tt_ranks=6), tolerance=tolerance)
+    bag = small.embeddings.table("large")
+    error = float((bag.materialize().detach() - before).norm() / before.norm())
+    assert fit.fit_error == pytest.approx(error, rel=1e-3, abs=1e-6)
+    if tolerance is None:
+        assert fit.tt_ranks == (6, 6)
+        assert 0.1 < error < 0.9
+        grown, (again,) = convert_model(small, tables(tt_ranks=[6, 9]))
+        assert (again.tt_ranks, again.fit_error < 1e-6) == ((6, 9), True)
+        torch.testing.assert_close(
+            grown.embeddings.table("large").materialize(), bag.materialize(), rtol=1e-4, atol=1e-5
+        )
+    else:
+        assert error <= tolerance
+        assert small.embeddings.configs[1].options["tt_ranks"] == list(fit.tt_ranks)
+
+
 def test_nothing_to_do():
     old = model()
     same, fits = convert_model(old, DENSE)
