@@ -14,14 +14,14 @@ quality on real rows at 4 MB.
 
 So rarely seen ids, and columns that say little about the label, have little to lose; a table whose seen ids
 are few needs no large rank, however many rows it has. Columns are taken one by one: where two say the same,
-the sum counts both.
+the sum counts both. Trained tables that are to be fitted have a better judge, their spectra: `tt_spectra`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -189,12 +189,26 @@ def expected_loss(access: TableAccess, option: TTOption) -> float:
     return 0.5 * (FIXED_SHARE * access.total_value + access.value_lost(option.rows_kept))
 
 
+Losses = Callable[[Sequence[TTOption]], tuple[list[TTOption], list[float]]]
+"""From a table's options to those that can be judged, and the expected loss of each."""
+
+
+def losses_by_access(access: TableAccess) -> Losses:
+    """Judges tables that will be trained."""
+
+    def judge(options: Sequence[TTOption]) -> tuple[list[TTOption], list[float]]:
+        return list(options), [expected_loss(access, option) for option in options]
+
+    return judge
+
+
 def choose_tables(
     configs: Sequence[TableConfig],
     access: Sequence[TableAccess] | Mapping[str, TableAccess],
     budget_bytes: int,
     *,
     cores: Sequence[int] = CORES,
+    judges: Mapping[str, Losses] | None = None,
     state_per_parameter: float = 0.0,
     state_per_dense_row: float = 0.0,
 ) -> BudgetChoice:
@@ -202,6 +216,7 @@ def choose_tables(
 
     configs              the tables; their representation is what a table that is no tensor train keeps
     access               lookups of each table, by name
+    judges               of tables, by name, whose loss is not expected from lookups: `losses_by_spectra`
     state_per_parameter  bytes of optimizer state per parameter of a tensor train (reported, not counted)
     state_per_dense_row  bytes of optimizer state per row of a dense table
     raises               InfeasibleError, which names the smallest feasible budget and the largest table in it
@@ -209,15 +224,14 @@ def choose_tables(
     found = access if isinstance(access, Mapping) else {a.name: a for a in access}
     if missing := [c.name for c in configs if c.name not in found]:
         raise InputError(f"there are no counts of the tables {', '.join(missing)}; count their lookups too")
-    options = [tt_options(c, cores) for c in configs]
+    judges = judges or {}
+    judged = [judges.get(c.name, losses_by_access(found[c.name]))(tt_options(c, cores)) for c in configs]
+    options = [own for own, _ in judged]
     sizes = [
         np.array([c.dense_bytes, *(BYTES * o.parameters for o in own)])
         for c, own in zip(configs, options, strict=True)
     ]
-    losses = [
-        np.array([0.0, *(expected_loss(found[c.name], o) for o in own)])
-        for c, own in zip(configs, options, strict=True)
-    ]
+    losses = [np.array([0.0, *lost]) for _, lost in judged]
     _check_feasible(configs, [int(s.min()) for s in sizes], budget_bytes)
     solution = knapsack.solve(sizes, losses, budget_bytes)
     tables = []

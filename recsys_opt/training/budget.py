@@ -11,8 +11,11 @@ import dataclasses
 
 from recsys_opt.data.access import count_access
 from recsys_opt.data.dataset import Dataset
+from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.embeddings.tt_budget import BudgetChoice, choose_tables
+from recsys_opt.embeddings.tt_spectra import losses_by_spectra
 from recsys_opt.models.recipes import table_configs
+from recsys_opt.models.saved import load_model
 from recsys_opt.progress import Progress
 from recsys_opt.training.config import TrainingConfig
 from recsys_opt.training.optimizers import OptimizerConfig
@@ -33,18 +36,31 @@ def with_chosen_tables(
 def choose_for_dataset(
     config: TrainingConfig, dataset: Dataset, budget_bytes: int, progress: Progress | None = None
 ) -> BudgetChoice:
-    """Tables for `budget_bytes`, from the lookups and labels of the rows that `config` trains on."""
+    """Tables for `budget_bytes`, from the lookups and labels of the rows that `config` trains on.
+
+    Tables that are taken over from a trained run (`init_from`) are judged by their spectra.
+    """
     configs = table_configs(
         dataset.info.sparse_columns,
         config.architecture.embedding_dim,
         dense_representation=config.dense_representation,
     )
     access = count_access(dataset, "train", max_rows=config.max_rows, progress=progress)
+    judges = {}
+    if config.init_from is not None:
+        trained = load_model(config.init_from).embeddings
+        by_name = {a.name: a for a in access}
+        judges = {
+            name: losses_by_spectra(table.weight, by_name[name])
+            for name in trained.tables
+            if isinstance(table := trained.table(name), DenseEmbeddingBag) and name in by_name
+        }
     per_parameter, per_dense_row = _state_bytes(config.optimizer)
     return choose_tables(
         configs,
         access,
         budget_bytes,
+        judges=judges,
         state_per_parameter=per_parameter,
         state_per_dense_row=per_dense_row,
     )

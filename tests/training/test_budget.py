@@ -1,10 +1,12 @@
 import pytest
 
 from recsys_opt.data.access import count_access
+from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.embeddings.tt_budget import choose_tables
 from recsys_opt.errors import InfeasibleError, InputError
 from recsys_opt.models.recipes import DLRMConfig, table_configs
 from recsys_opt.run_folder import RunFolder
+from recsys_opt.tensor_files import read_metadata, read_tensors, write_tensors
 from recsys_opt.training.budget import with_chosen_tables
 from recsys_opt.training.config import CompressionConfig, TrainingConfig, replaced
 from recsys_opt.training.trainer import train
@@ -77,3 +79,24 @@ def test_refusals(data):
             CompressionConfig(memory_budget=10_000, **clash)
     with pytest.raises(InputError, match="at least 1 byte"):
         CompressionConfig(memory_budget=0)
+
+
+def test_tables_of_a_trained_run_are_judged_by_their_spectra(data, tmp_path):
+    """A table of rank 2 needs little more (its last rows are cut off), however often it is looked up."""
+    dense = replaced(CONFIG, {"compression.memory_budget": None})
+    train(dense, data.path, tmp_path / "dense")
+    file = RunFolder(tmp_path / "dense").checkpoint_folder() / "model.safetensors"
+    tensors = {n: t.clone() for n, t in read_tensors(file).items()}  # off the file, which is written anew
+    (name,) = [n for n in tensors if "C4" in n and n.endswith("weight")]
+    bag = TTEmbeddingBag(5000, 8, 2)
+    bag.reset_parameters(0.1)
+    tensors[name] = bag.materialize().detach()
+    write_tensors(file, tensors, metadata=read_metadata(file))
+    config = replaced(CONFIG, {"init_from": str(tmp_path / "dense"), "compression.memory_budget": 60_000})
+    _, by_spectra = with_chosen_tables(config, data)
+    _, by_lookups = with_chosen_tables(replaced(config, {"init_from": None}), data)
+    c4 = by_spectra.tables[3]
+    assert c4.loss < 1e-6 < by_lookups.tables[3].loss
+    assert 2 <= max(c4.config.options["tt_ranks"]) <= 4
+    fitted = train(replaced(config, {"max_rows": 100}), data.path, tmp_path / "tt")
+    assert fitted.embedding_bytes == by_spectra.bytes <= 60_000
