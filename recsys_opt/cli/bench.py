@@ -22,6 +22,7 @@ SUBVERBS: dict[str, tuple[str, str]] = {
     "order": ("recsys_opt.cli.bench_order", "what the order of ids does to tensor trains' work"),
     "tt-fit": ("recsys_opt.cli.bench_tt_fit", "time, memory and error of fitting tensor trains to tables"),
     "tt-freeze": ("recsys_opt.cli.bench_tt_freeze", "bytes, error and time of the serving levels"),
+    "convert": ("recsys_opt.cli.bench_convert", "AUC of a trained model at less rank, without training"),
     "quality": ("recsys_opt.cli.bench_quality", "compare dense tables and tensor trains over several seeds"),
     "synth": ("recsys_opt.cli.bench_synth", "rows a second of the generator, made and written"),
     "synth-gap": (
