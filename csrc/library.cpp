@@ -33,7 +33,8 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
   m.def("hot_rows_directory_(Tensor(a!) directory, Tensor keys) -> ()");
   m.def(
       "hot_rows_count_(Tensor(a!)[] hot_counts, Tensor(b!)[] counts, Tensor(c!)[] candidates, "
-      "Tensor indices, Tensor slots, Tensor? offsets, int[] num_embeddings) -> ()");
+      "Tensor indices, Tensor slots, Tensor? offsets, int[] num_embeddings, int stride, int phase) "
+      "-> ()");
   m.def(
       "hot_rows_bag(Tensor base, Tensor[] weights, Tensor slots, Tensor? offsets, Tensor? "
       "per_sample_weights, int[] mean) -> Tensor");

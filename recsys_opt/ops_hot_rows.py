@@ -89,6 +89,8 @@ def hot_rows_count_(
     slots: Tensor,
     offsets: Tensor | None,
     num_embeddings: Sequence[int],
+    stride: int = 1,
+    phase: int = 0,
 ) -> None:
     """Counts lookups in bounded memory; `reference_hot_rows.count_` says how.
 
@@ -96,9 +98,18 @@ def hot_rows_count_(
     counts      T x [2, W_t] int32, a count-min sketch of the cold ids; or [1, num_embeddings] exact counts
     candidates  T x [C_t] int64, frequent cold ids with their estimated counts; or [0] with exact counts
     indices     [N], slots [N], offsets [T * B + 1]: as in and from `hot_rows_split`
+    stride      of each table's lookups only phase, phase + stride, ... are counted
     """
     torch.ops.recsys_opt.hot_rows_count_(
-        list(hot_counts), list(counts), list(candidates), indices, slots, offsets, list(num_embeddings)
+        list(hot_counts),
+        list(counts),
+        list(candidates),
+        indices,
+        slots,
+        offsets,
+        list(num_embeddings),
+        stride,
+        phase,
     )
 
 
@@ -111,6 +122,8 @@ def _(
     slots: Tensor,
     offsets: Tensor | None,
     num_embeddings: list[int],
+    stride: int,
+    phase: int,
 ) -> None:
     return None
 

@@ -82,6 +82,8 @@ def count_(
     indices: Tensor,
     slots: Tensor,
     offsets: Tensor | None,
+    stride: int = 1,
+    phase: int = 0,
 ) -> None:
     """Counts hot lookups by slot and cold ones by sketch; then every cold id stands as a candidate.
 
@@ -92,7 +94,7 @@ def count_(
     bounds, batch = _bounds(indices.numel(), len(counts), offsets)
     cold = []
     for t in range(len(counts)):
-        part = slice(bounds[t * batch], bounds[(t + 1) * batch])
+        part = slice(bounds[t * batch] + phase, bounds[(t + 1) * batch], stride)
         ids, own = indices[part].long(), slots[part].long()
         hits = own[own >= 0]
         hot_counts[t].index_add_(0, hits, torch.ones_like(hits, dtype=torch.int32))

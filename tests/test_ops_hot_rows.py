@@ -91,14 +91,21 @@ def counters(case: Case, exact: bool) -> tuple[list[torch.Tensor], list[torch.Te
 
 
 @settings(max_examples=100, deadline=None)
-@given(lengths=shapes, seed=st.integers(0, 9), single=st.booleans(), exact=st.booleans())
-def test_count(lengths, seed, single, exact):
+@given(
+    lengths=shapes,
+    seed=st.integers(0, 9),
+    single=st.booleans(),
+    exact=st.booleans(),
+    stride=st.integers(1, 3),
+)
+def test_count(lengths, seed, single, exact, stride):
     case = Case(lengths, seed, single)
     slots = case.split()[0]
     got, want = counters(case, exact), counters(case, exact)
-    for _ in range(2):
-        ops.hot_rows_count_(*got, case.indices, slots, case.offsets, case.rows)
-        reference.count_(*want, case.indices, slots, case.offsets)
+    for turn in range(2):
+        phase = turn % stride
+        ops.hot_rows_count_(*got, case.indices, slots, case.offsets, case.rows, stride, phase)
+        reference.count_(*want, case.indices, slots, case.offsets, stride, phase)
     torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
@@ -201,7 +208,7 @@ def test_opcheck(weighted):
     torch.library.opcheck(library.hot_rows_directory_.default, (case.directories[0], case.keys[0]))
     torch.library.opcheck(
         library.hot_rows_count_.default,
-        (*counters(case, True), case.indices, slots, case.offsets, case.rows),
+        (*counters(case, True), case.indices, slots, case.offsets, case.rows, 1, 0),
     )
     factors = torch.rand(slots.numel(), dtype=torch.float64) if weighted else None
     mean = [0, 0 if weighted else 1]

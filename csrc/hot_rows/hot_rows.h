@@ -183,8 +183,11 @@ inline BagShape check_bag(const char* op, const Tensor& base, const std::vector<
 inline Shape check_count(const std::vector<Tensor>& hot_counts, const std::vector<Tensor>& counts,
                          const std::vector<Tensor>& candidates, const Tensor& indices,
                          const Tensor& slots, const std::optional<Tensor>& offsets,
-                         const std::vector<int64_t>& num_embeddings) {
+                         const std::vector<int64_t>& num_embeddings, int64_t stride,
+                         int64_t phase) {
   const char* op = "hot_rows_count_";
+  STD_TORCH_CHECK(stride >= 1 && phase >= 0 && phase < stride, op, ": stride = ", stride,
+                  ", phase = ", phase, "; they must be at least 1, and 0 .. stride - 1");
   const Shape s =
       check_lookups(op, static_cast<int64_t>(hot_counts.size()), indices, "indices", offsets);
   check_indices(op, indices);

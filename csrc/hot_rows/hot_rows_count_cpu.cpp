@@ -14,12 +14,12 @@ struct Table {
   int32_t* hot_counts;
   int32_t* counts;
   int64_t* candidates;
-  int64_t width, cells;
+  int64_t width, cells, stride;
 };
 
 template <typename Index>
 void count(const Table& t, const Index* indices, const int32_t* slots, int64_t begin, int64_t end) {
-  for (int64_t k = begin; k < end; ++k) {
+  for (int64_t k = begin; k < end; k += t.stride) {
     const int32_t slot = slots[k];
     if (slot >= 0)
       ++t.hot_counts[slot];
@@ -35,7 +35,7 @@ template <typename Index>
 void propose(const Table& t, const Index* indices, const int32_t* slots, int64_t begin,
              int64_t end) {
   if (t.cells == 0) return;
-  for (int64_t k = begin; k < end; ++k) {
+  for (int64_t k = begin; k < end; k += t.stride) {
     if (slots[k] != kCold) continue;
     const Places p = places(indices[k], t.width, t.cells);
     const int64_t value =
@@ -46,9 +46,10 @@ void propose(const Table& t, const Index* indices, const int32_t* slots, int64_t
 
 void hot_rows_count_cpu(std::vector<Tensor> hot_counts, std::vector<Tensor> counts,
                         std::vector<Tensor> candidates, Tensor indices, Tensor slots,
-                        std::optional<Tensor> offsets, std::vector<int64_t> num_embeddings) {
-  const Shape s =
-      check_count(hot_counts, counts, candidates, indices, slots, offsets, num_embeddings);
+                        std::optional<Tensor> offsets, std::vector<int64_t> num_embeddings,
+                        int64_t stride, int64_t phase) {
+  const Shape s = check_count(hot_counts, counts, candidates, indices, slots, offsets,
+                              num_embeddings, stride, phase);
   indices = torch::stable::contiguous(indices);
   if (offsets) offsets = torch::stable::contiguous(*offsets);
   const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
@@ -58,7 +59,7 @@ void hot_rows_count_cpu(std::vector<Tensor> hot_counts, std::vector<Tensor> coun
     const int64_t begin = bounds ? bounds[t * s.batch] : t * s.batch;
     const int64_t end = bounds ? bounds[(t + 1) * s.batch] : (t + 1) * s.batch;
     const bool wide = indices.scalar_type() == ScalarType::Long;
-    for (int64_t k = begin; k < end; ++k) {
+    for (int64_t k = begin + phase; k < end; k += stride) {
       const int64_t id =
           wide ? indices.const_data_ptr<int64_t>()[k] : indices.const_data_ptr<int32_t>()[k];
       STD_TORCH_CHECK(slot[k] < hot_counts[t].numel() && id >= 0 && id < num_embeddings[t],
@@ -71,16 +72,17 @@ void hot_rows_count_cpu(std::vector<Tensor> hot_counts, std::vector<Tensor> coun
   std::map<int32_t*, std::vector<int64_t>> features;
   std::vector<Table> tables;
   for (int64_t t = 0; t < s.tables; ++t) {
-    tables.push_back(
-        {hot_counts[t].mutable_data_ptr<int32_t>(), counts[t].mutable_data_ptr<int32_t>(),
-         candidates[t].mutable_data_ptr<int64_t>(), counts[t].size(1), candidates[t].numel()});
+    tables.push_back({hot_counts[t].mutable_data_ptr<int32_t>(),
+                      counts[t].mutable_data_ptr<int32_t>(),
+                      candidates[t].mutable_data_ptr<int64_t>(), counts[t].size(1),
+                      candidates[t].numel(), stride});
     features[tables[t].counts].push_back(t);
   }
   std::vector<const std::vector<int64_t>*> groups;
   for (const auto& [key, group] : features) groups.push_back(&group);
   const auto each = [&](const std::vector<int64_t>& group, auto&& call) {
     for (const int64_t t : group) {
-      const int64_t begin = bounds ? bounds[t * s.batch] : t * s.batch;
+      const int64_t begin = phase + (bounds ? bounds[t * s.batch] : t * s.batch);
       const int64_t end = bounds ? bounds[(t + 1) * s.batch] : (t + 1) * s.batch;
       if (indices.scalar_type() == ScalarType::Int)
         call(tables[t], indices.const_data_ptr<int32_t>(), begin, end);

@@ -12,7 +12,7 @@
 namespace recsys_opt::hot_rows {
 namespace {
 
-constexpr int64_t kBagsPerTask = 512;
+constexpr int64_t kBagsPerBlock = 1024;
 constexpr int64_t kAhead = 8;  // lookups whose first probe is asked for ahead
 
 struct Table {
@@ -21,18 +21,21 @@ struct Table {
   int64_t mask, num_embeddings, padding_idx;
 };
 
-// Fills slots[begin, end). Returns the position of the first id outside the table, or `end`.
+// Fills slots[begin, end) and counts the cold ones. Returns the position of the first id outside
+// the table, or `end`.
 template <typename Index>
 int64_t look_up(const Table& table, const Index* indices, int64_t begin, int64_t end,
-                int32_t* slots) {
+                int32_t* slots, int64_t& cold) {
   const auto rows = static_cast<uint64_t>(table.num_embeddings);
   for (int64_t k = begin; k < end; ++k) {
     if (k + kAhead < end)
       __builtin_prefetch(table.directory + (mix(indices[k + kAhead]) & table.mask));
     const auto id = static_cast<int64_t>(indices[k]);
     if (static_cast<uint64_t>(id) >= rows) return k;
-    slots[k] =
+    const int32_t slot =
         id == table.padding_idx ? kPadding : find(id, table.keys, table.directory, table.mask);
+    slots[k] = slot;
+    cold += slot == kCold;
   }
   return end;
 }
@@ -43,22 +46,23 @@ void split(const Shape& s, const std::vector<Table>& tables, const Index* indice
            int64_t* cold_positions) {
   std::atomic<int64_t> bad{std::numeric_limits<int64_t>::max()};
   const auto start = [&](int64_t bag) { return offsets ? offsets[bag] : bag; };
-  // First every bag's number of cold ids, then, from their sums, where they go.
-  torch::stable::parallel_for(0, s.bags(), kBagsPerTask, [&](int64_t begin, int64_t end) {
-    for (int64_t bag = begin; bag < end;) {
-      const int64_t t = bag / s.batch, stop = std::min(end, (t + 1) * s.batch);
-      const int64_t last = start(stop);
-      const int64_t reached = look_up(tables[t], indices, start(bag), last, slots);
-      if (reached < last) {
-        int64_t seen = bad.load();
-        while (reached < seen && !bad.compare_exchange_weak(seen, reached)) {
+  // First every block's number of cold ids, then, from their sums, where they go.
+  const int64_t blocks = (s.bags() + kBagsPerBlock - 1) / kBagsPerBlock;
+  std::vector<int64_t> first(blocks + 1, 0);
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t last_bag = std::min((block + 1) * kBagsPerBlock, s.bags());
+      for (int64_t bag = block * kBagsPerBlock; bag < last_bag;) {
+        const int64_t t = bag / s.batch, stop = std::min(last_bag, (t + 1) * s.batch);
+        const int64_t reached =
+            look_up(tables[t], indices, start(bag), start(stop), slots, first[block + 1]);
+        if (reached < start(stop)) {
+          int64_t seen = bad.load();
+          while (reached < seen && !bad.compare_exchange_weak(seen, reached)) {
+          }
+          return;
         }
-        return;
-      }
-      for (; bag < stop; ++bag) {
-        int64_t cold = 0;
-        for (int64_t k = start(bag); k < start(bag + 1); ++k) cold += slots[k] == kCold;
-        cold_offsets[bag + 1] = cold;
+        bag = stop;
       }
     }
   });
@@ -68,17 +72,25 @@ void split(const Shape& s, const std::vector<Table>& tables, const Index* indice
     STD_TORCH_CHECK(false, "hot_rows_split: indices[", k, "] = ", static_cast<int64_t>(indices[k]),
                     " is outside the table's ", tables[t].num_embeddings, " rows (table ", t, ")");
   }
+  for (int64_t block = 0; block < blocks; ++block) first[block + 1] += first[block];
   cold_offsets[0] = 0;
-  for (int64_t bag = 0; bag < s.bags(); ++bag) cold_offsets[bag + 1] += cold_offsets[bag];
-  torch::stable::parallel_for(0, s.bags(), kBagsPerTask, [&](int64_t begin, int64_t end) {
-    int64_t to = cold_offsets[begin];
-    for (int64_t k = start(begin); k < start(end); ++k) {
-      if (slots[k] != kCold) continue;
-      cold_indices[to] = indices[k];
-      cold_positions[to++] = k;
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      int64_t to = first[block];
+      const int64_t last_bag = std::min((block + 1) * kBagsPerBlock, s.bags());
+      for (int64_t bag = block * kBagsPerBlock; bag < last_bag; ++bag) {
+        for (int64_t k = start(bag); k < start(bag + 1); ++k) {
+          if (to == first[block + 1]) break;  // what follows is another block's
+          // Written in any case, and kept if cold: a branch would be guessed wrong too often.
+          cold_indices[to] = indices[k];
+          cold_positions[to] = k;
+          to += slots[k] == kCold;
+        }
+        cold_offsets[bag + 1] = to;
+      }
     }
   });
-  const int64_t cold = cold_offsets[s.bags()];
+  const int64_t cold = first[blocks];
   std::fill(slots + start(s.bags()), slots + s.ids, kPadding);
   std::fill(cold_indices + cold, cold_indices + s.ids, Index(0));
   std::fill(cold_positions + cold, cold_positions + s.ids, 0);

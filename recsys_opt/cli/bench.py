@@ -23,6 +23,7 @@ SUBVERBS: dict[str, tuple[str, str]] = {
     "tt-fit": ("recsys_opt.cli.bench_tt_fit", "time, memory and error of fitting tensor trains to tables"),
     "tt-freeze": ("recsys_opt.cli.bench_tt_freeze", "bytes, error and time of the serving levels"),
     "convert": ("recsys_opt.cli.bench_convert", "AUC of a trained model at less rank, without training"),
+    "tt-cache": ("recsys_opt.cli.bench_tt_cache", "when holding frequent rows of a tensor train pays"),
     "quality": ("recsys_opt.cli.bench_quality", "compare dense tables and tensor trains over several seeds"),
     "synth": ("recsys_opt.cli.bench_synth", "rows a second of the generator, made and written"),
     "synth-gap": (

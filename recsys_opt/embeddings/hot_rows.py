@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recsys_opt.embeddings.bag_arguments import check_mode, to_bags
 from recsys_opt.embeddings.base import EmbeddingRepresentation
-from recsys_opt.embeddings.hot_store import MOST_LOOKUPS, HotRows
+from recsys_opt.embeddings.hot_store import COUNTED_LOOKUPS, MOST_LOOKUPS, HotRows
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.embeddings.tt_init import Init
 from recsys_opt.embeddings.tt_write_back import write_back_
@@ -76,7 +76,7 @@ class CachedTTEmbeddingBag(EmbeddingRepresentation):
     refresh_every     training passes between two choices; None: only when `refresh` is called, as is needed
                       where several forward passes share a backward pass: a refresh changes parameters
     decay             factor on all counts at a refresh: lookups of 1 / (1 - decay) refreshes count
-    hysteresis        how much more frequent a row must be to take another's place
+    hysteresis        how much more frequent a row must be to take another's place, chance aside
     write_back_limit  largest `Refresh.others_moved` of one refresh
 
     Lookups are counted in training mode only. With DistributedDataParallel's default broadcast_buffers the
@@ -223,6 +223,8 @@ class CachedTTEmbeddingBag(EmbeddingRepresentation):
             [bag.mode == "mean" for bag in bags],
         )
         if counting:
+            stride = -(-indices.shape[0] // (COUNTED_LOOKUPS * len(bags))) or 1
+            phase = 0 if torch.compiler.is_compiling() else int(stores[0].clock[0]) % stride
             hot_rows_count_(
                 [store.hot_counts for store in stores],
                 [store.counts for store in stores],
@@ -231,6 +233,8 @@ class CachedTTEmbeddingBag(EmbeddingRepresentation):
                 slots,
                 offsets,
                 rows,
+                stride,
+                phase,
             )
         return output
 

@@ -16,6 +16,9 @@ MIN_COUNT = 2
 """An id must have been counted so often to be held: one lookup says nothing about the next."""
 _SKETCH_PER_ROW = 8
 _CANDIDATES_PER_ROW = 4
+_SIGMAS = 2.0
+COUNTED_LOOKUPS = 8192
+"""Of a larger batch every so manieth lookup is counted, so many of a table on average."""
 MOST_LOOKUPS = 1 << 30
 """Counts are halved, or decayed, before so many lookups could overflow them."""
 
@@ -41,7 +44,7 @@ class HotRows(nn.Module):
 
     weight      [K, embedding_dim] the rows; its gradient is sparse
     keys        [K] int64, the id whose row slot s holds; -1: none
-    directory   [C] int32, a hash table of slots by id, C a power of two of at least 2 K
+    directory   [C] int32, a hash table of slots by id, C a power of two of at least 4 K
     hot_counts  [K] int32, lookups of the held rows: exact, decayed
     counts      [1, num_embeddings] exact counts of the others, where that is smaller than what follows;
                 else [2, W] a count-min sketch of them, W a power of two of at least 8 K
@@ -79,7 +82,7 @@ class HotRows(nn.Module):
         buffers = {
             "keys": torch.full((cache_rows,), -1, dtype=torch.int64, device=device),
             "directory": torch.full(
-                (_power_of_two(2 * cache_rows, least=2),), -1, dtype=torch.int32, device=device
+                (_power_of_two(4 * cache_rows, least=2),), -1, dtype=torch.int32, device=device
             ),
             "hot_counts": torch.zeros(cache_rows, dtype=torch.int32, device=device),
             "counts": torch.zeros(shape, dtype=torch.int32, device=device),
@@ -108,8 +111,9 @@ class HotRows(nn.Module):
     def select(self, hysteresis: float) -> Selection:
         """The rows to change: the most frequent others fill free slots, then take those of rarer rows.
 
-        A held row gives way only to one whose count is more than 1 + hysteresis times its own. Equal counts
-        go by id, so that the choice depends on nothing but the counts.
+        A held row gives way only to one whose count is more than 1 + hysteresis times its own, and larger by
+        more than chance makes of equal frequencies: two standard deviations of the difference of two Poisson
+        counts. Equal counts go by id, so that the choice depends on nothing but the counts.
         """
         ids, counts = self._frequent_cold_ids()
         order = torch.argsort(counts, descending=True, stable=True)  # ids come sorted
@@ -120,8 +124,9 @@ class HotRows(nn.Module):
         held = held[torch.argsort(self.hot_counts[held], stable=True)]  # rarest first
         filled = min(len(free), len(ids))
         rivals = min(len(held), len(ids) - filled)
-        wins = counts[filled : filled + rivals] > (1 + hysteresis) * self.hot_counts[held[:rivals]].double()
-        swaps = int(wins.sum())  # the newcomers fall and the held rows rise: wins come first
+        new, old = counts[filled : filled + rivals].double(), self.hot_counts[held[:rivals]].double()
+        wins = new - old > torch.maximum(hysteresis * old, _SIGMAS * (new + old).sqrt())
+        swaps = int(wins.sum())  # `new` falls and `old` rises: wins come first
         taken = filled + swaps
         slots = torch.cat([free[:filled], held[:swaps]])
         return Selection(slots, ids[:taken], counts[:taken].to(torch.int32), held[:swaps])

@@ -174,17 +174,29 @@ def test_equals_a_dictionary_of_rows_under_churn(
 
 
 def test_frequent_rows_are_held_and_give_way_only_to_clearly_more_frequent_ones():
-    bag = make_bag(3, hysteresis=0.5)
-    bag(torch.tensor([[5] * 9 + [6] * 8 + [7] * 4 + [8] * 3 + [9]]))
-    bag.refresh()
-    assert bag.hot.keys.tolist() == [5, 6, 7]
-    assert bag.hot.hot_counts.tolist() == [8, 7, 3]  # decayed by .9
-    bag(torch.tensor([[8] * 2]))  # 2 + 2 against 3: not half as many again
-    bag.refresh()
-    assert bag.hot.keys.tolist() == [5, 6, 7]
-    bag(torch.tensor([[8] * 2]))
-    bag.refresh()
-    assert bag.hot.keys.tolist() == [5, 6, 8]
+    bag = make_bag(3, hysteresis=0.5, decay=1.0)
+
+    def look_up(**times: int) -> list[int]:
+        bag(torch.tensor([[int(id_[1:]) for id_, n in times.items() for _ in range(n)]]))
+        bag.refresh()
+        return bag.hot.keys.tolist()
+
+    assert look_up(i5=90, i6=80, i7=40, i8=30, i9=1) == [5, 6, 7]
+    assert bag.hot.hot_counts.tolist() == [90, 80, 40]
+    assert look_up(i8=30) == [5, 6, 7]  # 60 against 40: no more than half as many again
+    assert look_up(i8=1) == [5, 6, 8]
+    assert bag.hot.hot_counts.tolist() == [90, 80, 61]
+    assert look_up(i7=50) == [5, 6, 8]  # it went on with its 40
+
+
+def test_chance_moves_no_rows():
+    bag = make_bag(20, rows=1000, hysteresis=0.0)
+    g = torch.Generator().manual_seed(0)
+    evicted = []
+    for _ in range(10):
+        bag(torch.randint(0, 1000, (5000, 1), generator=g))
+        evicted.append(bag.refresh().evicted)
+    assert sum(evicted) < 20  # all are equally frequent, and there are 980 rivals of 20 rows each time
 
 
 def test_refreshes_by_itself_every_so_many_training_passes():
@@ -247,7 +259,7 @@ def test_a_group_is_its_bags_side_by_side():
 def test_untrained_rows_leave_the_cores_as_they_were():
     bag = make_bag(1, hysteresis=0.0)
     for id_ in range(5):
-        bag(torch.full((1, 9), id_))
+        bag(torch.full((1, 9 * 4**id_), id_))
         before = [core.detach().clone() for core in bag.tt.cores]
         report = bag.refresh()
         assert (report.evicted, report.error_before) == (min(id_, 1), pytest.approx(0, abs=1e-12))

@@ -267,7 +267,7 @@ def test_a_row_that_comes_in_does_not_inherit_the_state_of_the_one_that_left():
 
     step([5, 5, 6, 6], 1.0)
     table.refresh()
-    step([5, 5, 6, 6, 7, 7, 7, 7, 7, 7], 1.0)
+    step([5, 5, 6, 6] + [7] * 20, 1.0)
     assert optimizer.state_dict()[name].tolist() == [4.0, 4.0]  # (1 + 1)^2
     table.refresh()  # 7 takes the slot of 5
     assert table.hot.keys.tolist() == [7, 6]
