@@ -1,0 +1,259 @@
+// hot_rows_bag and its gradients on CUDA. Row gradients are added by atomics: rows that several
+// lookups share may differ in the last bits from run to run; everything else does not.
+#include <torch/csrc/stable/library.h>
+
+#include "hot_rows/launch_cuda.h"
+
+namespace recsys_opt::hot_rows {
+namespace {
+
+template <typename T>
+struct Feature {
+  const T* weight;
+  T* grad_weight;
+  int64_t dim, column;
+  bool mean;
+};
+
+template <typename T>
+struct Call {
+  Feature<T> feature[kTablesPerLaunch];
+  int64_t first;  // of the launch, among all
+  const int32_t* slots;
+  Bags bounds;
+  const T* factors;
+  int64_t batch, columns;
+};
+
+// 1 / the number of ids that count, for a table that averages.
+template <typename T>
+__device__ T bag_scale(const Call<T>& c, bool mean, int64_t begin, int64_t end) {
+  if (!mean) return T(1);
+  int64_t counted = 0;
+  for (int64_t k = begin; k < end; ++k) counted += c.slots[k] != kPadding;
+  return counted > 1 ? T(1) / static_cast<T>(counted) : T(1);
+}
+
+// Threads over [B, D] of the table blockIdx.y. Returns false beyond.
+template <typename T>
+__device__ bool locate(const Call<T>& c, int64_t& b, int64_t& d, int64_t& begin, int64_t& end) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t dim = c.feature[blockIdx.y].dim;
+  if (i >= c.batch * dim) return false;
+  b = i / dim;
+  d = i % dim;
+  const int64_t bag = (c.first + blockIdx.y) * c.batch + b;
+  begin = c.bounds[bag];
+  end = c.bounds[bag + 1];
+  return true;
+}
+
+// out = scale (base + sum of factor * row over the bag's hot lookups)
+template <typename T>
+__global__ void pool(Call<T> c, const T* __restrict__ base, T* __restrict__ out) {
+  int64_t b, d, begin, end;
+  if (!locate(c, b, d, begin, end)) return;
+  const Feature<T>& f = c.feature[blockIdx.y];
+  const int64_t at = b * c.columns + f.column + d;
+  T sum = base[at];
+  for (int64_t k = begin; k < end; ++k) {
+    if (c.slots[k] < 0) continue;
+    sum += (c.factors ? c.factors[k] : T(1)) * f.weight[c.slots[k] * f.dim + d];
+  }
+  out[at] = sum * bag_scale(c, f.mean, begin, end);
+}
+
+template <typename T>
+__global__ void add_row_gradients(Call<T> c, const T* __restrict__ grad) {
+  int64_t b, d, begin, end;
+  if (!locate(c, b, d, begin, end)) return;
+  const Feature<T>& f = c.feature[blockIdx.y];
+  const T upstream = grad[b * c.columns + f.column + d] * bag_scale(c, f.mean, begin, end);
+  for (int64_t k = begin; k < end; ++k)
+    if (c.slots[k] >= 0)
+      atomicAdd(f.grad_weight + c.slots[k] * f.dim + d,
+                (c.factors ? c.factors[k] : T(1)) * upstream);
+}
+
+template <typename T>
+__global__ void scale_gradient(Call<T> c, const T* __restrict__ grad, T* __restrict__ out) {
+  int64_t b, d, begin, end;
+  if (!locate(c, b, d, begin, end)) return;
+  const Feature<T>& f = c.feature[blockIdx.y];
+  const int64_t at = b * c.columns + f.column + d;
+  out[at] = grad[at] * bag_scale(c, f.mean, begin, end);
+}
+
+// One thread a bag of the table blockIdx.y: the gradient of each hot lookup's factor.
+template <typename T>
+__global__ void factor_gradients(Call<T> c, const T* __restrict__ grad, T* __restrict__ out) {
+  const int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (b >= c.batch) return;
+  const Feature<T>& f = c.feature[blockIdx.y];
+  const int64_t bag = (c.first + blockIdx.y) * c.batch + b;
+  const T* from = grad + b * c.columns + f.column;
+  for (int64_t k = c.bounds[bag]; k < c.bounds[bag + 1]; ++k) {
+    if (c.slots[k] < 0) continue;
+    T sum = 0;
+    for (int64_t d = 0; d < f.dim; ++d) sum += from[d] * f.weight[c.slots[k] * f.dim + d];
+    out[k] = sum;
+  }
+}
+
+__global__ void count_up(int64_t* ids, int64_t count) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) ids[i] = i;
+}
+
+// Calls launch(call, tables, largest dimension) for every kTablesPerLaunch tables.
+template <typename T, typename Launch>
+void for_each_launch(const BagShape& s, const std::vector<Tensor>& weights,
+                     const std::vector<Tensor>* grads, const Tensor& slots,
+                     const std::optional<Tensor>& offsets, const std::optional<Tensor>& factors,
+                     const std::vector<int64_t>& mean, const Launch& launch) {
+  for (int64_t first = 0; first < s.tables && s.batch > 0; first += kTablesPerLaunch) {
+    Call<T> call{};
+    call.first = first;
+    call.slots = slots.const_data_ptr<int32_t>();
+    call.bounds = bags(offsets);
+    call.factors = factors ? factors->const_data_ptr<T>() : nullptr;
+    call.batch = s.batch;
+    call.columns = s.columns;
+    const int64_t count = std::min<int64_t>(kTablesPerLaunch, s.tables - first);
+    int64_t widest = 1;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t t = first + i;
+      call.feature[i] = {weights[t].const_data_ptr<T>(),
+                         grads ? (*grads)[2 * t + 1].mutable_data_ptr<T>() : nullptr, s.dims[t],
+                         s.first_column[t], mean[t] != 0};
+      widest = std::max(widest, s.dims[t]);
+    }
+    launch(call, static_cast<unsigned>(count), widest);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+}
+
+template <typename F>
+void dispatch(const char* op, ScalarType type, F&& f) {
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, op,
+                  ": needs float32 or float64");
+  if (type == ScalarType::Float)
+    f(float{});
+  else
+    f(double{});
+}
+
+void make_contiguous(std::optional<Tensor>& tensor) {
+  if (tensor) tensor = torch::stable::contiguous(*tensor);
+}
+
+Tensor hot_rows_bag_cuda(Tensor base, std::vector<Tensor> weights, Tensor slots,
+                         std::optional<Tensor> offsets, std::optional<Tensor> per_sample_weights,
+                         std::vector<int64_t> mean) {
+  const char* op = "hot_rows_bag";
+  const BagShape s = check_bag(op, base, weights, slots, offsets, per_sample_weights, mean);
+  const torch::stable::accelerator::DeviceGuard guard(base.get_device_index());
+  base = torch::stable::contiguous(base);
+  make_contiguous(offsets);
+  make_contiguous(per_sample_weights);
+  Tensor out = torch::stable::new_empty(base, {s.batch, s.columns});
+  dispatch(op, base.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    for_each_launch<T>(
+        s, weights, nullptr, slots, offsets, per_sample_weights, mean,
+        [&](const Call<T>& call, unsigned tables, int64_t widest) {
+          pool<T>
+              <<<dim3(blocks_for(s.batch * widest), tables), kThreads, 0, current_stream(base)>>>(
+                  call, base.const_data_ptr<T>(), out.mutable_data_ptr<T>());
+        });
+  });
+  return out;
+}
+
+// [ids of table 0, their gradients, ids of table 1, ...] with every slot an id, so that no size
+// depends on the lookups.
+std::vector<Tensor> hot_rows_bag_row_gradients_cuda(Tensor grad, std::vector<Tensor> weights,
+                                                    Tensor slots, std::optional<Tensor> offsets,
+                                                    std::optional<Tensor> per_sample_weights,
+                                                    std::vector<int64_t> mean) {
+  const char* op = "hot_rows_bag_row_gradients";
+  const BagShape s = check_bag(op, grad, weights, slots, offsets, per_sample_weights, mean);
+  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  grad = torch::stable::contiguous(grad);
+  make_contiguous(offsets);
+  make_contiguous(per_sample_weights);
+  const cudaStream_t stream = current_stream(grad);
+  std::vector<Tensor> result;
+  for (int64_t t = 0; t < s.tables; ++t) {
+    Tensor ids = torch::stable::new_empty(grad, {s.rows[t]}, ScalarType::Long);
+    count_up<<<blocks_for(s.rows[t]), kThreads, 0, stream>>>(ids.mutable_data_ptr<int64_t>(),
+                                                             s.rows[t]);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    result.push_back(ids);
+    result.push_back(torch::stable::new_zeros(grad, {s.rows[t], s.dims[t]}));
+  }
+  dispatch(op, grad.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    for_each_launch<T>(s, weights, &result, slots, offsets, per_sample_weights, mean,
+                       [&](const Call<T>& call, unsigned tables, int64_t widest) {
+                         add_row_gradients<T>
+                             <<<dim3(blocks_for(s.batch * widest), tables), kThreads, 0, stream>>>(
+                                 call, grad.const_data_ptr<T>());
+                       });
+  });
+  return result;
+}
+
+Tensor hot_rows_bag_base_gradient_cuda(Tensor grad, std::vector<Tensor> weights, Tensor slots,
+                                       std::optional<Tensor> offsets, std::vector<int64_t> mean) {
+  const char* op = "hot_rows_bag_base_gradient";
+  const BagShape s = check_bag(op, grad, weights, slots, offsets, std::nullopt, mean);
+  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  grad = torch::stable::contiguous(grad);
+  make_contiguous(offsets);
+  Tensor out = torch::stable::new_empty(grad, {s.batch, s.columns});
+  dispatch(op, grad.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    for_each_launch<T>(
+        s, weights, nullptr, slots, offsets, std::nullopt, mean,
+        [&](const Call<T>& call, unsigned tables, int64_t widest) {
+          scale_gradient<T>
+              <<<dim3(blocks_for(s.batch * widest), tables), kThreads, 0, current_stream(grad)>>>(
+                  call, grad.const_data_ptr<T>(), out.mutable_data_ptr<T>());
+        });
+  });
+  return out;
+}
+
+Tensor hot_rows_bag_factor_gradients_cuda(Tensor grad, std::vector<Tensor> weights, Tensor slots,
+                                          std::optional<Tensor> offsets) {
+  const char* op = "hot_rows_bag_factor_gradients";
+  const std::vector<int64_t> mean(weights.size(), 0);
+  const BagShape s = check_bag(op, grad, weights, slots, offsets, std::nullopt, mean);
+  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  grad = torch::stable::contiguous(grad);
+  make_contiguous(offsets);
+  Tensor out = torch::stable::new_zeros(grad, {s.ids});
+  dispatch(op, grad.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    for_each_launch<T>(
+        s, weights, nullptr, slots, offsets, std::nullopt, mean,
+        [&](const Call<T>& call, unsigned tables, int64_t) {
+          factor_gradients<T>
+              <<<dim3(blocks_for(s.batch), tables), kThreads, 0, current_stream(grad)>>>(
+                  call, grad.const_data_ptr<T>(), out.mutable_data_ptr<T>());
+        });
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace recsys_opt::hot_rows
+
+STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CUDA, m) {
+  using namespace recsys_opt::hot_rows;
+  m.impl("hot_rows_bag", TORCH_BOX(&hot_rows_bag_cuda));
+  m.impl("hot_rows_bag_row_gradients", TORCH_BOX(&hot_rows_bag_row_gradients_cuda));
+  m.impl("hot_rows_bag_base_gradient", TORCH_BOX(&hot_rows_bag_base_gradient_cuda));
+  m.impl("hot_rows_bag_factor_gradients", TORCH_BOX(&hot_rows_bag_factor_gradients_cuda));
+}

@@ -1,0 +1,228 @@
+// hot_rows_split and hot_rows_directory_ on CUDA. The sizes of all results follow from those of the
+// arguments, so nothing waits for the device; results do not depend on the order of threads.
+#include <torch/csrc/stable/library.h>
+
+#include <cstdio>
+#include <tuple>
+
+#include "hot_rows/launch_cuda.h"
+
+namespace recsys_opt::hot_rows {
+namespace {
+
+struct Table {
+  const int64_t* keys;
+  const int32_t* directory;
+  int64_t mask, num_embeddings, padding_idx;
+};
+
+struct Tables {
+  Table table[kTablesPerLaunch];
+  int64_t first;  // of the launch, among all
+};
+
+// One thread a bag, blockIdx.y a table: slots of the bag's lookups, and in cold_offsets[bag + 1]
+// how many are cold. Stops the device at a bag or an id out of range.
+__global__ void look_up(Tables tables, Numbers indices, Bags bounds, int64_t batch, int64_t ids,
+                        int32_t* __restrict__ slots, int64_t* __restrict__ cold_offsets) {
+  const int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (b >= batch) return;
+  const Table t = tables.table[blockIdx.y];
+  const int64_t number = tables.first + blockIdx.y, bag = number * batch + b;
+  const int64_t begin = bounds[bag], end = bounds[bag + 1];
+  if (begin < 0 || end < begin || end > ids || (bag == 0 && begin != 0)) {
+    printf("hot_rows_split: table %lld: bag %lld is [%lld, %lld) of %lld indices\n",
+           (long long)number, (long long)b, (long long)begin, (long long)end, (long long)ids);
+    __trap();
+  }
+  int64_t cold = 0;
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t id = indices[k];
+    if (id < 0 || id >= t.num_embeddings) {
+      printf("hot_rows_split: indices[%lld] = %lld is outside the table's %lld rows (table %lld)\n",
+             (long long)k, (long long)id, (long long)t.num_embeddings, (long long)number);
+      __trap();
+    }
+    const int32_t slot = id == t.padding_idx ? kPadding : find(id, t.keys, t.directory, t.mask);
+    slots[k] = slot;
+    cold += slot == kCold;
+  }
+  cold_offsets[bag + 1] = cold;
+}
+
+// Inclusive sums of kThreads values, one a thread; every thread's own is returned.
+__device__ int64_t block_sums(int64_t value) {
+  __shared__ int64_t sums[kThreads];
+  sums[threadIdx.x] = value;
+  __syncthreads();
+  for (int distance = 1; distance < kThreads; distance *= 2) {
+    const int64_t before =
+        static_cast<int>(threadIdx.x) >= distance ? sums[threadIdx.x - distance] : 0;
+    __syncthreads();
+    sums[threadIdx.x] += before;
+    __syncthreads();
+  }
+  return sums[threadIdx.x];
+}
+
+// One block a part of kThreads values: their inclusive sums, in place, and the part's total.
+__global__ void sum_parts(int64_t* values, int64_t count, int64_t* totals) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t sum = block_sums(i < count ? values[i] : 0);
+  if (i < count) values[i] = sum;
+  if (threadIdx.x == kThreads - 1) totals[blockIdx.x] = sum;
+}
+
+// One block: the totals of the parts become the sums of the parts before.
+__global__ void sum_totals(int64_t* totals, int64_t parts) {
+  __shared__ int64_t before;
+  if (threadIdx.x == 0) before = 0;
+  __syncthreads();
+  for (int64_t first = 0; first < parts; first += kThreads) {
+    const int64_t i = first + threadIdx.x;
+    const int64_t value = i < parts ? totals[i] : 0;
+    const int64_t sum = block_sums(value);
+    if (i < parts) totals[i] = before + sum - value;
+    __syncthreads();
+    if (threadIdx.x == kThreads - 1) before += sum;
+    __syncthreads();
+  }
+}
+
+// One thread a value: cold_offsets become sums over all parts.
+__global__ void add_totals(int64_t* cold_offsets, int64_t count, const int64_t* totals) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < count) cold_offsets[i + 1] += totals[blockIdx.x];
+  if (i == 0) cold_offsets[0] = 0;
+}
+
+// One thread a bag: its cold lookups go to their place.
+template <typename Index>
+__global__ void place_cold(const Index* __restrict__ indices, Bags bounds, int64_t bag_count,
+                           const int32_t* __restrict__ slots,
+                           const int64_t* __restrict__ cold_offsets,
+                           Index* __restrict__ cold_indices, int64_t* __restrict__ cold_positions) {
+  const int64_t bag = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (bag >= bag_count) return;
+  int64_t to = cold_offsets[bag];
+  for (int64_t k = bounds[bag]; k < bounds[bag + 1]; ++k) {
+    if (slots[k] != kCold) continue;
+    cold_indices[to] = indices[k];
+    cold_positions[to++] = k;
+  }
+}
+
+// One thread a lookup: what lies behind the cold ones, and behind the last bag.
+template <typename Index>
+__global__ void fill_up(Bags bounds, int64_t bag_count, int64_t ids,
+                        const int64_t* __restrict__ cold_offsets, int32_t* __restrict__ slots,
+                        Index* __restrict__ cold_indices, int64_t* __restrict__ cold_positions) {
+  const int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (k >= ids) return;
+  if (k >= bounds[bag_count]) slots[k] = kPadding;
+  if (k < cold_offsets[bag_count]) return;
+  cold_indices[k] = 0;
+  cold_positions[k] = 0;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> hot_rows_split_cuda(Tensor indices,
+                                                               std::optional<Tensor> offsets,
+                                                               std::vector<Tensor> keys,
+                                                               std::vector<Tensor> directories,
+                                                               std::vector<int64_t> num_embeddings,
+                                                               std::vector<int64_t> padding_idx) {
+  const Shape s = check_split(indices, offsets, keys, directories, num_embeddings, padding_idx);
+  const torch::stable::accelerator::DeviceGuard guard(indices.get_device_index());
+  indices = torch::stable::contiguous(indices);
+  if (offsets) offsets = torch::stable::contiguous(*offsets);
+  Tensor slots = torch::stable::new_empty(indices, {s.ids}, ScalarType::Int);
+  Tensor cold_indices = torch::stable::new_empty(indices, {s.ids});
+  Tensor cold_offsets = torch::stable::new_zeros(indices, {s.bags() + 1}, ScalarType::Long);
+  Tensor cold_positions = torch::stable::new_empty(indices, {s.ids}, ScalarType::Long);
+  const cudaStream_t stream = current_stream(indices);
+  auto* starts = cold_offsets.mutable_data_ptr<int64_t>();
+  auto* slot = slots.mutable_data_ptr<int32_t>();
+  for (int64_t first = 0; first < s.tables && s.batch > 0; first += kTablesPerLaunch) {
+    Tables tables{};
+    tables.first = first;
+    const int64_t count = std::min<int64_t>(kTablesPerLaunch, s.tables - first);
+    for (int64_t i = 0; i < count; ++i)
+      tables.table[i] = {keys[first + i].const_data_ptr<int64_t>(),
+                         directories[first + i].const_data_ptr<int32_t>(),
+                         directories[first + i].numel() - 1, num_embeddings[first + i],
+                         padding_idx[first + i]};
+    look_up<<<dim3(blocks_for(s.batch), static_cast<unsigned>(count)), kThreads, 0, stream>>>(
+        tables, numbers(indices), bags(offsets), s.batch, s.ids, slot, starts);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+  if (s.bags() > 0) {
+    const unsigned parts = blocks_for(s.bags());
+    Tensor totals = torch::stable::new_empty(indices, {int64_t{parts}}, ScalarType::Long);
+    auto* total = totals.mutable_data_ptr<int64_t>();
+    sum_parts<<<parts, kThreads, 0, stream>>>(starts + 1, s.bags(), total);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    sum_totals<<<1, kThreads, 0, stream>>>(total, parts);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    add_totals<<<parts, kThreads, 0, stream>>>(starts, s.bags(), total);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+  if (s.ids == 0) return {slots, cold_indices, cold_offsets, cold_positions};
+  const auto finish = [&](auto zero) {
+    using Index = decltype(zero);
+    auto* cold = cold_indices.mutable_data_ptr<Index>();
+    auto* position = cold_positions.mutable_data_ptr<int64_t>();
+    place_cold<Index><<<blocks_for(s.bags()), kThreads, 0, stream>>>(
+        indices.const_data_ptr<Index>(), bags(offsets), s.bags(), slot, starts, cold, position);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    fill_up<Index><<<blocks_for(s.ids), kThreads, 0, stream>>>(bags(offsets), s.bags(), s.ids,
+                                                               starts, slot, cold, position);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  };
+  if (indices.scalar_type() == ScalarType::Int)
+    finish(int32_t{});
+  else
+    finish(int64_t{});
+  return {slots, cold_indices, cold_offsets, cold_positions};
+}
+
+__global__ void clear_directory(int32_t* directory, int64_t capacity) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < capacity) directory[i] = -1;
+}
+
+// One thread a slot. The order of threads decides who sits where, not what is found.
+__global__ void enter_keys(int32_t* directory, int64_t mask, const int64_t* __restrict__ keys,
+                           int64_t count) {
+  const int64_t slot = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (slot >= count || keys[slot] < 0) return;
+  for (uint64_t at = mix(keys[slot]) & mask;; at = (at + 1) & mask) {
+    const int32_t there = atomicCAS(directory + at, -1, static_cast<int32_t>(slot));
+    if (there < 0) return;
+    if (keys[there] == keys[slot]) {
+      printf("hot_rows_directory_: keys[%d] and keys[%lld] are both %lld\n", there, (long long)slot,
+             (long long)keys[slot]);
+      __trap();
+    }
+  }
+}
+
+void hot_rows_directory_cuda(Tensor directory, Tensor keys) {
+  check_directory("hot_rows_directory_", 0, keys, directory);
+  const torch::stable::accelerator::DeviceGuard guard(keys.get_device_index());
+  const cudaStream_t stream = current_stream(keys);
+  auto* entries = directory.mutable_data_ptr<int32_t>();
+  clear_directory<<<blocks_for(directory.numel()), kThreads, 0, stream>>>(entries,
+                                                                          directory.numel());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  enter_keys<<<blocks_for(keys.numel()), kThreads, 0, stream>>>(
+      entries, directory.numel() - 1, keys.const_data_ptr<int64_t>(), keys.numel());
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace
+}  // namespace recsys_opt::hot_rows
+
+STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CUDA, m) {
+  m.impl("hot_rows_split", TORCH_BOX(&recsys_opt::hot_rows::hot_rows_split_cuda));
+  m.impl("hot_rows_directory_", TORCH_BOX(&recsys_opt::hot_rows::hot_rows_directory_cuda));
+}
