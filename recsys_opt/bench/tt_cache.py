@@ -24,8 +24,9 @@ from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.errors import InputError
 from recsys_opt.ops_hot_rows import hot_rows_bag, hot_rows_split
 from recsys_opt.progress import Progress
-from recsys_opt.report.figure import Panel
-from recsys_opt.report.svg import Level, Series
+from recsys_opt.report.figure import figure
+from recsys_opt.report.svg import Level, Series, chart
+from recsys_opt.training.optimizers import ModelOptimizer, OptimizerConfig
 
 WORKS = ("forward", "step")
 """forward without gradients; forward + backward + SGD, with counting."""
@@ -205,29 +206,22 @@ def _task(work: str, module: nn.Module, batches: Sequence[Tensor], upstream: Ten
                 module(following(), offsets)
 
         return Task(forward)
-    optimizers = _optimizers(module)
+    if isinstance(module, nn.EmbeddingBag):
+        plain = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
+        zero_grad: Callable[[], object] = plain.zero_grad
+        update: Callable[[], object] = plain.step
+    else:  # as `recsys-opt train` does it: cores are updated in the backward pass
+        config = OptimizerConfig("sgd", table_lr=LEARNING_RATE, core_lr=LEARNING_RATE)
+        own = ModelOptimizer(module, config)
+        zero_grad, update = own.zero_grad, own.step
 
     def step() -> None:
         module.train()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+        zero_grad()
         module(following(), offsets).backward(upstream)
-        for optimizer in optimizers:
-            optimizer.step()
+        update()
 
     return Task(step)
-
-
-def _optimizers(module: nn.Module) -> list[torch.optim.Optimizer]:
-    """torch's SGD, fused where the gradients are dense."""
-    sparse = [p for n, p in module.named_parameters() if n.endswith("weight")]
-    dense = [p for n, p in module.named_parameters() if not n.endswith("weight")]
-    made: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
-    return [
-        made(parameters, lr=LEARNING_RATE, fused=fused)
-        for parameters, fused in ((sparse, False), (dense, True))
-        if parameters
-    ]
 
 
 def _figures(
@@ -250,12 +244,12 @@ def _figures(
     return figures
 
 
-def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
-    """Step time over the plain tensor train's, and hit rate, against the share of rows held."""
+def curves(rows: Sequence[dict[str, Any]]) -> str:
+    """An SVG: step time over the plain tensor train's, and hit rate, against the share of rows held."""
     distributions = list(dict.fromkeys(row["ids"] for row in rows))
 
-    def series(batch_size: int, field: str) -> list[Series]:
-        found = []
+    def plot(batch_size: int, field: str, y_label: str, levels: Sequence[Level] = ()) -> str:
+        series = []
         for colour, ids in enumerate(distributions):
             points = [
                 row
@@ -264,21 +258,24 @@ def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
                 and row["candidate"].startswith("held")
             ]
             x = [100 * row["fraction"] for row in points]
-            found.append(Series(ids, x, [row[field] for row in points], colour % 6, markers=True))
-        return found
+            series.append(Series(ids, x, [row[field] for row in points], colour % 6, markers=True))
+        return chart(series, x_label="rows held, % of the table", y_label=y_label, levels=levels, log_x=True)
 
-    x_label = "rows held, % of the table"
-    result = [
-        Panel(
-            f"Step of {batch_size} ids, refreshes included",
-            series(batch_size, "with_refresh_to_tt"),
-            x_label,
-            "time over the plain tensor train's",
-            [Level("tensor train alone", 1.0)],
-            log_x=True,
+    sizes = list(dict.fromkeys(row["batch_size"] for row in rows))
+    alone = [Level("tensor train alone", 1.0)]
+    plots = [
+        (
+            f"Step of {size:,} ids over the tensor train's",
+            plot(size, "with_refresh_to_tt", "time, refreshes included", alone),
         )
-        for batch_size in dict.fromkeys(row["batch_size"] for row in rows)
+        for size in sizes
     ]
-    largest = max(row["batch_size"] for row in rows)
-    hits = Panel("Lookups that hit", series(largest, "hit_rate"), x_label, "hit rate", log_x=True)
-    return [*result, hits]
+    plots.append(("Lookups that hit", plot(max(sizes), "hit_rate", "hit rate")))
+    first = rows[0]
+    return figure(
+        "Frequent rows of a tensor train held dense",
+        f"{first['num_embeddings']:,} x {first['embedding_dim']}, R = {first['rank']}, one id a bag, "
+        f"{first['threads']} thread(s), a refresh every {first['refresh_every']} steps",
+        plots,
+        [(name, i % 6) for i, name in enumerate(distributions)],
+    )

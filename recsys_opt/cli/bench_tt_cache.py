@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from recsys_opt.bench.record import write_record
-from recsys_opt.bench.tt_cache import Settings, panels
+from recsys_opt.bench.tt_cache import Settings, curves
 from recsys_opt.bench.tt_cache import run as measure
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
-from recsys_opt.report.figure import write_figure
+from recsys_opt.files import write_text
 
 EXAMPLE = "recsys-opt bench tt-cache --fractions 0.001 0.01 --batch-size 2048"
 
@@ -73,10 +73,10 @@ def run(args: argparse.Namespace) -> Outcome:
     with ConsoleProgress() as progress:
         rows = measure(settings, progress)
     write_record(args.out, "tt_cache", rows)
-    curves = args.out.with_suffix(".svg")
-    write_figure(curves, panels(rows))
-    result = {"rows": rows, "record": str(args.out), "curves": str(curves)}
-    return Outcome(f"{_text(rows)}\nwritten: {args.out}, {curves}", result)
+    figure = args.out.with_suffix(".svg")
+    write_text(figure, curves(rows))
+    result = {"rows": rows, "record": str(args.out), "figure": str(figure)}
+    return Outcome(f"{_text(rows)}\nwritten: {args.out}, {figure}", result)
 
 
 def _text(rows: Sequence[Mapping[str, Any]]) -> str:
