@@ -249,7 +249,7 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
         return ops.tt_embedding_bag(
             indices,
             offsets,
-            [core for bag in bags for core in bag.cores],
+            [core for bag in bags for core in bag.core_tensors()],
             cores_per_table=[len(bag.cores) for bag in bags],
             num_embeddings=[bag.num_embeddings for bag in bags],
             pooling_modes=[_MODES[bag.mode] for bag in bags],

@@ -1,6 +1,7 @@
 """TTEmbeddingBag whose backward pass updates the cores, and with torch's own optimizers."""
 
 import copy
+import importlib.util
 import math
 
 import pytest
@@ -92,6 +93,36 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(algorithm):
         tensor.copy_(state[name])
     train(resumed, range(5, 10))
     assert_same_cores(whole, resumed)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fbgemm_gpu") is None, reason="fbgemm-gpu-cpu is not installed")
+def test_the_rowwise_rule_is_fbgemms():
+    """A core's slices are the rows of an FBGEMM table, whose rows get the slices' gradients."""
+    fbgemm = importlib.import_module("recsys_opt.integrations.fbgemm")
+    bag = make_bag(torch.float32)
+    start = copy.deepcopy(bag)
+    bag.fuse_update(FusedUpdate("rowwise_adagrad", 0.05, eps=1e-6))
+    tables = []
+    for core in start.cores:
+        tables.append(fbgemm.FBGEMMEmbeddingBag(core.shape[0], core[0].numel()))
+        tables[-1].weight.copy_(core.detach().flatten(1))
+        tables[-1].fuse_update(FusedUpdate("rowwise_adagrad", 0.05, eps=1e-6))
+    for k in range(100):
+        ids = torch.randint(0, 60, (5,), generator=torch.Generator().manual_seed(k))  # some slices
+        bag(ids, torch.arange(5)).square().mean().backward()
+        for core, table in zip(start.cores, tables, strict=True):
+            with torch.no_grad():
+                core.copy_(table.weight.view_as(core))
+            core.grad = None
+        start(ids, torch.arange(5)).square().mean().backward()
+        digits = torch.stack([ids // 15, ids // 5 % 3, ids % 5])
+        for core, table, digit in zip(start.cores, tables, digits, strict=True):
+            used = digit.unique()
+            table(used, torch.arange(len(used))).backward(core.grad[used].flatten(1))
+    for core, table, state in zip(bag.cores, tables, bag.update_state().values(), strict=True):
+        assert state.min() > 0
+        torch.testing.assert_close(core.detach().flatten(1), table.weight, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(state, table.update_state()["weight"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_state_is_named_and_sized():
