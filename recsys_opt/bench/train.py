@@ -61,6 +61,8 @@ class Settings:
     tt_tables: int = 7
     """The largest tables that become tensor trains in the TT candidates."""
     tt_rank: int = 32
+    tt_q_shapes: tuple[int, ...] | None = None
+    """Their column factors; None: the library's default."""
     threads: int | None = None
     """None: torch's choice."""
     max_rows: int | None = None
@@ -103,7 +105,9 @@ def run(settings: Settings, progress: Progress) -> list[dict[str, Any]]:
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads or before)
     try:
-        models = build_models(candidates, settings.rows, TTOptions(settings.tt_tables, settings.tt_rank))
+        models = build_models(
+            candidates, settings.rows, TTOptions(settings.tt_tables, settings.tt_rank, settings.tt_q_shapes)
+        )
         return [
             row
             for batch_size in settings.batch_sizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +46,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class TTOptions:
-    """Which tables are tensor trains, and of what rank."""
+    """Which tables are tensor trains, of what rank and column factors."""
 
     tables: int
     """So many of the largest."""
     rank: int
+    q_shapes: tuple[int, ...] | None = None
+    """Column factors; None: the library's default."""
 
 
 class StockTables(nn.Module):
@@ -83,14 +85,17 @@ def build_models(candidates: Sequence[Candidate], rows: Sequence[int], tt: TTOpt
     recipe = criteo_kaggle()
     models: dict[str, DLRM] = {}
 
+    own: dict[str, Any] = {"tt_ranks": tt.rank}
+    if tt.q_shapes is not None:
+        own["tt_q_shapes"] = list(tt.q_shapes)
+
     def dlrm(representation: str, tt_tables: Sequence[str] = ()) -> DLRM:
         torch.manual_seed(0)
         return recipe.build(
             table_configs(
                 columns,
                 recipe.embedding_dim,
-                tt_tables=tt_tables,
-                tt_ranks=tt.rank,
+                tt_options={name: own for name in tt_tables},
                 dense_representation=representation,
             )
         )

@@ -29,8 +29,8 @@ CANDIDATES = {
 POOL_LOOKUPS = 1 << 21
 """Lookups in the batches that a candidate cycles through: at 64 bytes a row, four times a 32 MiB cache."""
 FEWEST_BATCHES, MOST_BATCHES = 4, 4096
-# The factors published for Criteo Kaggle's largest table.
-PUBLISHED_ROW_FACTORS = {10_131_227: (200, 220, 250)}
+# Those published for Criteo Kaggle's largest table, by rows and columns.
+PUBLISHED_FACTORS = {(10_131_227, 16): ((200, 220, 250), (2, 2, 4))}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Settings:
     tt_p_shapes: tuple[int, ...] | None = None
     """None: the published factors of Kaggle's largest table, near-balanced ones of any other."""
     tt_q_shapes: tuple[tuple[int, ...], ...] = ()
-    """None: the library's default for the dimension."""
+    """Empty: the published ones of that table, the library's default for any other."""
     bag_sizes: tuple[int, ...] = (1,)
     batch_sizes: tuple[int, ...] = (2048, 65536)
     ids: tuple[str, ...] = ("zipf", "uniform")
@@ -110,9 +110,11 @@ class Settings:
 
     def shapes(self) -> Iterator[Shape]:
         """The tables."""
-        p = self.tt_p_shapes or PUBLISHED_ROW_FACTORS.get(self.num_embeddings)
         for dim in self.embedding_dims:
-            for q in self.tt_q_shapes or (column_factors(dim, len(p or (0, 0, 0))),):
+            p, published = self.tt_p_shapes, None
+            if p is None:
+                p, published = PUBLISHED_FACTORS.get((self.num_embeddings, dim), (None, None))
+            for q in self.tt_q_shapes or (published or column_factors(dim, len(p or (0, 0, 0))),):
                 if math.prod(q) != dim:
                     raise InputError(f"tt_q_shapes {list(q)} make {math.prod(q)} columns, not {dim}")
                 yield Shape(self.num_embeddings, dim, p or row_factors(self.num_embeddings, len(q)), q)

@@ -48,10 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variants",
         default="dense,tt",
         help="with commas between, the first is what the others are compared with: dense; tt, tensor trains "
-        "of rank --tt-rank; tt8, of rank 8, or any other; tt8+cache, with frequent rows held dense; svd8, "
-        "the trained dense tables fitted by tensor trains of rank 8; svd8+tuned, and trained on from there; "
-        "dense+tuned, the dense model trained on likewise; budget4MB, what --memory-budget 4MB chooses, and "
-        "uniform4MB, one rank for the largest tables at as many bytes (default dense,tt)",
+        "of rank --tt-rank; tt8, of rank 8, or any other; tt8@2x1x8, with these column factors; tt8+cache, "
+        "with frequent rows held dense; svd8, the trained dense tables fitted by tensor trains of rank 8; "
+        "svd8+tuned, and trained on from there; dense+tuned, the dense model trained on likewise; budget4MB, "
+        "what --memory-budget 4MB chooses, and uniform4MB, one rank for the largest tables at as many bytes "
+        "(default dense,tt)",
     )
     parser.add_argument("--cache-rows", type=whole_number, default=10_000, metavar="N", help="variants "
         "+cache: rows of each tensor train that are held dense (default 10000)")  # fmt: skip
@@ -143,19 +144,28 @@ def _variant(name: str, args: argparse.Namespace, config: TrainingConfig, datase
             return Variant(name, {"compression.memory_budget": size})
         columns, dim = dataset.info.sparse_columns, config.architecture.embedding_dim
         return Variant(name, {"compression.tt_options": uniform_options(columns, dim, size)})
-    found = re.fullmatch(r"tt([1-9]\d*)?(\+cache)?|svd([1-9]\d*)(\+tuned)?", name)
+    found = re.fullmatch(r"tt([1-9]\d*)?(?:@(\d+(?:x\d+)*))?(\+cache)?|svd([1-9]\d*)(\+tuned)?", name)
     if found is None:
         raise InputError(
             f"--variants {args.variants}: there is no variant {name!r}; choose dense, tt, tt8, "
-            "tt8+cache, svd8, svd8+tuned, dense+tuned, with any rank for 8, budget4MB, uniform4MB, with any "
-            "size"
+            "tt8@2x1x8, tt8+cache, svd8, svd8+tuned, dense+tuned, with any rank for 8, budget4MB, "
+            "uniform4MB, with any size"
         )
-    rank = found[1] or found[3]
-    changes = {} if rank is None else {"compression.tt_rank": int(rank)}
-    changes["compression.tt_threshold"] = args.tt_above
+    rank = found[1] or found[4]
+    changes: dict[str, Any] = {} if rank is None else {"compression.tt_rank": int(rank)}
     if found[2]:
+        own = {"tt_ranks": int(rank or config.compression.tt_rank), "tt_q_shapes": _factors(found[2])}
+        large = [c for c in dataset.info.sparse_columns if c.num_embeddings >= args.tt_above]
+        changes["compression.tt_options"] = {column.name: own for column in large}
+    else:
+        changes["compression.tt_threshold"] = args.tt_above
+    if found[3]:
         changes["compression.tt_cache_rows"] = args.cache_rows
-    return Variant(name, changes, after_dense=found[3] is not None, tune_rate=tune_rate)
+    return Variant(name, changes, after_dense=found[4] is not None, tune_rate=tune_rate)
+
+
+def _factors(text: str) -> list[int]:
+    return [int(factor) for factor in text.split("x")]
 
 
 def _bytes(text: str) -> int:

@@ -11,6 +11,7 @@ from recsys_opt.bench.record import write_record
 from recsys_opt.bench.train import Settings
 from recsys_opt.bench.train import run as measure
 from recsys_opt.bench.train_models import TABLES
+from recsys_opt.cli.bench_tt import numbers
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 
@@ -52,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tt-tables", type=int, default=default.tt_tables, help="largest tables in TT (%(default)s)"
     )
     parser.add_argument("--tt-rank", type=int, default=default.tt_rank, help="their rank (%(default)s)")
+    parser.add_argument(
+        "--tt-q",
+        type=numbers,
+        metavar="N,N,N",
+        help="their column factors, e.g. 2,1,8 (the library's default)",
+    )
     parser.add_argument("--threads", type=int, help="default: torch's choice")
     parser.add_argument("--max-rows", type=int, help="cut the tables to so many rows, for a quick look")
     parser.add_argument(
@@ -81,6 +88,7 @@ def run(args: argparse.Namespace) -> Outcome:
         ids=args.ids,
         tt_tables=args.tt_tables,
         tt_rank=args.tt_rank,
+        tt_q_shapes=args.tt_q,
         threads=args.threads,
         max_rows=args.max_rows,
         dlrm_script=script.expanduser().resolve() if script else None,
@@ -88,7 +96,7 @@ def run(args: argparse.Namespace) -> Outcome:
     )
     with ConsoleProgress() as progress:
         rows = measure(settings, progress)
-    extra = {"ids": args.ids, "tt_tables": args.tt_tables, "tt_rank": args.tt_rank}
+    extra = {"ids": args.ids, "tt_tables": args.tt_tables, "tt_rank": args.tt_rank, "tt_q": args.tt_q}
     write_record(args.out, "train_throughput", rows, rows_of_tables=list(settings.rows), **extra)
     return Outcome(f"{_text(rows)}\n\nwritten: {args.out}", {"rows": rows, "record": str(args.out)})
 

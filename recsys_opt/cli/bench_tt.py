@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dim", type=int, nargs="+", default=list(default.embedding_dims), metavar="D", help="columns (16)"
     )
     parser.add_argument("--rank", type=int, nargs="+", default=list(default.ranks), metavar="R")
-    parser.add_argument("--p", type=_numbers, metavar="N,N,N", help="row factors (default: published ones)")
+    parser.add_argument("--p", type=numbers, metavar="N,N,N", help="row factors (default: published ones)")
     parser.add_argument(
-        "--q", type=_numbers, nargs="+", default=[], metavar="N,N,N", help="column factors, one or several"
+        "--q", type=numbers, nargs="+", default=[], metavar="N,N,N", help="column factors, one or several"
     )
     parser.add_argument("--bag-size", type=int, nargs="+", default=list(default.bag_sizes), metavar="L")
     parser.add_argument("--batch-size", type=int, nargs="+", default=list(default.batch_sizes), metavar="B")
@@ -59,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """ "2,1,8" -> (2, 1, 8)."""
     return tuple(int(number) for number in text.split(","))
 
 

@@ -53,6 +53,12 @@ def test_fbgemm_tables():
     assert all(row["ratio_to_fbgemm"]["median"] > 0 for row in rows)
 
 
+def test_column_factors_reach_the_tensor_trains():
+    models = build_models([Candidate("tt", "fp32", "sgd")], (40, 7, 19), TTOptions(1, 4, (1, 2, 8)))
+    table = models["tt"].embeddings.table("C1")
+    assert (table.tt_q_shapes, table.tt_ranks) == ((1, 2, 8), (1, 4, 4, 1))
+
+
 def test_the_stock_model_is_the_same_model():
     rows = (40, 7, 19)
     candidates = [Candidate(tables, "fp32", "sgd") for tables in ("nn", "dense")]
