@@ -71,7 +71,17 @@ std::vector<int64_t> take_noted(int device) {
   if (mine.record == nullptr) return {0, 0, 0, 0, 0, 0};
   const unsigned long long count = count_of(mine.record), fresh = count - mine.reported;
   if (fresh == 0) return {0, 0, 0, 0, 0, 0};
-  const BoundsError& e = mine.record->noted[mine.reported % kNotedErrors];
+  // Kernels note errors in any order: of those kept, offsets before ids, and the first of its kind.
+  const auto before = [](const BoundsError& a, const BoundsError& b) {
+    const bool a_id = a.kind == static_cast<int64_t>(BoundsKind::kIndex);
+    const bool b_id = b.kind == static_cast<int64_t>(BoundsKind::kIndex);
+    return a_id != b_id ? b_id : a.position < b.position;
+  };
+  BoundsError e = mine.record->noted[mine.reported % kNotedErrors];
+  for (unsigned long long i = 1; i < fresh && i < kNotedErrors; ++i) {
+    const BoundsError other = mine.record->noted[(mine.reported + i) % kNotedErrors];
+    if (before(other, e)) e = other;
+  }
   mine.reported = count;
   return {static_cast<int64_t>(fresh), e.kind, e.position, e.value, e.limit, e.table};
 }

@@ -39,7 +39,7 @@ DeviceTable device_table(const Table& table, const std::vector<Tensor>& cores) {
     t.r[k] = static_cast<int>(table.r[k]);
     t.r[k + 1] = static_cast<int>(table.r[k + 1]);
     const bool aligned = reinterpret_cast<uintptr_t>(t.core[k]) % 16 == 0 &&
-                         slice * static_cast<int64_t>(core.element_size()) % 16 == 0;
+                         slice * element_bytes(core.scalar_type()) % 16 == 0;
     t.aligned |= int{aligned} << k;
   }
   t.num_embeddings = table.num_embeddings;

@@ -151,6 +151,12 @@ inline __device__ int table_of_group(const Tables& tables, int o, int64_t group)
   return low;
 }
 
+inline int64_t element_bytes(ScalarType type) {
+  if (type == ScalarType::Half || type == ScalarType::BFloat16) return 2;
+  if (type == ScalarType::Byte) return 1;
+  return type == ScalarType::Float || type == ScalarType::Int ? 4 : 8;
+}
+
 inline int64_t ceil_divide(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }

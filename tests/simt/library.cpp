@@ -6,7 +6,7 @@
 
 #include <cstring>
 
-#include "simt.h"
+#include "tt/tt_cuda.cuh"
 
 namespace {
 
@@ -15,7 +15,7 @@ using torch::stable::Tensor;
 // A copy whose memory ends at a page that may not be touched.
 Tensor guarded(Tensor tensor) {
   tensor = torch::stable::contiguous(tensor);
-  const int64_t bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
+  const int64_t bytes = tensor.numel() * recsys_opt::tt::element_bytes(tensor.scalar_type());
   void* memory = simt::guarded(bytes);
   std::memcpy(memory, tensor.const_data_ptr(), bytes);
   std::vector<int64_t> sizes, strides;

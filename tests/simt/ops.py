@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,18 +12,22 @@ from torch import Tensor
 
 from tests.simt.build import build
 
-torch.ops.load_library(build())
-raw: Any = torch.ops.recsys_opt_simt
-
 OPTIONS = ("cores_per_table", "num_embeddings", "pooling_modes", "padding_idx")
 ORDERS = {"forward": 0, "backward": 1, "random": 2}
+
+
+@cache
+def library() -> Any:
+    """The ops themselves; compiled when first asked for."""
+    torch.ops.load_library(build())
+    return torch.ops.recsys_opt_simt
 
 
 def guarded(tensor: Tensor | None) -> Tensor | None:
     """A copy that ends at a page that may not be touched; a strided tensor keeps its strides to the op."""
     if tensor is None:
         return None
-    copy: Tensor = raw.guarded(tensor.detach())
+    copy: Tensor = library().guarded(tensor.detach())
     return copy
 
 
@@ -32,12 +37,14 @@ class _Bag(torch.autograd.Function):
         ctx.arguments = (guarded(indices), guarded(offsets), [guarded(c) for c in cores], *options)
         ctx.weights = guarded(weights)
         ctx.weights_grad = ctx.needs_input_grad[3]
-        result: Tensor = raw.tt_embedding_bag(*ctx.arguments, ctx.weights)
+        result: Tensor = library().tt_embedding_bag(*ctx.arguments, ctx.weights)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        grads = raw.tt_embedding_bag_backward(guarded(grad), *ctx.arguments, ctx.weights, ctx.weights_grad)
+        grads = library().tt_embedding_bag_backward(
+            guarded(grad), *ctx.arguments, ctx.weights, ctx.weights_grad
+        )
         cores = len(ctx.arguments[2])
         return None, None, None, grads[-1] if ctx.weights_grad else None, *grads[:cores]
 
@@ -59,12 +66,12 @@ def tt_embedding_bag(
 @contextmanager
 def running(order: str = "forward", seed: int = 0, **settings: int) -> Iterator[None]:
     """Runs threads and blocks in an order, with settings of `ops.tt_cuda_setting`; refuses writes outside."""
-    before = {name: raw.tt_cuda_setting(name, value) for name, value in settings.items()}
-    raw.set_order(ORDERS[order], seed)
+    before = {name: library().tt_cuda_setting(name, value) for name, value in settings.items()}
+    library().set_order(ORDERS[order], seed)
     try:
         yield
     finally:
-        raw.set_order(0, 0)
+        library().set_order(0, 0)
         for name, value in before.items():
-            raw.tt_cuda_setting(name, value)
-    assert raw.overruns() == 0, "a kernel wrote outside a buffer"
+            library().tt_cuda_setting(name, value)
+    assert library().overruns() == 0, "a kernel wrote outside a buffer"

@@ -57,6 +57,7 @@ std::vector<Payload> payloads;  // [2, threads]
 ucontext_t starting;
 jmp_buf scheduler;
 int current;
+bool in_fibre = false;
 const std::function<void()>* the_body;
 unsigned char* shared;
 int64_t overruns;
@@ -76,7 +77,11 @@ void fibre_main() {
 void resume(int index) {
   current = index;
   threadIdx.x = index;
-  if (_setjmp(scheduler) != 0) return;
+  if (_setjmp(scheduler) != 0) {
+    in_fibre = false;
+    return;
+  }
+  in_fibre = true;
   Fibre& fibre = fibres[index];
   fibre.state = State::kReady;
   if (fibre.started) _longjmp(fibre.at, 1);
@@ -174,13 +179,18 @@ std::unordered_map<void*, Region>& regions() {
   return *all;
 }
 
-void touched(int, siginfo_t* info, void*) {
+// A kernel touched a guard page: its fibre ends, and the launch fails.
+void touched(int signal_number, siginfo_t* info, void*) {
+  if (!in_fibre) {
+    signal(signal_number, SIG_DFL);
+    return;
+  }
   char text[160];
-  const int length = std::snprintf(
-      text, sizeof text, "simt: address %p is outside every buffer: block (%u, %u), thread %u\n",
-      info->si_addr, blockIdx.x, blockIdx.y, threadIdx.x);
-  if (write(2, text, length) < 0) _exit(3);
-  _exit(2);
+  std::snprintf(text, sizeof text, "address %p is outside every buffer: block (%u, %u), thread %u",
+                info->si_addr, blockIdx.x, blockIdx.y, threadIdx.x);
+  failure = text;
+  fibres[current].state = State::kDone;
+  _longjmp(scheduler, 1);
 }
 
 void install_handler() {
@@ -192,7 +202,7 @@ void install_handler() {
     sigaltstack(&alternative, nullptr);
     struct sigaction action{};
     action.sa_sigaction = touched;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // it does not return
     sigaction(SIGSEGV, &action, nullptr);
     return true;
   }();
