@@ -365,7 +365,7 @@ def tt_bounds_check(mode: str | None = None) -> str:
     check  (default) they count for nothing, as if absent; the next call on the device, or `tt_bounds_report`
            after it, says so: nothing waits for the device, and its context stays usable
     clamp  they count for nothing; `tt_bounds_report` counts them
-    trust  nothing is checked: a bad id reads, and in the backward pass writes, outside the tables
+    trust  nothing is checked: a bad id may read, and a fused update write, outside the tables
 
     The CPU kernels always refuse them at once.
     """
