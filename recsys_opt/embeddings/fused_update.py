@@ -78,6 +78,12 @@ class FusedUpdate:
         return f"FusedUpdate({self.algorithm!r}, {self._learning_rate}, eps={self.eps})"
 
 
+def processes() -> int:
+    """Processes of the default group of torch.distributed; 1 without one."""
+    group = torch.distributed
+    return group.get_world_size() if group.is_available() and group.is_initialized() else 1
+
+
 class FusesUpdate(ABC):
     """Mixed into a representation whose backward pass can update its own weights.
 
@@ -113,11 +119,10 @@ class FusesUpdate(ABC):
         """Raises where the processes of a group would each update their own copy of the table."""
         if self.differs_by_process or not torch.is_grad_enabled():
             return
-        group = torch.distributed
-        if group.is_available() and group.is_initialized() and group.get_world_size() > 1:
+        if processes() > 1:
             raise InputError(
                 "a table updates itself in the backward pass, so that its copies in "
-                f"{group.get_world_size()} processes would drift apart: there is no gradient to average. "
+                f"{processes()} processes would drift apart: there is no gradient to average. "
                 "fuse_update(None) gives it gradients, as OptimizerConfig(core_update='stored') does; set "
                 "differs_by_process=True on a table that no other process holds"
             )

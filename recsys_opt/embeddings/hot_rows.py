@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recsys_opt.embeddings.bag_arguments import check_mode, to_bags
 from recsys_opt.embeddings.base import EmbeddingRepresentation
+from recsys_opt.embeddings.fused_update import processes
 from recsys_opt.embeddings.hot_store import COUNTED_LOOKUPS, MOST_LOOKUPS, HotRows
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.embeddings.tt_init import Init
@@ -190,6 +191,11 @@ class CachedTTEmbeddingBag(EmbeddingRepresentation):
         stores = [bag.hot for bag in bags]
         rows = [bag.num_embeddings for bag in bags]
         counting = all(bag.training for bag in bags)
+        if counting and torch.is_grad_enabled() and processes() > 1:
+            raise InputError(
+                f"held rows are chosen from the lookups of one process, but {processes()} train: their "
+                "copies of a table would hold different rows; use the representation 'tt'"
+            )
         if counting and not torch.compiler.is_compiling():
             for bag in dict.fromkeys(bags):
                 bag.advance(indices.numel())

@@ -8,6 +8,7 @@ from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from recsys_opt import DLRM, TableConfig, TTEmbeddingBag
+from recsys_opt.embeddings.hot_rows import CachedTTEmbeddingBag
 from recsys_opt.errors import InputError
 from recsys_opt.training.optimizers import ModelOptimizer, OptimizerConfig
 
@@ -67,6 +68,10 @@ def work(rank: int, folder: Path) -> None:
     for table in fused.embeddings.tables.children():
         table.differs_by_process = True
     fused(*samples(0, first, last)).sum().backward()
+    cached = CachedTTEmbeddingBag(30, 4, 3, cache_rows=4)
+    with pytest.raises(InputError, match="held rows are chosen from the lookups of one process, but 2 train"):
+        cached(torch.tensor([[1]]))
+    cached.eval()(torch.tensor([[1]]))
     (folder / f"equal_{rank}").touch()
     distributed.destroy_process_group()
 
