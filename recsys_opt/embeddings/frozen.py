@@ -40,8 +40,10 @@ class FrozenEmbeddingBag(DenseEmbeddingBag):
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         """Pooled rows; see `EmbeddingRepresentation.forward`."""
-        ids, bounds, weights = to_bags(input, offsets, per_sample_weights, self.include_last_offset)
-        return self._pooled(ids, bounds, weights)
+        # Starts of bags go on as they are: F.embedding_bag does not need the end of the last.
+        starts = not self.include_last_offset and offsets is not None and offsets.shape[0] > 0
+        ids, bounds, weights = to_bags(input, offsets, per_sample_weights, starts or self.include_last_offset)
+        return self._pooled(ids, bounds, weights, last=not starts)
 
     @classmethod
     def forward_group(
@@ -63,7 +65,7 @@ class FrozenEmbeddingBag(DenseEmbeddingBag):
             outputs.append(bag._pooled(indices[start:stop], bounds - start, weights))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
-    def _pooled(self, ids: Tensor, bounds: Tensor, weights: Tensor | None) -> Tensor:
+    def _pooled(self, ids: Tensor, bounds: Tensor, weights: Tensor | None, last: bool = True) -> Tensor:
         if weights is not None and self.mode != "sum":
             raise BatchError("per_sample_weights needs sum pooling, but this table averages")
         return F.embedding_bag(
@@ -72,7 +74,7 @@ class FrozenEmbeddingBag(DenseEmbeddingBag):
             bounds.to(ids.dtype),
             mode=self.mode,
             per_sample_weights=None if weights is None else weights.to(self.weight.dtype),
-            include_last_offset=True,
+            include_last_offset=last,
             padding_idx=self.padding_idx,
         )
 

@@ -170,6 +170,7 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
         mode: Pooling = "sum",
         padding_idx: int | None = None,
         include_last_offset: bool = False,
+        row_weights: Tensor | None = None,
         dtype: torch.dtype | None = None,
         work_bytes: int = WORK_BYTES,
         oversampling: int = 10,
@@ -188,6 +189,8 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
         method          "exact", "streaming" or "randomised" (see `recsys_opt.embeddings.tt_fit`); "auto"
                         takes exact for small tables, else streaming where that takes seconds
         num_embeddings  rows of an iterable
+        row_weights     [num_embeddings] such as counts of lookups: rows of more weight come out closer, those
+                        of less farther off (`fit_report.weighted_error`); one more pass over the table
         dtype           of the cores; default: the table's
         work_bytes      memory to work in, beside the table and the cores; not for "exact"
         oversampling, power_iterations, seed  of "randomised"
@@ -202,6 +205,7 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
             tt_p_shapes=tt_p_shapes,
             tt_q_shapes=tt_q_shapes,
             dtype=dtype,
+            row_weights=row_weights,
             options=options,
             progress=progress,
         )

@@ -37,6 +37,7 @@ from recsys_opt.embeddings.tt_rows import interface_rows
 from recsys_opt.embeddings.tt_shapes import resolve_shapes
 from recsys_opt.embeddings.tt_source import RowSource, TableLike, open_table
 from recsys_opt.embeddings.tt_svd import RankRule, balance, leading_cores, padded, split
+from recsys_opt.embeddings.tt_weighted import check_row_weights, weighted_last_core
 from recsys_opt.errors import InputError
 from recsys_opt.progress import Progress, SilentProgress
 
@@ -68,6 +69,8 @@ class FitReport:
     work_bytes: int
     """Memory that the fit planned to use beside table and result."""
     seconds: float
+    weighted_error: float | None = None
+    """The same with every row's square counted `row_weights` times, where these are given."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only."""
@@ -117,6 +120,7 @@ def fit_table(
     tt_p_shapes: Sequence[int] | None = None,
     tt_q_shapes: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
+    row_weights: Tensor | None = None,
     options: FitOptions | None = None,
     progress: Progress | None = None,
 ) -> FittedTable:
@@ -134,6 +138,7 @@ def fit_table(
         rank_multiple=rank_multiple,
         options=options,
         dtype=dtype,
+        row_weights=row_weights,
         progress=progress,
     )
     return FittedTable(rows, columns, cores, report)
@@ -150,6 +155,7 @@ def fit_cores(
     rank_multiple: int = 1,
     options: FitOptions | None = None,
     dtype: torch.dtype | None = None,
+    row_weights: Tensor | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Tensor], FitReport]:
     """Cores for a table; what they make beyond its rows, up to prod(p), is left to chance.
@@ -157,6 +163,7 @@ def fit_cores(
     ranks          of the d - 1 inner bonds; None: the least that keep the relative error within `tolerance`
                    (or as close to it as `dtype` can), up to the next `rank_multiple`
     dtype          of the cores; default: the table's
+    row_weights    [rows] how much each row counts: see `tt_weighted`
     returns        the cores, [n_k, q_k, r_k, r_{k+1}], of balanced size, and what was done
     """
     began = time.perf_counter()
@@ -164,10 +171,11 @@ def fit_cores(
     method = _method(source, p, q, options)
     if method == "exact" and not source.repeatable:
         source = dataclasses.replace(source, repeatable=True, _origin=source.whole())
+    weights = _weights(row_weights, source, tolerance)
     aim = tolerance
     while True:
         rule = RankRule(len(p) - 1, ranks, aim, rank_multiple)
-        cores, report = _fit_once(source, p, q, ranks, rule, method, options, dtype, progress)
+        cores, report = _fit_once(source, p, q, ranks, rule, method, options, dtype, weights, progress)
         report = dataclasses.replace(report, seconds=time.perf_counter() - began)
         if tolerance is None or aim is None or report.error <= tolerance or aim < 1e-9:
             return cores, report
@@ -183,6 +191,7 @@ def _fit_once(
     method: str,
     options: FitOptions,
     dtype: torch.dtype | None,
+    weights: Tensor | None,
     progress: Progress,
 ) -> tuple[list[Tensor], FitReport]:
     work = torch.float64 if torch.float64 in (source.dtype, dtype) or method == "exact" else torch.float32
@@ -211,10 +220,18 @@ def _fit_once(
                 table, rule, work, oversampling=options.oversampling, seed=options.seed, probes=_PROBES
             )
     last = right.reshape(-1, p[-1], q[-1], 1).permute(1, 2, 0, 3)
-    cores = padded([*leading_cores(rest, p[:-1], q[:-1], rule, table.used), last], ranks)
+    cores = [*leading_cores(rest, p[:-1], q[:-1], rule, table.used), last]
+    if weights is not None:
+        cores[-1] = weighted_last_core(table, cores, weights)
+    cores = padded(cores, ranks)
     cores = [core.to(dtype or source.dtype).contiguous() for core in balance(cores)]
     wide = [core.to(work) for core in cores]
-    low, error, high = _estimated(table, wide, probes) if probes else (_computed(table, wide),) * 3
+    weighted = None
+    if probes:
+        low, error, high = _estimated(table, wide, probes)
+    else:
+        error, weighted = _computed(table, wide, weights)
+        low = high = error
     report = FitReport(
         method=method,
         tt_ranks=tuple(core.shape[3] for core in cores[:-1]),
@@ -223,6 +240,7 @@ def _fit_once(
         passes=table.passes,
         work_bytes=work_bytes,
         seconds=0.0,
+        weighted_error=weighted,
     )
     return cores, report
 
@@ -288,17 +306,39 @@ def _block_prefixes(
     return max(min(room // prefix_bytes, math.prod(p[:-1])), 1)
 
 
-def _computed(table: Unfolding, cores: Sequence[Tensor]) -> float:
-    """The relative error of the cores, from one pass."""
+def _computed(
+    table: Unfolding, cores: Sequence[Tensor], weights: Tensor | None
+) -> tuple[float, float | None]:
+    """The relative error of the cores, plain and weighted, from one pass."""
     squared, rows = 0.0, table.block_prefixes * table.p[-1]
+    lost = norm = 0.0
     table.progress.start(f"pass {table.passes + 1}: error", table.source.num_embeddings, "rows")
     for start, block in table.source.blocks(rows):
         made = interface_rows(cores, start, start + block.shape[0]).squeeze(2)
-        squared += checked_square(block.to(made.dtype) - made, start)
+        missed = block.to(made.dtype) - made
+        squared += checked_square(missed, start)
+        if weights is not None:
+            own = weights[start : start + block.shape[0]].double()
+            lost += float(own @ missed.double().square().sum(1))
+            norm += float(own @ block.double().square().sum(1))
         table.progress.advance(block.shape[0])
     table.passes += 1
     table.progress.finish()
-    return math.sqrt(squared) / table.norm if table.norm else 0.0
+    weighted = None if weights is None else math.sqrt(lost / norm) if norm else 0.0
+    return math.sqrt(squared) / table.norm if table.norm else 0.0, weighted
+
+
+def _weights(weights: Tensor | None, source: RowSource, tolerance: float | None) -> Tensor | None:
+    if weights is None:
+        return None
+    if not source.repeatable:
+        raise InputError(
+            "row_weights need a further pass over the table, but weight is an iterator, which can be read "
+            "once; give a list or other iterable that can be read again, or a file"
+        )
+    if tolerance is not None:
+        raise InputError("a tolerance is about the plain error, which row_weights trade away; give tt_ranks")
+    return check_row_weights(weights, source.num_embeddings).to(source.device)
 
 
 def _estimated(table: Unfolding, cores: Sequence[Tensor], probes: Probes) -> tuple[float, float, float]:
