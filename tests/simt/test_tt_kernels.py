@@ -189,6 +189,27 @@ def test_updates(case: Case, update, run, order):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_updates_of_half_precision_cores(dtype, algorithm):
+    """States and sums are float32; a core is rounded once."""
+    case = one_table(150, dtype=dtype, bags=30)
+    case.weights = torch.rand(150).to(dtype)
+    step = Step(case.mapped(Tensor.double), algorithm, numbers())
+    step.grad = step.grad.to(dtype).double()
+    step.states = [s.float().double() for s in step.states]
+    want = step.run(reference.tt_embedding_bag_backward_update)
+    step.case, step.grad = case, step.grad.to(dtype)
+    step.cores, step.states = [c.to(dtype) for c in step.cores], [s.float() for s in step.states]
+    got = step.run(ops.library().tt_embedding_bag_backward_update)
+    eps = torch.finfo(dtype).eps
+    for mine, right in zip((got[0], *got[1]), (want[0], *want[1]), strict=True):
+        assert mine.dtype == dtype
+        assert ((mine.double() - right).abs() <= eps * right.abs() + 2e-3 * right.abs().max()).all()
+    for mine, right in zip(got[2], want[2], strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=5e-3, atol=5e-3 * right.abs().max().item())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_updates_of_shared_cores_add_their_gradients_first(algorithm):
     case = one_table(60, dtype=torch.float64)
     twice = {name: values * 2 for name, values in case.options.items()}
