@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="frequency",
         help="frequency: ids by falling lookups; cooccurrence: ids of fewer than one lookup a batch by the "
         "mean row of their lookups instead. The training rows decide; ids that they lack come last, in "
-        "their old order (default frequency)",
+        "their old order. Fewer distinct prefixes a batch, so less time; tables of low rank (8) lose some "
+        "quality (default frequency)",
     )
     parser.add_argument(
         "--batch-size", type=int, default=2048, metavar="B", help="for cooccurrence (default 2048)"

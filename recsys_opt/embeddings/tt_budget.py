@@ -10,7 +10,9 @@ lookups. F counts the degrees of freedom of the cores. Fitted to unrelated rows 
 spends them on the rows of most weight, about K of them: low ranks share too much to use all of F
 (`recsys-opt bench budget-law` measures this). Training is no such fit: rows pull on each other, so the loss
 does not end at K rows but falls as 1 / K, and a part of the value is lost at any rank. Both were chosen by
-quality on real rows at 4 MB.
+test quality on a sample of real rows at 4 MB. Against one rank for the largest tables at as many bytes that
+sample shows a gain at 2 MB (.0013 of AUC) and none beyond noise at 4, 8 and 20 MB (three seeds,
+scripts/reproduce_budget.sh).
 
 So rarely seen ids, and columns that say little about the label, have little to lose; a table whose seen ids
 are few needs no large rank, however many rows it has. Columns are taken one by one: where two say the same,
