@@ -6,19 +6,21 @@
 #   scripts/reproduce_quality_generated.sh [ROWS [SEEDS [JOBS [VARIANTS]]]]     default: 10000000 rows, 1 seed, 1 job
 #
 # 10 M rows need 1.6 GB of disk, 2.3 more for the dense model; a run takes up to 2.8 GB of memory and, on one quiet
-# core, 6 minutes. Interrupted, the same line goes on where it stopped; RESTART=1 makes rows and record anew.
+# core, 6 minutes. Interrupted, the same line goes on where it stopped (remove
+# build/quality_generated to begin anew).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rows=${1:-10000000}
 seeds=${2:-1}
 jobs=${3:-1}
-variants=${4:-dense,tt8,tt16,tt32,tt64,tt32+cache,svd32,svd32+tuned,dense+tuned}
+variants=${4:-dense,tt8,tt16,tt32,tt64,tt32@2x1x8,tt32+cache,svd32,svd32+tuned,dense+tuned}
 export PATH="$PWD/.venv/bin:$PATH"
 work=build/quality_generated # relative, so that the records' command lines are
-record=benchmarks/results/quality_generated_$rows.json
-[ -z "${RESTART:-}" ] || rm -rf "$work" "$record"
+record=quality_generated_$rows.json
 
 mkdir -p "$work"
 [ -e "$work/data_$rows/dataset.json" ] || recsys-opt data synth --rows "$rows" --out "$work/data_$rows"
 recsys-opt bench quality "$work/data_$rows" --variants "$variants" --seeds "$seeds" --jobs "$jobs" --batch-size 2048 \
-  --work "$work" --record "$record" --resume
+  --work "$work" --record "$work/$record" --resume
+mv "$work/$record" "benchmarks/results/$record"
+rm -rf "$work"

@@ -11,8 +11,8 @@
 #   JOBS       runs at a time, one thread and up to 2.4 GB each (default: one a core)
 #   SEEDS      default 5
 #
-# About 15 s a run on a quiet core, and 20 s more for each fit; 65 runs with 5 seeds. Interrupted, the same line goes on where it
-# stopped; RESTART=1 makes the records anew.
+# About 15 s a run on a quiet core, and 20 s more for each fit; 90 runs with 5 seeds. Interrupted, the same line goes on
+# where it stopped (remove build/quality_sample to begin anew).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 input=$(realpath "${1:?"usage: scripts/reproduce_quality_sample.sh TRAIN_TXT [SEARCH [JOBS [SEEDS]]]"}")
@@ -22,8 +22,6 @@ seeds=${4:-5}
 export PATH="$PWD/.venv/bin:$PATH"
 work=build/quality_sample # relative, so that the records' command lines are
 results=benchmarks/results
-[ -z "${RESTART:-}" ] || rm -rf "$work" "$results"/quality_sample_{vocabulary,hashed}.json
-
 mkdir -p "$work"
 for ids in vocabulary hashed; do
   [ "$ids" = hashed ] && flag=(--hash) || flag=(--min-count 2)
@@ -31,7 +29,9 @@ for ids in vocabulary hashed; do
 done
 common=(--seeds "$seeds" --search "$search" --jobs "$jobs" --logistic --resume)
 recsys-opt bench quality "$work/vocabulary" --variants dense "${common[@]}" \
-  --record "$results/quality_sample_vocabulary.json"
+  --record "$work/quality_sample_vocabulary.json"
 recsys-opt bench quality "$work/hashed" "${common[@]}" --work "$work" \
-  --variants dense,tt8,tt16,tt32,tt64,tt32+cache,svd8,svd16,svd32,svd64,dense+tuned,svd32+tuned,svd64+tuned \
-  --record "$results/quality_sample_hashed.json"
+  --variants dense,tt8,tt16,tt32,tt64,tt32@2x1x8,tt32+cache,svd8,svd16,svd32,svd64,dense+tuned,svd32+tuned,svd64+tuned \
+  --record "$work/quality_sample_hashed.json"
+mv "$work"/quality_sample_*.json "$results/"
+rm -rf "$work"
