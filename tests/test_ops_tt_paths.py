@@ -1,4 +1,4 @@
-"""The ways that a lookup can take on the CPU give the same: planned or not, kept or not, summed in place or not."""
+"""A lookup's ways on the CPU give the same: planned or not, kept or not, summed in place or not."""
 
 import pytest
 import torch
@@ -32,6 +32,11 @@ def test_two_cores_over_more_ids_than_are_read_at_once(longest):
     both = torch.cat([offsets, offsets[1:] + indices.numel()])
     case = Case(torch.cat([indices, indices.flip(0)]), both, cores, options)
     torch.testing.assert_close(case.call(ops.tt_embedding_bag), case.call(reference.tt_embedding_bag))
+    for dtype in (torch.bfloat16, torch.float16):  # widened on the way, bit for bit as beforehand
+        case.cores = [core.to(dtype) for core in cores]
+        got = case.call(ops.tt_embedding_bag)
+        case.cores = [core.float() for core in case.cores]
+        assert torch.equal(got, case.call(ops.tt_embedding_bag).to(dtype))
 
 
 @pytest.mark.parametrize("bad", [900, -1, 2**40])

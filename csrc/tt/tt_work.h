@@ -65,6 +65,8 @@ struct Work : Kept<T> {
   const Kernels<T>* kernels = nullptr;
   const T* core[kMaxCores] = {};
   Widened<T> widened[kMaxCores];      // bf16 and fp16 cores: what `core` points to
+  const char* narrow_core = nullptr;  // bf16 and fp16, without a plan: core 0, widened on the way
+  ScalarType narrow_type = ScalarType::BFloat16;
   int64_t width[kMaxCores + 1] = {};  // of a node of level k: q_0 .. q_{k-1} r_k
   const T* weights = nullptr;         // per sample
   Array<T> factors;                   // [lookups] of the rows, in the plan's order; empty: 1
@@ -182,10 +184,8 @@ struct Call {
       w.kernels = &kernels<T>(divisor);
       if (kept) static_cast<Kept<T>&>(w) = (*kept)[t];
     }
-    // The slices to widen are those of the plan.
-    const bool reduced = is_reduced(cores[0].scalar_type());
-    if (!kept) make_plans(indices, offsets, plan_all || reduced);
-    if (reduced) widen_cores(cores);
+    if (!kept) make_plans(indices, offsets, plan_all);
+    if (is_reduced(cores[0].scalar_type())) widen_cores(cores);
     if (weights) {
       for (Work<T>& w : work) w.weights = weights->template const_data_ptr<T>();
     }
@@ -230,11 +230,19 @@ struct Call {
         Work<T>& w = work[i / kMaxCores];
         const int k = static_cast<int>(i % kMaxCores);
         if (k > w.top()) return;
+        const Tensor& core = cores[w.table->first_core + k];
         Widened<T>& wide = w.widened[k];
-        wide = {Array<T>(w.core_size(k)), w.used_slices(k)};
+        if (!w.plan && k == 0) {
+          w.narrow_core = static_cast<const char*>(core.const_data_ptr());
+          w.narrow_type = core.scalar_type();
+          return;
+        }
+        // The slices to widen are those of the plan.
+        wide = {Array<T>(w.core_size(k)),
+                w.plan ? w.used_slices(k) : std::vector<char>(w.table->n[k], 1)};
         for (int64_t slice = 0; slice < w.table->n[k]; ++slice) {
           if (!wide.used[slice]) continue;
-          widen_slice(cores[w.table->first_core + k], slice, w.core_slice(k), wide.core.data());
+          widen_slice(core, slice, w.core_slice(k), wide.core.data());
         }
         w.core[k] = wide.core.data();
       });
