@@ -128,8 +128,7 @@ void for_each_launch(const BagShape& s, const std::vector<Tensor>& weights,
                          s.first_column[t], mean[t] != 0};
       widest = std::max(widest, s.dims[t]);
     }
-    launch(call, static_cast<unsigned>(count), widest);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch(call, count, widest);
   }
 }
 
@@ -152,20 +151,19 @@ Tensor hot_rows_bag_cuda(Tensor base, std::vector<Tensor> weights, Tensor slots,
                          std::vector<int64_t> mean) {
   const char* op = "hot_rows_bag";
   const BagShape s = check_bag(op, base, weights, slots, offsets, per_sample_weights, mean);
-  const torch::stable::accelerator::DeviceGuard guard(base.get_device_index());
+  const OnDevice device(base);
   base = torch::stable::contiguous(base);
   make_contiguous(offsets);
   make_contiguous(per_sample_weights);
   Tensor out = torch::stable::new_empty(base, {s.batch, s.columns});
   dispatch(op, base.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    for_each_launch<T>(
-        s, weights, nullptr, slots, offsets, per_sample_weights, mean,
-        [&](const Call<T>& call, unsigned tables, int64_t widest) {
-          pool<T>
-              <<<dim3(blocks_for(s.batch * widest), tables), kThreads, 0, current_stream(base)>>>(
-                  call, base.const_data_ptr<T>(), out.mutable_data_ptr<T>());
-        });
+    for_each_launch<T>(s, weights, nullptr, slots, offsets, per_sample_weights, mean,
+                       [&](const Call<T>& call, int64_t tables, int64_t widest) {
+                         launch(pool<T>, Grid{blocks_for(s.batch * widest), tables}, kThreads, 0,
+                                device.stream(), call, base.const_data_ptr<T>(),
+                                out.mutable_data_ptr<T>());
+                       });
   });
   return out;
 }
@@ -178,27 +176,24 @@ std::vector<Tensor> hot_rows_bag_row_gradients_cuda(Tensor grad, std::vector<Ten
                                                     std::vector<int64_t> mean) {
   const char* op = "hot_rows_bag_row_gradients";
   const BagShape s = check_bag(op, grad, weights, slots, offsets, per_sample_weights, mean);
-  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  const OnDevice device(grad);
   grad = torch::stable::contiguous(grad);
   make_contiguous(offsets);
   make_contiguous(per_sample_weights);
-  const cudaStream_t stream = current_stream(grad);
   std::vector<Tensor> result;
   for (int64_t t = 0; t < s.tables; ++t) {
     Tensor ids = torch::stable::new_empty(grad, {s.rows[t]}, ScalarType::Long);
-    count_up<<<blocks_for(s.rows[t]), kThreads, 0, stream>>>(ids.mutable_data_ptr<int64_t>(),
-                                                             s.rows[t]);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch(count_up, Grid{blocks_for(s.rows[t])}, kThreads, 0, device.stream(),
+           ids.mutable_data_ptr<int64_t>(), s.rows[t]);
     result.push_back(ids);
     result.push_back(torch::stable::new_zeros(grad, {s.rows[t], s.dims[t]}));
   }
   dispatch(op, grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     for_each_launch<T>(s, weights, &result, slots, offsets, per_sample_weights, mean,
-                       [&](const Call<T>& call, unsigned tables, int64_t widest) {
-                         add_row_gradients<T>
-                             <<<dim3(blocks_for(s.batch * widest), tables), kThreads, 0, stream>>>(
-                                 call, grad.const_data_ptr<T>());
+                       [&](const Call<T>& call, int64_t tables, int64_t widest) {
+                         launch(add_row_gradients<T>, Grid{blocks_for(s.batch * widest), tables},
+                                kThreads, 0, device.stream(), call, grad.const_data_ptr<T>());
                        });
   });
   return result;
@@ -208,19 +203,18 @@ Tensor hot_rows_bag_base_gradient_cuda(Tensor grad, std::vector<Tensor> weights,
                                        std::optional<Tensor> offsets, std::vector<int64_t> mean) {
   const char* op = "hot_rows_bag_base_gradient";
   const BagShape s = check_bag(op, grad, weights, slots, offsets, std::nullopt, mean);
-  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  const OnDevice device(grad);
   grad = torch::stable::contiguous(grad);
   make_contiguous(offsets);
   Tensor out = torch::stable::new_empty(grad, {s.batch, s.columns});
   dispatch(op, grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    for_each_launch<T>(
-        s, weights, nullptr, slots, offsets, std::nullopt, mean,
-        [&](const Call<T>& call, unsigned tables, int64_t widest) {
-          scale_gradient<T>
-              <<<dim3(blocks_for(s.batch * widest), tables), kThreads, 0, current_stream(grad)>>>(
-                  call, grad.const_data_ptr<T>(), out.mutable_data_ptr<T>());
-        });
+    for_each_launch<T>(s, weights, nullptr, slots, offsets, std::nullopt, mean,
+                       [&](const Call<T>& call, int64_t tables, int64_t widest) {
+                         launch(scale_gradient<T>, Grid{blocks_for(s.batch * widest), tables},
+                                kThreads, 0, device.stream(), call, grad.const_data_ptr<T>(),
+                                out.mutable_data_ptr<T>());
+                       });
   });
   return out;
 }
@@ -230,19 +224,18 @@ Tensor hot_rows_bag_factor_gradients_cuda(Tensor grad, std::vector<Tensor> weigh
   const char* op = "hot_rows_bag_factor_gradients";
   const std::vector<int64_t> mean(weights.size(), 0);
   const BagShape s = check_bag(op, grad, weights, slots, offsets, std::nullopt, mean);
-  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  const OnDevice device(grad);
   grad = torch::stable::contiguous(grad);
   make_contiguous(offsets);
   Tensor out = torch::stable::new_zeros(grad, {s.ids});
   dispatch(op, grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    for_each_launch<T>(
-        s, weights, nullptr, slots, offsets, std::nullopt, mean,
-        [&](const Call<T>& call, unsigned tables, int64_t) {
-          factor_gradients<T>
-              <<<dim3(blocks_for(s.batch), tables), kThreads, 0, current_stream(grad)>>>(
-                  call, grad.const_data_ptr<T>(), out.mutable_data_ptr<T>());
-        });
+    for_each_launch<T>(s, weights, nullptr, slots, offsets, std::nullopt, mean,
+                       [&](const Call<T>& call, int64_t tables, int64_t) {
+                         launch(factor_gradients<T>, Grid{blocks_for(s.batch), tables}, kThreads, 0,
+                                device.stream(), call, grad.const_data_ptr<T>(),
+                                out.mutable_data_ptr<T>());
+                       });
   });
   return out;
 }
@@ -250,7 +243,7 @@ Tensor hot_rows_bag_factor_gradients_cuda(Tensor grad, std::vector<Tensor> weigh
 }  // namespace
 }  // namespace recsys_opt::hot_rows
 
-STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(TT_OPS_LIBRARY, TT_OPS_DEVICE, m) {
   using namespace recsys_opt::hot_rows;
   m.impl("hot_rows_bag", TORCH_BOX(&hot_rows_bag_cuda));
   m.impl("hot_rows_bag_row_gradients", TORCH_BOX(&hot_rows_bag_row_gradients_cuda));

@@ -7,7 +7,7 @@
 namespace recsys_opt::hot_rows {
 namespace {
 
-constexpr unsigned kMostBlocks = 512;  // a table; threads take several lookups where there are more
+constexpr int64_t kMostBlocks = 512;  // a table; threads take several lookups where there are more
 
 struct Table {
   int32_t* hot_counts;
@@ -56,9 +56,9 @@ __global__ void propose(Tables tables, Numbers indices, const int32_t* __restric
     const int64_t id = indices[k];
     const Places p = places(id, t.width, t.cells);
     const int32_t one = t.counts[p.counter[0]], other = t.counts[p.counter[1]];
-    const auto value = static_cast<long long>(candidate(id, one < other ? one : other));
-    atomicMax(reinterpret_cast<long long*>(t.candidates + p.cell[0]), value);
-    atomicMax(reinterpret_cast<long long*>(t.candidates + p.cell[1]), value);
+    const int64_t value = candidate(id, one < other ? one : other);
+    raise_to(t.candidates + p.cell[0], value);
+    raise_to(t.candidates + p.cell[1], value);
   });
 }
 
@@ -69,11 +69,10 @@ void hot_rows_count_cuda(std::vector<Tensor> hot_counts, std::vector<Tensor> cou
   const Shape s = check_count(hot_counts, counts, candidates, indices, slots, offsets,
                               num_embeddings, stride, phase);
   if (s.ids == 0) return;
-  const torch::stable::accelerator::DeviceGuard guard(indices.get_device_index());
+  const OnDevice device(indices);
   indices = torch::stable::contiguous(indices);
   if (offsets) offsets = torch::stable::contiguous(*offsets);
-  const cudaStream_t stream = current_stream(indices);
-  const unsigned blocks = std::min(kMostBlocks, blocks_for((s.ids + stride - 1) / stride));
+  const int64_t blocks = std::min(kMostBlocks, blocks_for((s.ids + stride - 1) / stride));
   // All are counted before any is proposed: features may share a table.
   for (const bool proposing : {false, true})
     for (int64_t first = 0; first < s.tables; first += kTablesPerLaunch) {
@@ -86,21 +85,20 @@ void hot_rows_count_cuda(std::vector<Tensor> hot_counts, std::vector<Tensor> cou
             hot_counts[t].mutable_data_ptr<int32_t>(), counts[t].mutable_data_ptr<int32_t>(),
             candidates[t].mutable_data_ptr<int64_t>(), counts[t].size(1), candidates[t].numel()};
       }
-      const dim3 grid(blocks, static_cast<unsigned>(size));
+      const Grid grid{blocks, size};
       const auto* slot = slots.const_data_ptr<int32_t>();
       if (proposing)
-        propose<<<grid, kThreads, 0, stream>>>(tables, numbers(indices), slot, bags(offsets),
-                                               s.batch, stride, phase);
+        launch(propose, grid, kThreads, 0, device.stream(), tables, numbers(indices), slot,
+               bags(offsets), s.batch, stride, phase);
       else
-        count<<<grid, kThreads, 0, stream>>>(tables, numbers(indices), slot, bags(offsets), s.batch,
-                                             stride, phase);
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
+        launch(count, grid, kThreads, 0, device.stream(), tables, numbers(indices), slot,
+               bags(offsets), s.batch, stride, phase);
     }
 }
 
 }  // namespace
 }  // namespace recsys_opt::hot_rows
 
-STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(TT_OPS_LIBRARY, TT_OPS_DEVICE, m) {
   m.impl("hot_rows_count_", TORCH_BOX(&recsys_opt::hot_rows::hot_rows_count_cuda));
 }

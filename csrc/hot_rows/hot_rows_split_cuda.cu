@@ -33,7 +33,7 @@ __global__ void look_up(Tables tables, Numbers indices, Bags bounds, int64_t bat
   if (begin < 0 || end < begin || end > ids || (bag == 0 && begin != 0)) {
     printf("hot_rows_split: table %lld: bag %lld is [%lld, %lld) of %lld indices\n",
            (long long)number, (long long)b, (long long)begin, (long long)end, (long long)ids);
-    __trap();
+    stop();
   }
   int64_t cold = 0;
   for (int64_t k = begin; k < end; ++k) {
@@ -41,7 +41,7 @@ __global__ void look_up(Tables tables, Numbers indices, Bags bounds, int64_t bat
     if (id < 0 || id >= t.num_embeddings) {
       printf("hot_rows_split: indices[%lld] = %lld is outside the table's %lld rows (table %lld)\n",
              (long long)k, (long long)id, (long long)t.num_embeddings, (long long)number);
-      __trap();
+      stop();
     }
     const int32_t slot = id == t.padding_idx ? kPadding : find(id, t.keys, t.directory, t.mask);
     slots[k] = slot;
@@ -50,9 +50,11 @@ __global__ void look_up(Tables tables, Numbers indices, Bags bounds, int64_t bat
   cold_offsets[bag + 1] = cold;
 }
 
+constexpr int64_t kSumBytes = (kThreads + 1) * sizeof(int64_t);  // of shared memory
+
 // Inclusive sums of kThreads values, one a thread; every thread's own is returned.
 __device__ int64_t block_sums(int64_t value) {
-  __shared__ int64_t sums[kThreads];
+  auto* sums = reinterpret_cast<int64_t*>(tt::dynamic_shared());
   sums[threadIdx.x] = value;
   __syncthreads();
   for (int distance = 1; distance < kThreads; distance *= 2) {
@@ -75,7 +77,7 @@ __global__ void sum_parts(int64_t* values, int64_t count, int64_t* totals) {
 
 // One block: the totals of the parts become the sums of the parts before.
 __global__ void sum_totals(int64_t* totals, int64_t parts) {
-  __shared__ int64_t before;
+  int64_t& before = reinterpret_cast<int64_t*>(tt::dynamic_shared())[kThreads];
   if (threadIdx.x == 0) before = 0;
   __syncthreads();
   for (int64_t first = 0; first < parts; first += kThreads) {
@@ -132,14 +134,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hot_rows_split_cuda(Tensor indices,
                                                                std::vector<int64_t> num_embeddings,
                                                                std::vector<int64_t> padding_idx) {
   const Shape s = check_split(indices, offsets, keys, directories, num_embeddings, padding_idx);
-  const torch::stable::accelerator::DeviceGuard guard(indices.get_device_index());
+  const OnDevice device(indices);
   indices = torch::stable::contiguous(indices);
   if (offsets) offsets = torch::stable::contiguous(*offsets);
   Tensor slots = torch::stable::new_empty(indices, {s.ids}, ScalarType::Int);
   Tensor cold_indices = torch::stable::new_empty(indices, {s.ids});
   Tensor cold_offsets = torch::stable::new_zeros(indices, {s.bags() + 1}, ScalarType::Long);
   Tensor cold_positions = torch::stable::new_empty(indices, {s.ids}, ScalarType::Long);
-  const cudaStream_t stream = current_stream(indices);
   auto* starts = cold_offsets.mutable_data_ptr<int64_t>();
   auto* slot = slots.mutable_data_ptr<int32_t>();
   for (int64_t first = 0; first < s.tables && s.batch > 0; first += kTablesPerLaunch) {
@@ -151,32 +152,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hot_rows_split_cuda(Tensor indices,
                          directories[first + i].const_data_ptr<int32_t>(),
                          directories[first + i].numel() - 1, num_embeddings[first + i],
                          padding_idx[first + i]};
-    look_up<<<dim3(blocks_for(s.batch), static_cast<unsigned>(count)), kThreads, 0, stream>>>(
-        tables, numbers(indices), bags(offsets), s.batch, s.ids, slot, starts);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch(look_up, Grid{blocks_for(s.batch), count}, kThreads, 0, device.stream(), tables,
+           numbers(indices), bags(offsets), s.batch, s.ids, slot, starts);
   }
   if (s.bags() > 0) {
-    const unsigned parts = blocks_for(s.bags());
-    Tensor totals = torch::stable::new_empty(indices, {int64_t{parts}}, ScalarType::Long);
+    const int64_t parts = blocks_for(s.bags());
+    Tensor totals = torch::stable::new_empty(indices, {parts}, ScalarType::Long);
     auto* total = totals.mutable_data_ptr<int64_t>();
-    sum_parts<<<parts, kThreads, 0, stream>>>(starts + 1, s.bags(), total);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    sum_totals<<<1, kThreads, 0, stream>>>(total, parts);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    add_totals<<<parts, kThreads, 0, stream>>>(starts, s.bags(), total);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch(sum_parts, Grid{parts}, kThreads, kSumBytes, device.stream(), starts + 1, s.bags(),
+           total);
+    launch(sum_totals, Grid{1}, kThreads, kSumBytes, device.stream(), total, parts);
+    launch(add_totals, Grid{parts}, kThreads, 0, device.stream(), starts, s.bags(), total);
   }
   if (s.ids == 0) return {slots, cold_indices, cold_offsets, cold_positions};
   const auto finish = [&](auto zero) {
     using Index = decltype(zero);
     auto* cold = cold_indices.mutable_data_ptr<Index>();
     auto* position = cold_positions.mutable_data_ptr<int64_t>();
-    place_cold<Index><<<blocks_for(s.bags()), kThreads, 0, stream>>>(
-        indices.const_data_ptr<Index>(), bags(offsets), s.bags(), slot, starts, cold, position);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    fill_up<Index><<<blocks_for(s.ids), kThreads, 0, stream>>>(bags(offsets), s.bags(), s.ids,
-                                                               starts, slot, cold, position);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch(place_cold<Index>, Grid{blocks_for(s.bags())}, kThreads, 0, device.stream(),
+           indices.const_data_ptr<Index>(), bags(offsets), s.bags(), slot, starts, cold, position);
+    launch(fill_up<Index>, Grid{blocks_for(s.ids)}, kThreads, 0, device.stream(), bags(offsets),
+           s.bags(), s.ids, starts, slot, cold, position);
   };
   if (indices.scalar_type() == ScalarType::Int)
     finish(int32_t{});
@@ -196,33 +192,30 @@ __global__ void enter_keys(int32_t* directory, int64_t mask, const int64_t* __re
   const int64_t slot = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (slot >= count || keys[slot] < 0) return;
   for (uint64_t at = mix(keys[slot]) & mask;; at = (at + 1) & mask) {
-    const int32_t there = atomicCAS(directory + at, -1, static_cast<int32_t>(slot));
+    const int32_t there = exchange_if(directory + at, -1, static_cast<int32_t>(slot));
     if (there < 0) return;
     if (keys[there] == keys[slot]) {
       printf("hot_rows_directory_: keys[%d] and keys[%lld] are both %lld\n", there, (long long)slot,
              (long long)keys[slot]);
-      __trap();
+      stop();
     }
   }
 }
 
 void hot_rows_directory_cuda(Tensor directory, Tensor keys) {
   check_directory("hot_rows_directory_", 0, keys, directory);
-  const torch::stable::accelerator::DeviceGuard guard(keys.get_device_index());
-  const cudaStream_t stream = current_stream(keys);
+  const OnDevice device(keys);
   auto* entries = directory.mutable_data_ptr<int32_t>();
-  clear_directory<<<blocks_for(directory.numel()), kThreads, 0, stream>>>(entries,
-                                                                          directory.numel());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  enter_keys<<<blocks_for(keys.numel()), kThreads, 0, stream>>>(
-      entries, directory.numel() - 1, keys.const_data_ptr<int64_t>(), keys.numel());
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(clear_directory, Grid{blocks_for(directory.numel())}, kThreads, 0, device.stream(),
+         entries, directory.numel());
+  launch(enter_keys, Grid{blocks_for(keys.numel())}, kThreads, 0, device.stream(), entries,
+         directory.numel() - 1, keys.const_data_ptr<int64_t>(), keys.numel());
 }
 
 }  // namespace
 }  // namespace recsys_opt::hot_rows
 
-STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(TT_OPS_LIBRARY, TT_OPS_DEVICE, m) {
   m.impl("hot_rows_split", TORCH_BOX(&recsys_opt::hot_rows::hot_rows_split_cuda));
   m.impl("hot_rows_directory_", TORCH_BOX(&recsys_opt::hot_rows::hot_rows_directory_cuda));
 }

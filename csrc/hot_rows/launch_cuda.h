@@ -1,27 +1,50 @@
 #pragma once
 // What the CUDA kernels of hot rows share.
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-
 #include <algorithm>
+#include <stdexcept>
 
 #include "hot_rows/hot_rows.h"
+#include "tt/cuda_intrinsics.cuh"
 
 namespace recsys_opt::hot_rows {
 
 constexpr int kThreads = 256;
 constexpr int kTablesPerLaunch = 48;  // their descriptions are a kernel's argument, 4 KB at most
 
-inline cudaStream_t current_stream(const Tensor& t) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
+using tt::Grid;
+using tt::launch;
+using tt::OnDevice;
+
+inline int64_t blocks_for(int64_t threads) {
+  return std::max<int64_t>(1, (threads + kThreads - 1) / kThreads);
 }
 
-inline unsigned blocks_for(int64_t threads) {
-  return static_cast<unsigned>(std::max<int64_t>(1, (threads + kThreads - 1) / kThreads));
+// Ends the program on the device, after a message.
+inline __device__ void stop() {
+#ifdef RECSYS_OPT_SIMT
+  throw std::runtime_error("a kernel has stopped the device");
+#else
+  __trap();
+#endif
+}
+
+// Writes `value` where `expected` is, at once; returns what was there.
+inline __device__ int32_t exchange_if(int32_t* address, int32_t expected, int32_t value) {
+#ifdef RECSYS_OPT_SIMT
+  const int32_t there = *address;
+  if (there == expected) *address = value;
+  return there;
+#else
+  return atomicCAS(address, expected, value);
+#endif
+}
+
+inline __device__ void raise_to(int64_t* address, int64_t value) {
+#ifdef RECSYS_OPT_SIMT
+  *address = std::max(*address, value);
+#else
+  atomicMax(reinterpret_cast<long long*>(address), static_cast<long long>(value));
+#endif
 }
 
 // int32 or int64 numbers.

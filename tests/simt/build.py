@@ -1,4 +1,4 @@
-"""Compiles the CUDA sources of csrc/tt as C++ against the SIMT shim, into a library of ops for CPU tensors.
+"""Compiles the CUDA sources of csrc/tt and csrc/hot_rows as C++ against the SIMT shim: ops for CPU tensors.
 
 The library is kept in build/simt under a hash of all that goes into it. As a command: prints its path.
 """
@@ -30,8 +30,10 @@ FLAGS = [
 
 
 def schemas() -> str:
-    """The TT ops' schemas, out of csrc/library.cpp."""
-    found = re.findall(r'm\.def\(\s*"tt_.*?"\);', (CSRC / "library.cpp").read_text(), flags=re.DOTALL)
+    """The schemas of the ops with CUDA kernels, out of csrc/library.cpp."""
+    found = re.findall(
+        r'm\.def\(\s*"(?:tt|hot_rows)_.*?"\);', (CSRC / "library.cpp").read_text(), flags=re.DOTALL
+    )
     assert found, "csrc/library.cpp defines no tt_ op"
     return "\n".join(found)
 
@@ -41,9 +43,10 @@ def build() -> Path:
     spec = importlib.util.find_spec("torch")
     assert spec is not None
     torch = Path(str(spec.origin)).parent
-    kernels = sorted(CSRC.glob("tt/*_cuda.cu"))
+    kernels = sorted([*CSRC.glob("tt/*_cuda.cu"), *CSRC.glob("hot_rows/*_cuda.cu")])
     sources = [*kernels, SIMT / "simt.cpp", SIMT / "library.cpp"]
-    read = [*sources, *sorted(CSRC.glob("tt/*.cuh")), CSRC / "tt/tt_embedding_bag.h", SIMT / "simt.h"]
+    read = [*sources, *sorted(CSRC.glob("tt/*.cuh")), *sorted(CSRC.glob("hot_rows/*.h"))]
+    read += [CSRC / "tt/tt_embedding_bag.h", SIMT / "simt.h"]
     key = hashlib.sha256(" ".join([*FLAGS, str(torch), schemas()]).encode())
     for path in read:
         key.update(path.read_bytes())
