@@ -20,6 +20,7 @@ from recsys_opt.bench.tt_candidates import LEARNING_RATE, storage_bytes
 from recsys_opt.bench.tt_cases import Case, Shape, draw_batches
 from recsys_opt.bench.tt_cases import Settings as Tables
 from recsys_opt.embeddings.hot_rows import CachedTTEmbeddingBag
+from recsys_opt.embeddings.hot_store import COUNTED_LOOKUPS
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.errors import InputError
 from recsys_opt.ops_hot_rows import hot_rows_bag, hot_rows_split
@@ -115,7 +116,7 @@ def _measure(
     case = Case(shape, settings.rank, kind, 1, batch_size, settings.threads)
     batches = draw_batches(case, tables)
     # Hot rows are chosen by other lookups of the same distribution than those that are timed.
-    sample = torch.cat(batches)[torch.randperm(len(batches) * batch_size)].split(65536)
+    sample = torch.cat(batches)[torch.randperm(len(batches) * batch_size)].split(COUNTED_LOOKUPS)
     timed, sample = batches[: len(batches) // 2], sample[: len(sample) // 2]
     modules: dict[str, nn.Module] = {"dense": dense, "tt": _bag(TTEmbeddingBag, case)}
     facts: dict[str, dict[str, Any]] = {"dense": {"held": 0}, "tt": {"held": 0}}
@@ -170,7 +171,7 @@ def _fill(
                 bag(ids, torch.arange(len(ids)))
 
     timed_parts = REFRESHES + 1
-    each = max(1, min(len(sample) // timed_parts, settings.refresh_every * batch_size // 65536))
+    each = max(1, min(len(sample) // timed_parts, settings.refresh_every * batch_size // COUNTED_LOOKUPS))
     count(sample[: len(sample) - REFRESHES * each])
     bag.refresh()
     times, evicted = [], []
