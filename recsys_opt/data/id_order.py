@@ -11,9 +11,10 @@ of the data, outside the model: a permutation kept in it would be as long as the
 What it gains and costs on a sample of real rows, seven tables (scripts/reproduce_id_order.sh). On the rows
 that decide the order a batch keeps 1 to 2 % of its distinct prefixes and takes less than half the time,
 forward and backward; on later rows, many of whose ids were not seen, 56 to 69 % and 80 to 90 %. But hot ids
-then share slices of the cores, which costs capacity: fits have up to 2.7 times the error (`bench budget-
-law`), and tables of rank 8 lost about .001 of AUC; of rank 32, nothing that three seeds could show.
-"cooccurrence" leaves more prefixes than "frequency" and saves no more time; nor does moving the middle or
+then share slices of the cores, which costs capacity: fits have up to 2.7 times the error (`bench
+budget-law`), and tables of rank 8 lost about .001 of AUC; of rank 32, nothing that three seeds could show.
+"cooccurrence" leaves more prefixes than "frequency" and saves no more time (AUC at ranks 8 and 32: -.0007
+and +.0012, three seeds); nor does moving the middle or
 the first digit fastest, which `bench order` measures besides.
 
 An order is the list of the ids seen in the training rows, first things first. An id that is not in the list
