@@ -60,8 +60,11 @@ class CachedTTEmbeddingBag(EmbeddingRepresentation):
 
     A held row is the full row: its lookups read and train it alone and leave the cores out. (The other way, a
     dense difference added to the cores' row, was left: it costs the tensor train's whole work on every hit,
-    and ties the most trained rows to cores that the other rows move.) A held row is free of the ranks'
-    limit, as CAFE (SIGMOD 2024) gives hot ids rows of their own.
+    1.3 to 1.4 of this one's step at 65,536 skewed ids, and ties the most trained rows to cores that the
+    other rows move.) A held row is free of the ranks' limit, as CAFE (SIGMOD 2024) gives hot ids rows of
+    their own. That is its use. It does not make the CPU faster: the tensor train's kernels do equal prefixes
+    once, so that frequent ids are cheap there too. `recsys-opt bench tt-cache` shows steps that are even at
+    65,536 ids of Zipf(1.2) and slower elsewhere (benchmarks/results/tt_cache_cpu.json).
 
     Every `refresh_every` training passes the set is chosen anew by decayed counts, see `HotRows`:
 
