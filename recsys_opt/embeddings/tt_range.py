@@ -277,7 +277,7 @@ def by_single_pass(
 
 
 def _orthonormal(matrix: Tensor) -> Tensor:
-    """An orthonormal basis of the columns' span, by Gram matrices in float64, twice for precision.
+    """An orthonormal basis of the columns' span, in place, by Gram matrices in float64, twice for precision.
 
     Directions below 1e-6 of the largest are dropped: they are rounding errors.
     """
@@ -285,7 +285,11 @@ def _orthonormal(matrix: Tensor) -> Tensor:
         energies, vectors = descending_eigh(gram(matrix))
         kept = int((energies > 1e-12 * energies[0]).sum())
         scaled = vectors[:, :kept] / energies[:kept].sqrt()
-        matrix = matrix @ scaled.to(matrix.dtype) if kept else matrix[:, :1]
+        if not kept:
+            return matrix[:, :1]
+        for rows in matrix.split(1 << 14):
+            rows[:, :kept] = rows @ scaled.to(matrix.dtype)
+        matrix = matrix[:, :kept]
     return matrix
 
 
