@@ -37,7 +37,7 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
     embedding_dim   columns
     tt_ranks        the rank of every bond, or d - 1 of them; multiples of 16 are fastest
     tt_p_shapes     row factors, product at least num_embeddings; default: near-balanced
-    tt_q_shapes     column factors, product embedding_dim; default: near-balanced, ascending
+    tt_q_shapes     column factors, product embedding_dim; default: 1 between the outer ones, 16 is 2, 1, 8
     mode            "sum" or "mean"
     padding_idx     an id that counts for nothing: no row, no gradient, no part in a mean
     init            "sampled_gaussian" (TT-Rec) or "gaussian"; either way a table entry has the standard

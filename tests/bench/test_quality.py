@@ -121,14 +121,14 @@ def test_variants_that_begin_with_the_dense_model(tmp_path, capsys):
 @pytest.mark.slow
 def test_column_factors_are_a_variant(tmp_path):
     data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
-    variants = ["tt4", "tt4@2x2x2", "tt@1x1x8+cache"]
+    variants = ["tt4", "tt4@1x1x8", "tt@2x2x2+cache"]
     flags = ["bench", "quality", str(data.path), "--variants", ",".join(variants), "--seeds", "1", *SMALL]
     assert main([*flags, "--record", str(path)]) == 0
     rows = {r["variant"]: r for r in json.loads(path.read_text())["rows"]}
     assert list(rows) == variants
-    assert rows["tt4"]["embedding_bytes"] != rows["tt@1x1x8+cache"]["embedding_bytes"]
-    # SMALL's dimension is 8, of which 2 x 2 x 2 are the default factors: the same model.
-    assert rows["tt4"]["test_auc"] == rows["tt4@2x2x2"]["test_auc"]
+    assert rows["tt4"]["embedding_bytes"] != rows["tt@2x2x2+cache"]["embedding_bytes"]
+    # SMALL's dimension is 8, of which 1 x 1 x 8 are the default factors: the same model.
+    assert rows["tt4"]["test_auc"] == rows["tt4@1x1x8"]["test_auc"]
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def test_from_config():
     options = {"tt_ranks": 8, "tt_p_shapes": [4, 3, 5], "init": "gaussian"}
     bag = build_embedding(TableConfig("t", 60, 8, pooling="mean", representation="tt", options=options))
     assert isinstance(bag, TTEmbeddingBag)
-    assert (bag.tt_p_shapes, bag.tt_q_shapes, bag.tt_ranks) == ((4, 3, 5), (2, 2, 2), (1, 8, 8, 1))
+    assert (bag.tt_p_shapes, bag.tt_q_shapes, bag.tt_ranks) == ((4, 3, 5), (1, 1, 8), (1, 8, 8, 1))
     assert (bag.mode, bag.init) == ("mean", "gaussian")
     for bad, message in [
         ({}, "table t: tt needs the option tt_ranks"),
@@ -195,7 +195,9 @@ def test_from_pretrained_reports_its_error():
 
 
 def test_cost_figures():
-    bag = TTEmbeddingBag(10_131_227, 16, 32, tt_p_shapes=[200, 220, 250], device="meta")
+    bag = TTEmbeddingBag(
+        10_131_227, 16, 32, tt_p_shapes=[200, 220, 250], tt_q_shapes=[2, 2, 4], device="meta"
+    )
     assert bag.storage_bytes() == 4 * 495_360
     assert bag.flops_per_lookup() == 8192 + 1024
     assert "327.2x smaller" in repr(bag)

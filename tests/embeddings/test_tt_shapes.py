@@ -39,11 +39,12 @@ def test_kaggle_compression_at_rank_32():
 @pytest.mark.parametrize(
     ("dim", "cores", "factors"),
     [
-        (16, 3, (2, 2, 4)),
-        (64, 3, (4, 4, 4)),
-        (128, 3, (4, 4, 8)),
-        (16, 2, (4, 4)),
-        (16, 4, (2, 2, 2, 2)),
+        (16, 3, (2, 1, 8)),
+        (64, 3, (4, 1, 16)),
+        (128, 3, (4, 1, 32)),
+        (16, 2, (2, 8)),
+        (16, 4, (2, 1, 1, 8)),
+        (12, 3, (1, 1, 12)),
         (7, 3, (1, 1, 7)),
         (1, 2, (1, 1)),
     ],
@@ -53,8 +54,8 @@ def test_column_factors(dim, cores, factors):
 
 
 def test_resolve():
-    assert resolve_shapes(60, 8, 4, None, None)[1:] == ((2, 2, 2), (1, 4, 4, 1))
-    assert resolve_shapes(60, 8, [4], None, None)[1] == (2, 4)
+    assert resolve_shapes(60, 8, 4, None, None)[1:] == ((1, 1, 8), (1, 4, 4, 1))
+    assert resolve_shapes(60, 8, [4], None, None)[1] == (1, 8)
     assert resolve_shapes(60, 8, 4, [8, 8], None)[2] == (1, 4, 1)
     for arguments, message in [
         ((60, 8, [4, 4], [8, 8], None), "disagree on the number of cores: tt_p_shapes 2, tt_ranks 3"),

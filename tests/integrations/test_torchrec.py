@@ -115,7 +115,7 @@ def test_bad_input_is_named():
 
 # --- inside torchrec's models ---
 
-RANKS = {"w": {"tt_ranks": 32}, "u": {"tt_ranks": [8, 10]}}
+RANKS = {"w": {"tt_ranks": 40}, "u": {"tt_ranks": [8, 10]}}
 """Enough for these tables to be fitted exactly."""
 
 
