@@ -114,7 +114,7 @@ section "bench tt" 120 bench.log recsys-opt bench tt --device cuda --rank 32 --b
 
 ncu=$(command -v ncu || find /opt/nvidia /usr/local/cuda -name ncu -type f 2>/dev/null | head -n 1)
 if [ -n "$ncu" ]; then
-  # The clocks are left alone: the card is not ours.
+  # The clocks are left alone: the card may be shared.
   section ncu 60 ncu.log "$ncu" --clock-control none --kernel-name-base mangled --kernel-name regex:recsys_opt \
     --section SpeedOfLight --section LaunchStats --section Occupancy --section MemoryWorkloadAnalysis \
     --section WarpStateStats python benchmarks/tt_cuda_kernels.py "$out/unused.json" --quick

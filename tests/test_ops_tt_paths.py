@@ -89,6 +89,11 @@ def test_a_backward_pass_with_and_without_what_the_forward_pass_kept(p, isa):
                 scale = gradient.abs().max().item()
                 torch.testing.assert_close(new[touched], want[touched], rtol=1e-4, atol=1e-5 * scale)
                 assert torch.equal(new[~touched], old[~touched])
+            again = [core.clone() for core in cores]
+            kernels.tt_embedding_bag_backward_update(
+                grad, indices, offsets, again, [], *options, None, False, 0, numbers
+            )
+            assert all(torch.equal(a, b) for a, b in zip(moved, again, strict=True))
     finally:
         ops.tt_limit_isa(2)
 

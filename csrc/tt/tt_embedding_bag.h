@@ -65,7 +65,7 @@ inline Table check_table(int64_t t, const std::vector<Tensor>& cores, int64_t fi
   table.d = static_cast<int>(d);
   table.first_core = first;
   table.dim = 1;
-  double rows = 1;
+  double rows = 1, columns = 1;
   for (int64_t k = 0; k < d; ++k) {
     const Tensor& core = cores[first + k];
     STD_TORCH_CHECK(core.dim() == 4, "tt_embedding_bag: core ", k, " of table ", t,
@@ -82,6 +82,13 @@ inline Table check_table(int64_t t, const std::vector<Tensor>& cores, int64_t fi
       STD_TORCH_CHECK(left == core.size(2), "tt_embedding_bag: cores ", k - 1, " and ", k,
                       " of table ", t, " disagree on rank: ", left, " vs ", core.size(2));
     }
+    columns *= static_cast<double>(core.size(1));
+    STD_TORCH_CHECK(core.size(0) <= std::numeric_limits<int32_t>::max() &&
+                        columns * static_cast<double>(core.size(3)) < (1 << 28),
+                    "tt_embedding_bag: core ", k, " of table ", t, " is [", core.size(0), ", ",
+                    core.size(1), ", ", core.size(2), ", ", core.size(3),
+                    "]; a core has fewer than 2^31 row factors, and the product of the columns so "
+                    "far and the rank must be below 2^28");
     table.dim *= core.size(1);
     rows *= static_cast<double>(core.size(0));
   }

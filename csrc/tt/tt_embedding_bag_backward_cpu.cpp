@@ -21,6 +21,8 @@ struct BackwardScratch {
   Array<const T*> grad_products;
   Array<T> products, grads, transposed, table_rows, grad_rows;
   Array<T> grad_slice;  // of the group in work, for updates
+  // The group's slice before terms were added to it, where products are multiplied again.
+  Array<T> old_slice;
 
   BackwardScratch(const Work<T>& w, int k)
       : rows(w, k),
@@ -31,7 +33,8 @@ struct BackwardScratch {
         transposed(k >= 2 ? w.core_slice(k - 1) : 0),
         table_rows(w.grad_weights ? kTableRows * w.table->dim : 0),
         grad_rows(kTableRows * w.table->dim),
-        grad_slice(w.updates() && !w.adds() ? w.core_slice(k - 1) : 0) {}
+        grad_slice(w.updates() && !w.adds() ? w.core_slice(k - 1) : 0),
+        old_slice(w.adds() && k >= 2 && k == w.top() && !w.products[k] ? w.core_slice(k - 1) : 0) {}
 };
 
 // Where the gradient of slice `index` of core k - 1 is summed.
@@ -137,7 +140,8 @@ const T* block_products(const Work<T>& w, int64_t group, int64_t begin, int64_t 
   if (top == 1) return w.core[0] + w.level(1).group_index[group] * w.width[1];
   const int64_t count = scratch.rows.point(w, top, begin, end, scratch.products.data());
   if (w.products[top]) return w.products[top]->data() + begin * w.width[top];
-  multiply_block(w, top, group, scratch.rows, count);
+  const T* slice = scratch.old_slice.size() > 0 ? scratch.old_slice.data() : w.slice(top, group);
+  multiply_block(w, top, group, slice, scratch.rows, count);
   return scratch.products.data();
 }
 
@@ -158,6 +162,7 @@ void backward_chunk(Work<T>& w, const Chunk& chunk, const T* grad_out, int64_t c
       clear_slices(w, top - 1, cleared, index);
       cleared = index + 1;
       if (top > 1) transpose_slice(w, top, g, scratch.transposed.data());
+      std::copy_n(w.slice(top, g), scratch.old_slice.size(), scratch.old_slice.data());
     }
     const T* products = block_products(w, g, begin, end, scratch);
     T* grads = top == 1 && !w.adds() ? slice : scratch.grads.data();

@@ -29,7 +29,7 @@ void forward_chunk(Work<T>& w, const Chunk& chunk, T* out, int64_t columns) {
     const T* block = w.core[0] + level.group_index[g] * width;
     if (top > 1) {
       T* target = w.products[top] ? w.products[top]->data() + begin * width : products.data();
-      multiply_block(w, top, g, rows, rows.point(w, top, begin, end, target));
+      multiply_block(w, top, g, w.slice(top, g), rows, rows.point(w, top, begin, end, target));
       block = target;
     }
     const TableRows table_rows = w.table_rows(begin);

@@ -307,10 +307,10 @@ void for_each_block(const Work<T>& w, int k, const Chunk& chunk, const Body& bod
 // products[u] = parent product . core slice, for nodes [begin, end) of level k >= 2, which lie in
 // one group; their rows were pointed to.
 template <typename T>
-void multiply_block(const Work<T>& w, int k, int64_t group, const BlockRows<T>& rows,
-                    int64_t count) {
+void multiply_block(const Work<T>& w, int k, int64_t group, const T* slice,
+                    const BlockRows<T>& rows, int64_t count) {
   const Table& s = *w.table;
-  w.kernels->product(rows.parents.data(), count, w.slice(k, group), s.q[k - 1], s.r[k - 1], s.r[k],
+  w.kernels->product(rows.parents.data(), count, slice, s.q[k - 1], s.r[k - 1], s.r[k],
                      rows.products.data(), false, w.next_slice(k, group));
 }
 
@@ -330,7 +330,7 @@ void multiply_inner_levels(Call<T>& call) {
     for_each_block(w, k, chunks[c], [&](int64_t g, int64_t begin, int64_t end) {
       const int64_t count =
           rows.point(w, k, begin, end, w.products[k]->data() + begin * w.width[k]);
-      multiply_block(w, k, g, rows, count);
+      multiply_block(w, k, g, w.slice(k, g), rows, count);
     });
   });
 }

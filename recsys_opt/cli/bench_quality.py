@@ -21,7 +21,7 @@ from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.cli.train import LEAVE_OUT, NAMES
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.errors import InputError
-from recsys_opt.training.config import RECIPES, TrainingConfig, recipe, replaced
+from recsys_opt.training.config import RECIPES, CompressionConfig, TrainingConfig, recipe, replaced
 
 EXAMPLE = (
     "recsys-opt bench quality kaggle/ --variants dense,tt8,tt16,tt32,tt64 --seeds 5 --record quality.json"
@@ -141,7 +141,10 @@ def _variant(name: str, args: argparse.Namespace, config: TrainingConfig, datase
     if within is not None:
         size = _bytes(within[2])
         if within[1] == "budget":
-            return Variant(name, {"compression.memory_budget": size})
+            # It chooses the ranks too: --tt-rank is for the other variants.
+            return Variant(
+                name, {"compression.memory_budget": size, "compression.tt_rank": CompressionConfig.tt_rank}
+            )
         columns, dim = dataset.info.sparse_columns, config.architecture.embedding_dim
         return Variant(name, {"compression.tt_options": uniform_options(columns, dim, size)})
     found = re.fullmatch(r"tt([1-9]\d*)?(?:@(\d+(?:x\d+)*))?(\+cache)?|svd([1-9]\d*)(\+tuned)?", name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from recsys_opt.cli.arguments import add_config_arguments, config_changes
@@ -15,7 +17,7 @@ from recsys_opt.errors import InputError
 from recsys_opt.report.run import write_run_report
 from recsys_opt.run_folder import RunFolder
 from recsys_opt.training.budget import with_chosen_tables
-from recsys_opt.training.config import RECIPES, TrainingConfig, recipe, replaced
+from recsys_opt.training.config import RECIPES, CompressionConfig, TrainingConfig, recipe, replaced
 from recsys_opt.training.evaluate import evaluate_run
 from recsys_opt.training.metrics import Metrics
 from recsys_opt.training.trainer import TrainResult, train
@@ -75,8 +77,25 @@ def _base(args: argparse.Namespace) -> TrainingConfig:
         return TrainingConfig.from_json(folder.description()["config"])
     before = config_changes(args).get("init_from")
     if before is not None and args.recipe is None:
-        return TrainingConfig.from_json(RunFolder(before).description()["config"])
+        inherited = TrainingConfig.from_json(RunFolder(before).description()["config"])
+        own = _without_choice(inherited.compression, config_changes(args).keys())
+        return dataclasses.replace(inherited, compression=own)
     return recipe(args.recipe or "criteo_kaggle")
+
+
+def _without_choice(before: CompressionConfig, changes: Collection[str]) -> CompressionConfig:
+    """An earlier run's settings, without what a budget or a tolerance came to in it if they change."""
+    tables = {"compression.tt_threshold", "compression.tt_tables", "compression.memory_budget"}
+    if not (tables | {"compression.tt_rank"}) & set(changes):
+        return before
+    fresh = CompressionConfig(
+        tt_cache_rows=before.tt_cache_rows, tt_cache_refresh_every=before.tt_cache_refresh_every
+    )
+    if tables & set(changes):
+        return fresh
+    # Another rank alone: for the tables that were tensor trains.
+    names = before.tt_tables or tuple(before.tt_options)
+    return dataclasses.replace(fresh, tt_threshold=before.tt_threshold, tt_tables=names)
 
 
 def _summary(result: TrainResult, report: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,10 @@ class EmbeddingRepresentation(nn.Module, ABC):
             weights = None if per_sample_weights is None else per_sample_weights[start:stop]
             outputs.append(bag(indices[start:stop], bounds[:-1] - bounds[0], weights))
         return torch.cat(outputs, dim=1)
+
+    def settled_options(self) -> dict[str, Any]:
+        """Options that the module chose itself; a saved model names them, so that defaults may change."""
+        return {}
 
     @abstractmethod
     def materialize(self) -> Tensor:

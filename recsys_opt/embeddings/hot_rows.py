@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -83,9 +83,9 @@ class CachedTTEmbeddingBag(EmbeddingRepresentation):
     hysteresis        how much more frequent a row must be to take another's place, chance aside
     write_back_limit  largest `Refresh.others_moved` of one refresh
 
-    Lookups are counted in training mode only. With DistributedDataParallel's default broadcast_buffers the
-    counts are the first process's, and all processes choose the same rows. In a compiled graph rows are
-    looked up and counted, but the choice must be made outside it: call `advance` once per update.
+    Lookups are counted in training mode only. Training in a group of several processes is refused, for their
+    copies would hold different rows: take a `TTEmbeddingBag` there. In a compiled graph rows are looked up
+    and counted, but the choice must be made outside it: call `advance` once per update.
     """
 
     def __init__(
@@ -296,6 +296,10 @@ class CachedTTEmbeddingBag(EmbeddingRepresentation):
         """The whole table, [num_embeddings, embedding_dim]; differentiable."""
         held = self.hot.keys >= 0
         return self.tt.materialize().index_copy(0, self.hot.keys[held], self.hot.weight[held])
+
+    def settled_options(self) -> dict[str, Any]:
+        """The tensor train's."""
+        return self.tt.settled_options()
 
     def storage_bytes(self) -> int:
         """Bytes of the cores, the held rows, and what finds and counts them."""

@@ -328,6 +328,11 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
         bag.cores = nn.ParameterList(nn.Parameter(core, requires_grad=requires_grad) for core in cores)
         return bag
 
+    def settled_options(self) -> dict[str, Any]:
+        """Ranks, row and column factors."""
+        shapes = {"tt_p_shapes": list(self.tt_p_shapes), "tt_q_shapes": list(self.tt_q_shapes)}
+        return {"tt_ranks": list(self.tt_ranks[1:-1]), **shapes}
+
     def storage_bytes(self) -> int:
         """Bytes of the cores."""
         return sum(core.numel() * core.element_size() for core in self.cores)

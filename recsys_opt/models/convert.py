@@ -21,6 +21,8 @@ from recsys_opt.models.dlrm import DLRM
 from recsys_opt.progress import Progress, SilentProgress
 from recsys_opt.tables import TableConfig
 
+_SHAPES = ("tt_p_shapes", "tt_q_shapes")
+
 
 @dataclass(frozen=True)
 class TableFit:
@@ -86,9 +88,12 @@ def convert_model(
             )
         )
     progress.finish()
-    if tolerance is not None:
-        chosen = {fit.name: {"tt_ranks": list(fit.tt_ranks)} for fit in fits if fit.tt_ranks}
-        tables = [replace(c, options={**c.options, **chosen.get(c.name, {})}) for c in tables]
+    tables = [
+        replace(
+            c, options={**c.options, **modules.get(c.name, model.embeddings.table(c.name)).settled_options()}
+        )
+        for c in tables
+    ]
     found = DLRM(
         tables,
         dense_features=model.dense_features,
@@ -108,8 +113,8 @@ def _fit(
     source: EmbeddingRepresentation, config: TableConfig, tolerance: float | None
 ) -> tuple[EmbeddingRepresentation, float]:
     if isinstance(source, TTEmbeddingBag) and config.representation == "tt":
-        shapes = config.options.get("tt_p_shapes"), config.options.get("tt_q_shapes")
-        if shapes in ((None, None), (list(source.tt_p_shapes), list(source.tt_q_shapes))):
+        had = dict(zip(_SHAPES, (source.tt_p_shapes, source.tt_q_shapes), strict=True))
+        if all(tuple(config.options.get(key) or had[key]) == had[key] for key in _SHAPES):
             return _rounded(source, config, tolerance)
     with torch.no_grad():
         table = source.materialize()
@@ -170,7 +175,18 @@ def _check(model: DLRM, tables: Sequence[TableConfig]) -> None:
 
 
 def _is_same(old: TableConfig, new: TableConfig) -> bool:
-    return (old.representation, dict(old.options)) == (new.representation, dict(new.options))
+    """Whether a trained table already is what is wanted; shapes that nobody asks for may be any."""
+    ours, theirs = dict(old.options), dict(new.options)
+    for options in (ours, theirs):
+        ranks = options.get("tt_ranks")
+        bonds = max((len(options[k]) for k in _SHAPES if options.get(k) is not None), default=3) - 1
+        options["tt_ranks"] = [ranks] * bonds if isinstance(ranks, int) else ranks and list(ranks)
+    for key in _SHAPES:
+        wanted = theirs.pop(key, None)
+        had = ours.pop(key, None)
+        if wanted is not None and (had is None or list(wanted) != list(had)):
+            return False
+    return (old.representation, ours) == (new.representation, theirs)
 
 
 def _widths(mlp: nn.Sequential) -> list[int]:

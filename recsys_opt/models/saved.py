@@ -24,7 +24,12 @@ def describe_model(config: DLRMConfig, model: DLRM) -> dict[str, Any]:
     return {
         **asdict(config),
         "tables": [
-            {**asdict(c), "storage_bytes": stored[c.name], "dense_bytes": dense[c.name]}
+            {
+                **asdict(c),
+                "options": {**c.options, **model.embeddings.table(c.name).settled_options()},
+                "storage_bytes": stored[c.name],
+                "dense_bytes": dense[c.name],
+            }
             for c in model.embeddings.configs
         ],
     }

@@ -99,12 +99,12 @@ def convert_run(
                 f"no table of {run} changes: the settings name none, or those that they name are so already; "
                 f"the tables and their rows are {sizes}"
             )
-        if tolerance is not None:  # the settings say what the tolerance came to
-            own = {c.name: dict(c.options) for c in model.embeddings.configs if "tt_ranks" in c.options}
-            chosen = dataclasses.replace(
-                config.compression, tt_threshold=None, tt_tables=(), tt_options=own, memory_budget=None
-            )
-            config = dataclasses.replace(config, compression=chosen)
+        # The settings say what they came to: ranks by tolerance, and the shapes of trains that were rounded.
+        own = {c.name: dict(c.options) for c in model.embeddings.configs if "tt_ranks" in c.options}
+        chosen = dataclasses.replace(
+            config.compression, tt_threshold=None, tt_tables=(), tt_options=own, memory_budget=None
+        )
+        config = dataclasses.replace(config, compression=chosen)
         described = describe_model(config.architecture, model)
         documents = {"config": config.to_json(), "model": described, "dataset": description["dataset"]}
         target.write_description(

@@ -65,3 +65,26 @@ def test_refusals_exit_with_2(tmp_path, capsys):
     code, _, error = run(capsys, "convert", tmp_path, "--out", tmp_path / "x", "--tt-rank", "2")
     assert code == 2
     assert "is not a run folder" in error
+
+
+def test_a_budget_s_choice_can_be_changed_and_cut(tmp_path, capsys):
+    """Shapes that are not the defaults survive conversion; an old choice does not outlive a new wish."""
+    data = make_dataset(tmp_path / "data")
+    first, cut, less, other = (tmp_path / name for name in ("first", "cut", "less", "other"))
+    assert run(capsys, "train", data.path, "--out", first, *SMALL, "--memory-budget", "60kB")[0] == 0
+    flags = ["--tt-threshold", "700", "--tt-rank", "4"]
+    assert run(capsys, "convert", first, "--out", cut, *flags)[0] == 0
+    assert run(capsys, "train", data.path, "--out", cut, "--evaluate-only", "test")[0] == 0
+    code, text, _ = run(
+        capsys, "train", data.path, "--out", less, "--init-from", first, "--memory-budget", "20kB", "--json"
+    )
+    assert code == 0
+    assert json.loads(text)["embedding_bytes"] <= 20_000
+    code, text, _ = run(
+        capsys, "train", data.path, "--out", other, "--init-from", cut, "--tt-rank", "2", "--json"
+    )
+    assert code == 0
+    tables = RunFolder(other).description()["model"]["tables"]
+    ranks = [t["options"]["tt_ranks"] for t in tables if t["representation"] == "tt"]
+    assert len(ranks) == 2
+    assert {rank for bonds in ranks for rank in bonds} == {2}

@@ -63,7 +63,8 @@ def test_tensor_trains_by_threshold_and_name(tmp_path, capsys):
         (c4,) = [t for t in tables if t["name"] == "C4"]
         assert c4["dense_bytes"] == 4 * 8 * 5000
         if name == "names":
-            assert c4["options"] == {"tt_ranks": 4}
+            shapes = {"tt_p_shapes": [16, 15, 21], "tt_q_shapes": [1, 1, 8]}
+            assert c4["options"] == {"tt_ranks": [4, 4], **shapes}  # with them defaults may change
             assert c4["storage_bytes"] < c4["dense_bytes"] / 20
 
 

@@ -131,11 +131,12 @@ def test_prefix_makes_the_same_rows_within_the_bytes(data):
 
 
 def test_prefix_of_the_paper_and_of_four_cores():
-    three = TTEmbeddingBag(10_131_227, 16, 32, tt_p_shapes=[200, 220, 250], device="meta").freeze("prefix")
+    shapes = {"tt_p_shapes": [200, 220, 250], "tt_q_shapes": [2, 2, 4]}
+    three = TTEmbeddingBag(10_131_227, 16, 32, **shapes, device="meta").freeze("prefix")
     assert three.tt_p_shapes == (44_000, 250)
     assert three.flops_per_lookup() == 1024
     assert three.storage_bytes() == 4 * (44_000 * 4 * 32 + 250 * 4 * 32)
-    bag = TTEmbeddingBag(9000, 16, [8, 16, 4], tt_p_shapes=[9, 10, 10, 10])
+    bag = TTEmbeddingBag(9000, 16, [8, 16, 4], tt_p_shapes=[9, 10, 10, 10], tt_q_shapes=[2, 2, 2, 2])
     whole, little = bag.freeze("prefix"), bag.freeze("prefix", max_bytes=100_000)
     assert len(whole.cores) == 2
     assert whole.storage_bytes() > 100_000 >= little.storage_bytes()

@@ -20,7 +20,7 @@ def guarded(tensors):
 
 def directory_of(keys: torch.Tensor, capacity: int) -> torch.Tensor:
     directory = ops.guarded(torch.zeros(capacity, dtype=torch.int32))
-    ops.raw.hot_rows_directory_(directory, ops.guarded(keys))
+    ops.library().hot_rows_directory_(directory, ops.guarded(keys))
     return directory
 
 
@@ -28,7 +28,7 @@ def split(case: Case):
     directories = [directory_of(k, len(d)) for k, d in zip(case.keys, case.directories, strict=True)]
     indices, offsets = ops.guarded(case.indices), ops.guarded(case.offsets)
     keys = guarded(case.keys)
-    return ops.raw.hot_rows_split(indices, offsets, keys, directories, case.rows, case.padding)
+    return ops.library().hot_rows_split(indices, offsets, keys, directories, case.rows, case.padding)
 
 
 @settings(max_examples=40, deadline=None)
@@ -63,10 +63,11 @@ def test_bag_and_its_gradients(lengths, seed, single, weighted, mean, order):
     ours = torch.ops.recsys_opt
     with ops.running(order):
         theirs = (guarded(case.weights), *map(ops.guarded, lookups))
-        got = ops.raw.hot_rows_bag(ops.guarded(case.base), *theirs, ops.guarded(factors), flags)
-        rows = ops.raw.hot_rows_bag_row_gradients(ops.guarded(grad), *theirs, ops.guarded(factors), flags)
-        base = ops.raw.hot_rows_bag_base_gradient(ops.guarded(grad), *theirs, flags)
-        weights = ops.raw.hot_rows_bag_factor_gradients(ops.guarded(grad), *theirs)
+        kernels = ops.library()
+        got = kernels.hot_rows_bag(ops.guarded(case.base), *theirs, ops.guarded(factors), flags)
+        rows = kernels.hot_rows_bag_row_gradients(ops.guarded(grad), *theirs, ops.guarded(factors), flags)
+        base = kernels.hot_rows_bag_base_gradient(ops.guarded(grad), *theirs, flags)
+        weights = kernels.hot_rows_bag_factor_gradients(ops.guarded(grad), *theirs)
     arguments = (case.weights, *lookups)
     torch.testing.assert_close(got, ours.hot_rows_bag(case.base, *arguments, factors, flags))
     torch.testing.assert_close(base, ours.hot_rows_bag_base_gradient(grad, *arguments, flags))
@@ -87,7 +88,7 @@ def test_count(lengths, seed, single, exact, stride, order):
         for turn in range(2):
             phase = turn % stride
             ids, offsets = ops.guarded(case.indices), ops.guarded(case.offsets)
-            ops.raw.hot_rows_count_(*got, ids, ops.guarded(slots), offsets, case.rows, stride, phase)
+            ops.library().hot_rows_count_(*got, ids, ops.guarded(slots), offsets, case.rows, stride, phase)
             reference.count_(*want, case.indices, slots, case.offsets, stride, phase)
     torch.testing.assert_close(got, tuple(want), rtol=0, atol=0)
 
