@@ -70,7 +70,7 @@ def test_a_runs_report_shows_its_figures(runs):
     assert f"{final['auc']:.5f}" in text
     assert f"{final['logloss']:.5f}" in text
     assert "tt <b>" in text  # escaped in the page
-    assert "tt (tt_ranks 32)" in text
+    assert "tt (tt_ranks [32, 32], tt_p_shapes [" in text
     assert "best possible (0.8500)" in text
     assert page.tags.count("svg") == 4
 
