@@ -1,4 +1,4 @@
-"""Readable torch versions of the ops of `recsys_opt.ops_hot_rows`: what tests hold them to."""
+"""Readable torch versions of the ops of `recsys_opt.ops.hot_rows`: what tests hold them to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from recsys_opt.ops_hot_rows import COLD, ID_BITS, PADDING
+from recsys_opt.ops.hot_rows import COLD, ID_BITS, PADDING
 
 
 def _bounds(count: int, tables: int, offsets: Tensor | None) -> tuple[list[int], int]:
@@ -23,7 +23,7 @@ def split(
     num_embeddings: Sequence[int],
     padding_idx: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """slots, cold_indices, cold_offsets and cold_positions; see `ops_hot_rows.hot_rows_split`."""
+    """slots, cold_indices, cold_offsets and cold_positions; see `ops.hot_rows_split`."""
     bounds, batch = _bounds(indices.numel(), len(keys), offsets)
     slots, cold, cold_offsets = [], [], [0]
     for bag in range(len(bounds) - 1):

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_opt import ops_hot_rows as ops
 from recsys_opt import reference_hot_rows as reference
+from recsys_opt.ops import hot_rows as ops
 
 BIG = 10**12
 

@@ -23,7 +23,7 @@ from recsys_opt.embeddings.hot_rows import CachedTTEmbeddingBag
 from recsys_opt.embeddings.hot_store import COUNTED_LOOKUPS
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.errors import InputError
-from recsys_opt.ops_hot_rows import hot_rows_bag, hot_rows_split
+from recsys_opt.ops.hot_rows import hot_rows_bag, hot_rows_split
 from recsys_opt.progress import Progress
 from recsys_opt.report.figure import figure
 from recsys_opt.report.svg import Level, Series, chart

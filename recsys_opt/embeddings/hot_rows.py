@@ -17,7 +17,7 @@ from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.embeddings.tt_init import Init
 from recsys_opt.embeddings.tt_write_back import write_back_
 from recsys_opt.errors import BatchError, InputError
-from recsys_opt.ops_hot_rows import hot_rows_bag, hot_rows_count_, hot_rows_split
+from recsys_opt.ops.hot_rows import hot_rows_bag, hot_rows_count_, hot_rows_split
 from recsys_opt.tables import Pooling, TableConfig
 
 _OPTIONS = {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recsys_opt.ops_hot_rows import COLD, ID_BITS, hot_rows_directory_, hot_rows_split
+from recsys_opt.ops.hot_rows import COLD, ID_BITS, hot_rows_directory_, hot_rows_split
 from recsys_opt.reference_hot_rows import candidate_cells, counters, estimate
 
 MIN_COUNT = 2

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recsys_opt.ops import _fake
+from recsys_opt.ops.library import fake
 
 COLD = -1
 """In `slots`: the row is not held."""
@@ -48,7 +48,7 @@ def hot_rows_split(
     return result
 
 
-@_fake("recsys_opt::hot_rows_split")
+@fake("recsys_opt::hot_rows_split")
 def _(
     indices: Tensor,
     offsets: Tensor | None,
@@ -76,7 +76,7 @@ def hot_rows_directory_(directory: Tensor, keys: Tensor) -> None:
     torch.ops.recsys_opt.hot_rows_directory_(directory, keys)
 
 
-@_fake("recsys_opt::hot_rows_directory_")
+@fake("recsys_opt::hot_rows_directory_")
 def _(directory: Tensor, keys: Tensor) -> None:
     return None
 
@@ -113,7 +113,7 @@ def hot_rows_count_(
     )
 
 
-@_fake("recsys_opt::hot_rows_count_")
+@fake("recsys_opt::hot_rows_count_")
 def _(
     hot_counts: list[Tensor],
     counts: list[Tensor],
@@ -188,7 +188,7 @@ for _device in ("CPU", "CUDA"):
     torch.library.impl("recsys_opt::hot_rows_bag_weight_gradients", _device, _weight_gradients)
 
 
-@_fake("recsys_opt::hot_rows_bag")
+@fake("recsys_opt::hot_rows_bag")
 def _(
     base: Tensor,
     weights: list[Tensor],
@@ -200,7 +200,7 @@ def _(
     return base.new_empty(base.shape)
 
 
-@_fake("recsys_opt::hot_rows_bag_weight_gradients")
+@fake("recsys_opt::hot_rows_bag_weight_gradients")
 def _(
     grad: Tensor,
     weights: list[Tensor],
@@ -216,12 +216,12 @@ def _(
     ]
 
 
-@_fake("recsys_opt::hot_rows_bag_base_gradient")
+@fake("recsys_opt::hot_rows_bag_base_gradient")
 def _(grad: Tensor, weights: list[Tensor], slots: Tensor, offsets: Tensor | None, mean: list[int]) -> Tensor:
     return grad.new_empty(grad.shape)
 
 
-@_fake("recsys_opt::hot_rows_bag_factor_gradients")
+@fake("recsys_opt::hot_rows_bag_factor_gradients")
 def _(grad: Tensor, weights: list[Tensor], slots: Tensor, offsets: Tensor | None) -> Tensor:
     return grad.new_empty(slots.shape[0])
 

@@ -1,0 +1,38 @@
+"""Loads the kernels into torch, and registers the shapes of their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+PACKAGE = Path(__file__).parent.parent
+LIBRARY = PACKAGE / "librecsys_opt.so"
+CUDA_LIBRARY = PACKAGE / "librecsys_opt_cuda.so"
+
+if not LIBRARY.exists():
+    raise ImportError(
+        f"{LIBRARY} is missing: the native code is not built; run scripts/setup.sh or pip install ."
+    )
+torch.ops.load_library(LIBRARY)
+if torch.version.cuda and CUDA_LIBRARY.exists():
+    torch.ops.load_library(CUDA_LIBRARY)
+
+
+def has_cuda_kernel(op: str) -> bool:
+    """Whether an op of this library, by its name, runs on CUDA tensors."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"recsys_opt::{op}", "CUDA")
+
+
+def fake(name: str) -> Callable[[_F], _F]:
+    """Registers the shapes of an op's results."""
+
+    def register(function: _F) -> _F:
+        torch.library.register_fake(name, function)
+        return function
+
+    return register

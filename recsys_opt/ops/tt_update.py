@@ -1,0 +1,187 @@
+"""Lookups in tensor trains whose backward pass updates the cores, in place of their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from recsys_opt.ops.library import fake
+from recsys_opt.ops.tt_gradient import bag_shape
+
+TT_ALGORITHMS = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2, "adam": 3}
+"""Update rules of `TTUpdate` by name; csrc/tt/tt_update.h says what they compute."""
+
+
+class TTUpdate(NamedTuple):
+    """An update of the cores in the backward pass, in place of their gradients."""
+
+    algorithm: int
+    """One of TT_ALGORITHMS."""
+    states: Sequence[Tensor]
+    """The states of core 0, then of core 1, ...: SGD none; Adagrad one as large as the core; row-wise Adagrad
+    one number per slice; Adam two as large as the core. They are float32; float64 where the cores are."""
+    hyperparameters: Tensor
+    """[6] float64 on the cores' device: lr, eps, beta1, beta2, weight_decay, step. Each backward pass of Adam
+    adds 1 to the step first."""
+
+
+# Updates in the backward pass. The cores have no gradient; what makes autograd call the backward pass is an
+# empty tensor that requires one.
+ANCHOR = torch.empty(0, requires_grad=True)
+
+
+def _update_cores(
+    grad: Tensor,
+    batch: tuple[Tensor, Tensor, Sequence[Tensor]],
+    options: Sequence[Sequence[int]],
+    per_sample_weights: Tensor | None,
+    weights_grad: bool,
+    update: TTUpdate,
+    kept: Tensor | None = None,
+) -> Tensor | None:
+    """Updates the cores; returns the gradient of the per-sample weights where they need one."""
+    if update.algorithm == TT_ALGORITHMS["adam"]:
+        update.hyperparameters[-1] += 1
+    indices, offsets, cores = batch
+    arguments = (
+        grad,
+        indices,
+        offsets,
+        cores,
+        update.states,
+        *options,
+        per_sample_weights,
+        weights_grad,
+        update.algorithm,
+        update.hyperparameters,
+    )
+    weights_grads: Tensor
+    if kept is None:
+        weights_grads = torch.ops.recsys_opt.tt_embedding_bag_backward_update.default(*arguments)
+    else:
+        weights_grads = torch.ops.recsys_opt.tt_embedding_bag_backward_update_kept.default(kept, *arguments)
+    return weights_grads if weights_grad else None
+
+
+class EagerUpdatingLookup(torch.autograd.Function):
+    """Cores and states are not saved as tensors whose version autograd checks: the lookups of one backward
+    pass update them one after the other."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        indices: Tensor,
+        offsets: Tensor,
+        cores: list[Tensor],
+        options: tuple[list[int], ...],
+        per_sample_weights: Tensor | None,
+        update: TTUpdate,
+    ) -> Tensor:
+        """Looks up, and keeps what the backward pass can use."""
+        result: Tensor
+        result, kept = torch.ops.recsys_opt.tt_embedding_bag_keeping.default(
+            indices, offsets, cores, *options, per_sample_weights
+        )
+        ctx.cores, ctx.options, ctx.update = cores, options, update
+        ctx.versions = [core._version for core in cores]
+        ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[5]
+        ctx.save_for_backward(indices, offsets, per_sample_weights)
+        ctx.kept = kept
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """Updates the cores; the gradient of the per-sample weights."""
+        indices, offsets, weights = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, None
+        batch = (indices, offsets, ctx.cores)
+        if ctx.versions != [core._version for core in ctx.cores]:
+            kept = None  # another lookup has updated the cores, and the kept products are not theirs
+        weights = _update_cores(grad, batch, ctx.options, weights, ctx.weights_grad, ctx.update, kept)
+        torch.autograd.graph.increment_version(ctx.cores)
+        return None, None, None, None, None, weights, None
+
+
+@torch.library.custom_op("recsys_opt::tt_embedding_bag_updating", mutates_args=())
+def _tt_embedding_bag_updating(
+    anchor: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    cores: Sequence[Tensor],
+    states: Sequence[Tensor],
+    cores_per_table: Sequence[int],
+    num_embeddings: Sequence[int],
+    pooling_modes: Sequence[int],
+    padding_idx: Sequence[int],
+    per_sample_weights: Tensor | None,
+    algorithm: int,
+    hyperparameters: Tensor,
+) -> Tensor:
+    """tt_embedding_bag whose gradient updates the cores, for torch.compile."""
+    options = (cores_per_table, num_embeddings, pooling_modes, padding_idx)
+    result: Tensor = torch.ops.recsys_opt.tt_embedding_bag(
+        indices, offsets, cores, *options, per_sample_weights
+    )
+    return result
+
+
+@_tt_embedding_bag_updating.register_fake
+def _(
+    anchor: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    cores: list[Tensor],
+    states: list[Tensor],
+    cores_per_table: list[int],
+    num_embeddings: list[int],
+    pooling_modes: list[int],
+    padding_idx: list[int],
+    per_sample_weights: Tensor | None,
+    algorithm: int,
+    hyperparameters: Tensor,
+) -> Tensor:
+    options = (cores_per_table, num_embeddings, pooling_modes, padding_idx)
+    return bag_shape(indices, offsets, cores, *options, per_sample_weights)
+
+
+def _tt_updating_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, indices, offsets, cores, states, *options, weights, ctx.algorithm, hyperparameters = inputs
+    ctx.options, ctx.count = options, len(cores)
+    ctx.save_for_backward(indices, offsets, weights, hyperparameters, *cores, *states)
+
+
+def _tt_updating_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    indices, offsets, weights, hyperparameters, *rest = ctx.saved_tensors
+    update = TTUpdate(ctx.algorithm, rest[ctx.count :], hyperparameters)
+    batch = (indices, offsets, rest[: ctx.count])
+    weights = _update_cores(grad, batch, ctx.options, weights, ctx.needs_input_grad[9], update)
+    nothing = [None] * ctx.count, [None] * (len(rest) - ctx.count)
+    return None, None, None, *nothing, None, None, None, None, weights, None, None
+
+
+_tt_embedding_bag_updating.register_autograd(_tt_updating_backward, setup_context=_tt_updating_setup)
+
+
+@fake("recsys_opt::tt_embedding_bag_backward_update")
+def _(
+    grad: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    cores: list[Tensor],
+    states: list[Tensor],
+    cores_per_table: list[int],
+    num_embeddings: list[int],
+    pooling_modes: list[int],
+    padding_idx: list[int],
+    per_sample_weights: Tensor | None,
+    weights_grad: bool,
+    algorithm: int,
+    hyperparameters: Tensor,
+) -> Tensor:
+    return grad.new_empty(indices.shape[0] if weights_grad else 0)
