@@ -234,3 +234,8 @@ def test_a_copy_of_what_the_forward_pass_kept_is_refused():
     for other in (kept.clone(), kept[:8], torch.zeros(0, dtype=torch.uint8)):
         with pytest.raises(RuntimeError, match="`kept` is not of a forward pass with these arguments"):
             torch.ops.recsys_opt.tt_embedding_bag_backward_kept(other, *arguments)
+    wider = [core.repeat(2, 1, 1, 1) for core in cores]  # a plan for other factors would index beyond these
+    with pytest.raises(RuntimeError, match="`kept` is not of a forward pass with these arguments"):
+        torch.ops.recsys_opt.tt_embedding_bag_backward_kept(
+            kept, out, case.indices, case.offsets, wider, *rest, None, False
+        )

@@ -11,21 +11,27 @@ namespace recsys_opt::tt {
 
 struct KeptBatch {
   const KeptBatch* self;  // tells the object from a copy of its bytes
-  int64_t num_indices, batch_size;
+  Arguments args;
   std::variant<std::vector<Kept<float>>, std::vector<Kept<double>>> tables;
 };
 
 template <typename T>
 Tensor keep(const Call<T>& call) {
   std::vector<Kept<T>> tables(call.work.begin(), call.work.end());
-  auto* batch =
-      new KeptBatch{nullptr, call.args.num_indices, call.args.batch_size, std::move(tables)};
+  auto* batch = new KeptBatch{nullptr, call.args, std::move(tables)};
   batch->self = batch;
   constexpr int64_t kBytes = sizeof(KeptBatch), kStride = 1;
   return torch::stable::from_blob(batch, {&kBytes, 1}, {&kStride, 1},
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU, -1),
                                   ScalarType::Byte,
                                   [](void* memory) { delete static_cast<KeptBatch*>(memory); });
+}
+
+// Whether a plan for one table is a plan for the other.
+inline bool same_table(const Table& a, const Table& b) {
+  return a.d == b.d && std::equal(a.n, a.n + a.d, b.n) && std::equal(a.q, a.q + a.d, b.q) &&
+         std::equal(a.r, a.r + a.d + 1, b.r) && a.num_embeddings == b.num_embeddings &&
+         a.padding_idx == b.padding_idx && a.pooling == b.pooling;
 }
 
 // What the forward pass of the same arguments kept.
@@ -36,8 +42,10 @@ const std::vector<Kept<T>>& kept_tables(const Tensor& kept, const Arguments& arg
                     batch->self == batch;
   const auto* tables = ours ? std::get_if<std::vector<Kept<T>>>(&batch->tables) : nullptr;
   STD_TORCH_CHECK(
-      tables && batch->num_indices == args.num_indices && batch->batch_size == args.batch_size &&
-          static_cast<int64_t>(tables->size()) == args.size(),
+      tables && batch->args.num_indices == args.num_indices &&
+          batch->args.batch_size == args.batch_size &&
+          std::equal(args.tables.begin(), args.tables.end(), batch->args.tables.begin(),
+                     batch->args.tables.end(), same_table),
       "tt_embedding_bag_backward: `kept` is not of a forward pass with these arguments");
   return *tables;
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,16 @@ def check_mode(mode: str) -> None:
         )
     if mode not in ("sum", "mean"):
         raise InputError(f"mode = {mode!r}; it must be 'sum' or 'mean'")
+
+
+def check_weighted(modes: Iterable[str]) -> None:
+    """Raises where tables that are given per-sample weights do not all sum."""
+    averaging = [t for t, mode in enumerate(modes) if mode != "sum"]
+    if averaging:
+        raise BatchError(
+            f"per_sample_weights needs sum pooling, but table {averaging[0]} averages; use 'sum' with "
+            "weights divided by the bag's length"
+        )
 
 
 def to_bags(

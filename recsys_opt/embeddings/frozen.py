@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recsys_opt.embeddings.bag_arguments import to_bags
+from recsys_opt.embeddings.bag_arguments import check_weighted, to_bags
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
-from recsys_opt.errors import BatchError
 from recsys_opt.tables import Pooling
 
 
@@ -66,8 +65,8 @@ class FrozenEmbeddingBag(DenseEmbeddingBag):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     def _pooled(self, ids: Tensor, bounds: Tensor, weights: Tensor | None, last: bool = True) -> Tensor:
-        if weights is not None and self.mode != "sum":
-            raise BatchError("per_sample_weights needs sum pooling, but this table averages")
+        if weights is not None:
+            check_weighted([self.mode])
         return F.embedding_bag(
             ids,
             self.weight,

@@ -9,14 +9,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from recsys_opt.embeddings.bag_arguments import check_mode, to_bags
+from recsys_opt.embeddings.bag_arguments import check_mode, check_weighted, to_bags
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.fused_update import processes
 from recsys_opt.embeddings.hot_store import COUNTED_LOOKUPS, MOST_LOOKUPS, HotRows
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.embeddings.tt_init import Init
 from recsys_opt.embeddings.tt_write_back import write_back_
-from recsys_opt.errors import BatchError, InputError
+from recsys_opt.errors import InputError
 from recsys_opt.ops.hot_rows import hot_rows_bag, hot_rows_count_, hot_rows_split
 from recsys_opt.tables import Pooling, TableConfig
 
@@ -214,12 +214,7 @@ class CachedTTEmbeddingBag(EmbeddingRepresentation):
         )
         cold_weights = None
         if per_sample_weights is not None:
-            averaging = [t for t, bag in enumerate(bags) if bag.mode == "mean"]
-            if averaging:
-                raise BatchError(
-                    f"per_sample_weights needs sum pooling, but table {averaging[0]} averages; use 'sum' "
-                    "with weights divided by the bag's length"
-                )
+            check_weighted(bag.mode for bag in bags)
             per_sample_weights = per_sample_weights.to(stores[0].weight.dtype)
             cold_weights = per_sample_weights.index_select(0, positions)
         base = TTEmbeddingBag.forward_group([bag.tt for bag in bags], cold, cold_offsets, cold_weights)

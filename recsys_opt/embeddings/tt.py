@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_opt import ops
-from recsys_opt.embeddings.bag_arguments import check_mode, refuse_dense_options, to_bags
+from recsys_opt.embeddings.bag_arguments import check_mode, check_weighted, refuse_dense_options, to_bags
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.tt_fit import WORK_BYTES, FitOptions, FitReport, Method, fit_table
 from recsys_opt.embeddings.tt_freeze import Level, frozen
@@ -19,7 +19,7 @@ from recsys_opt.embeddings.tt_rows import table_rows
 from recsys_opt.embeddings.tt_shapes import resolve_shapes
 from recsys_opt.embeddings.tt_source import TableLike
 from recsys_opt.embeddings.tt_update import FusesCoreUpdate, update_of
-from recsys_opt.errors import BatchError, InputError
+from recsys_opt.errors import InputError
 from recsys_opt.progress import Progress
 from recsys_opt.tables import Pooling, TableConfig
 
@@ -243,12 +243,7 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
         if offsets is None:
             offsets = torch.arange(indices.shape[0] + 1, device=indices.device)
         if per_sample_weights is not None:
-            averaging = [t for t, bag in enumerate(bags) if bag.mode == "mean"]
-            if averaging:
-                raise BatchError(
-                    f"per_sample_weights needs sum pooling, but table {averaging[0]} averages; use 'sum' "
-                    "with weights divided by the bag's length"
-                )
+            check_weighted(bag.mode for bag in bags)
             per_sample_weights = per_sample_weights.to(bags[0].cores[0].dtype)
         return ops.tt_embedding_bag(
             indices,
