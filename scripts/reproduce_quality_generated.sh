@@ -3,7 +3,13 @@
 # held rows, and fitted to the trained dense tables with and without fine-tuning; one epoch. The best possible AUC is
 # known, because the rows are generated.
 #
-#   scripts/reproduce_quality_generated.sh [ROWS [SEEDS [JOBS [VARIANTS]]]]     default: 10000000 rows, 1 seed, 1 job
+#   scripts/reproduce_quality_generated.sh [ROWS [SEEDS [JOBS [VARIANTS [TUNE_RATE]]]]]
+#
+#   ROWS       default 10000000
+#   SEEDS      default 1
+#   JOBS       runs at a time (default 1)
+#   VARIANTS   of `recsys-opt bench quality`, with commas between
+#   TUNE_RATE  the share of the learning rates for fine-tuning (default: what the sample's validation rows chose)
 #
 # 10 M rows need 1.6 GB of disk, 2.3 more for the dense model; a run takes up to 2.8 GB of memory and, on one quiet
 # core, 6 minutes. Interrupted, the same line goes on where it stopped (remove
@@ -14,6 +20,7 @@ rows=${1:-10000000}
 seeds=${2:-1}
 jobs=${3:-1}
 variants=${4:-dense,tt8,tt16,tt32,tt64,tt32@2x2x4,tt32+cache,svd32,svd32+tuned,dense+tuned}
+tune_rate=${5:-0.1}
 export PATH="$PWD/.venv/bin:$PATH"
 work=build/quality_generated # relative, so that the records' command lines are
 record=quality_generated_$rows.json
@@ -21,6 +28,6 @@ record=quality_generated_$rows.json
 mkdir -p "$work"
 [ -e "$work/data_$rows/dataset.json" ] || recsys-opt data synth --rows "$rows" --out "$work/data_$rows"
 recsys-opt bench quality "$work/data_$rows" --variants "$variants" --seeds "$seeds" --jobs "$jobs" --batch-size 2048 \
-  --work "$work" --record "$work/$record" --resume
+  --tune-rate "$tune_rate" --work "$work" --record "$work/$record" --resume
 mv "$work/$record" "benchmarks/results/$record"
 rm -rf "$work"

@@ -16,7 +16,17 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
 
-from recsys_opt.bench.quality_trial import SPACE, Place, Row, Trial, Variant, row_key, run_trial
+from recsys_opt.bench.quality_trial import (
+    SETTINGS,
+    SPACE,
+    TUNE_RATE,
+    Place,
+    Row,
+    Trial,
+    Variant,
+    row_key,
+    run_trial,
+)
 from recsys_opt.progress import Progress, SilentProgress
 
 DENSE = Variant("dense", {"compression.tt_threshold": None})
@@ -56,7 +66,7 @@ class Comparison:
 
     def search(self, variants: Sequence[Variant], count: int) -> list[Row]:
         """Trains every variant with the same `count` settings, seed 0; those that begin with the dense model
-        are left out: they take its settings."""
+        are left out: they take its settings (see `search_tuning`)."""
         return self._run(
             f"search, {count} settings each",
             [
@@ -67,13 +77,32 @@ class Comparison:
             ],
         )
 
+    def search_tuning(
+        self,
+        variants: Sequence[Variant],
+        chosen: Mapping[str, Mapping[str, Any]],
+        rates: Sequence[float],
+    ) -> list[Row]:
+        """Trains every tuned variant, seed 0, at each of `rates`, from a dense model of its settings."""
+        dense = _dense_of(variants)
+        start = Trial("search", dense, 0, chosen.get(dense.name, {}), keep=True)
+        trials = [
+            Trial("search", variant, 0, {**chosen.get(variant.name, {}), TUNE_RATE: rate})
+            for variant in variants
+            if variant.tuned
+            for rate in rates
+        ]
+        rows = self._run(f"search of the tuning rate, {len(rates)} each", trials, start)
+        shutil.rmtree(self.place.dense_run(0), ignore_errors=True)
+        return rows
+
     def seeds(
         self, variants: Sequence[Variant], chosen: Mapping[str, Mapping[str, Any]], count: int
     ) -> list[Row]:
         """Trains every variant with its chosen settings for seeds 1 .. `count` (the search used seed 0)."""
         rows: list[Row] = []
         for seed in range(1, count + 1):
-            dense = next((v for v in variants if v.name == DENSE.name), DENSE)
+            dense = _dense_of(variants)
             trials = [Trial("seeds", v, seed, chosen.get(v.name, {})) for v in variants]
             start = Trial("seeds", dense, seed, chosen.get(dense.name, {}), keep=True)
             rows += self._run(f"seed {seed} of {count}", trials, start)
@@ -102,11 +131,15 @@ class Comparison:
         return [rows[trial.key()] for trial in trials]
 
 
+def _dense_of(variants: Sequence[Variant]) -> Variant:
+    return next((v for v in variants if v.name == DENSE.name), DENSE)
+
+
 def best_settings(rows: Sequence[Row], variant: str) -> dict[str, Any]:
     """The settings of a variant's search with the best validation AUC."""
     own = [row for row in rows if row["variant"] == variant]
     found = max(own, key=lambda row: row.get("validation_auc") or 0.0)
-    return {path: found[path] for path in SPACE}
+    return {path: found[path] for path in SETTINGS if path in found}
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:

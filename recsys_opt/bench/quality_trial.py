@@ -12,10 +12,12 @@ import torch
 
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.environment import commit
+from recsys_opt.models.saved import describe_model
 from recsys_opt.run_folder import RunFolder
+from recsys_opt.training.budget import with_chosen_tables
 from recsys_opt.training.config import TrainingConfig, replaced
 from recsys_opt.training.evaluate import evaluate_run
-from recsys_opt.training.initial import convert_run
+from recsys_opt.training.initial import convert_run, wanted_tables
 from recsys_opt.training.metrics import Metrics
 from recsys_opt.training.trainer import train
 
@@ -26,6 +28,12 @@ SPACE: dict[str, tuple[float, float]] = {
     "optimizer.table_lr": (0.015, 0.1),
     "optimizer.core_lr": (0.005, 0.03),
 }
+
+TUNE_RATE = "tune_rate"
+"""The setting that only tuned variants have: the share of the learning rates that the second pass has."""
+
+SETTINGS = (*SPACE, TUNE_RATE)
+"""All that trials of one variant and seed may differ in."""
 
 AT_THE_END_S = 1e9
 """Between two checkpoints: longer than any trial, which leaves the one at its end."""
@@ -42,9 +50,9 @@ class Variant:
     changes: Mapping[str, Any] = field(default_factory=dict)
     after_dense: bool = False
     """Begins with the trained dense model of the same seed, not with weights drawn from the seed."""
-    tune_rate: float | None = None
-    """After dense: one more pass over the training rows, at this share of the learning rates; None: no
-    training, the tables are converted alone."""
+    tuned: bool = False
+    """After dense: one more pass over the training rows, at a share of the learning rates; otherwise nothing
+    is trained, the tables are converted alone."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,15 @@ class Trial:
     keep: bool = False
     """Leave the run as the dense model that other trials of the seed begin with."""
 
+    def folder_name(self) -> str:
+        """Its own, since trials of a search run beside each other."""
+        words = [self.stage, self.variant.name, self.seed, *self.settings.values()]
+        return "-".join(map(str, words))
+
+    def changes(self) -> dict[str, Any]:
+        """What it changes in the configuration."""
+        return {**self.variant.changes, **{k: v for k, v in self.settings.items() if k != TUNE_RATE}}
+
     def key(self) -> tuple[Any, ...]:
         """Equal for a trial and its row in a record."""
         return (self.stage, self.variant.name, self.seed, tuple(sorted(self.settings.items())))
@@ -65,7 +82,7 @@ class Trial:
 
 def row_key(row: Row) -> tuple[Any, ...]:
     """`Trial.key` of a finished trial."""
-    settings = {path: row[path] for path in SPACE if path in row}
+    settings = {path: row[path] for path in SETTINGS if path in row}
     return (row["stage"], row["variant"], row["seed"], tuple(sorted(settings.items())))
 
 
@@ -89,7 +106,7 @@ def run_trial(place: Place, trial: Trial) -> Row:
         torch.set_num_threads(1)
     if trial.keep:
         return _train(place, trial, place.dense_run(trial.seed), checkpoint_every_s=AT_THE_END_S)
-    run = place.folder / f"{trial.stage}-{trial.variant.name}-{trial.seed}"
+    run = place.folder / trial.folder_name()
     shutil.rmtree(run, ignore_errors=True)
     try:
         return _after_dense(place, trial, run) if trial.variant.after_dense else _train(place, trial, run)
@@ -98,28 +115,24 @@ def run_trial(place: Place, trial: Trial) -> Row:
 
 
 def _train(place: Place, trial: Trial, run: Path, **changes: Any) -> dict[str, Any]:
-    own = {**trial.variant.changes, **trial.settings, "seed": trial.seed, "checkpoint_every_s": None}
+    own = {**trial.changes(), "seed": trial.seed, "checkpoint_every_s": None}
     result = train(replaced(place.config, {**own, **changes}), place.dataset, run, resume=trial.keep)
-    row = _row(trial, result.validation, result.test, result.embedding_bytes, result.dense_embedding_bytes)
-    return row | {"samples_per_s": result.samples_per_s}
+    return _row(trial, result.validation, result.test, run) | {"samples_per_s": result.samples_per_s}
 
 
 def _after_dense(place: Place, trial: Trial, run: Path) -> dict[str, Any]:
-    variant = trial.variant
-    config: TrainingConfig = replaced(place.config, {**variant.changes, **trial.settings})
-    if variant.tune_rate is not None:
+    config: TrainingConfig = replaced(place.config, trial.changes())
+    if trial.variant.tuned:
         rates = {path: config.optimizer.learning_rate(kind) for path, kind in _RATES.items()}
-        slower = {path: rate * variant.tune_rate for path, rate in rates.items()}
+        slower = {path: rate * trial.settings[TUNE_RATE] for path, rate in rates.items()}
         return _train(place, trial, run, init_from=str(place.dense_run(trial.seed)), **slower)
     fits = convert_run(place.dense_run(trial.seed), run, config.compression)
     dataset = Dataset(place.dataset)
     validation, test = (evaluate_run(run, dataset, split) for split in ("validation", "test"))
-    tables = RunFolder(run).description()["model"]["tables"]
-    sizes = [sum(table[what] for table in tables) for what in ("storage_bytes", "dense_bytes")]
-    row = _row(trial, validation, test, *sizes)
-    return row | {"fit_error": {fit.name: fit.fit_error for fit in fits}}
+    return _row(trial, validation, test, run) | {"fit_error": {fit.name: fit.fit_error for fit in fits}}
 
 
+_SHAPES = ("tt_ranks", "tt_p_shapes", "tt_q_shapes")
 _RATES: dict[str, Literal["mlp", "cores", "tables"]] = {
     "optimizer.mlp_lr": "mlp",
     "optimizer.table_lr": "tables",
@@ -127,9 +140,23 @@ _RATES: dict[str, Literal["mlp", "cores", "tables"]] = {
 }
 
 
-def _row(
-    trial: Trial, validation: Metrics | None, test: Metrics | None, stored: int, dense: int
-) -> dict[str, Any]:
+def tensor_trains(variant: Variant, config: TrainingConfig, dataset: Dataset) -> dict[str, Any]:
+    """The shapes of the tensor trains that a variant means, by table, as its rows have them."""
+    config, _ = with_chosen_tables(replaced(config, variant.changes), dataset)
+    model = config.architecture.build(wanted_tables(config, dataset.info.sparse_columns), device="meta")
+    return shapes_by_table(describe_model(config.architecture, model))
+
+
+def shapes_by_table(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Ranks, row and column factors of a described model's tensor trains."""
+    return {
+        table["name"]: {key: list(table["options"][key]) for key in _SHAPES}
+        for table in model["tables"]
+        if "tt_ranks" in table["options"]
+    }
+
+
+def _row(trial: Trial, validation: Metrics | None, test: Metrics | None, run: Path) -> dict[str, Any]:
     """A row of the record; a trial of the search says nothing about the test rows."""
     row: dict[str, Any] = {
         "stage": trial.stage,
@@ -143,4 +170,7 @@ def _row(
             values = metrics.to_json()
             del values["reliability"]
             row |= {f"{split}_{key}": value for key, value in values.items()}
-    return row | {"embedding_bytes": stored, "dense_embedding_bytes": dense}
+    model = RunFolder(run).description()["model"]
+    stored, dense = (sum(t[what] for t in model["tables"]) for what in ("storage_bytes", "dense_bytes"))
+    sizes = {"embedding_bytes": stored, "dense_embedding_bytes": dense}
+    return row | sizes | {"tensor_trains": shapes_by_table(model)}

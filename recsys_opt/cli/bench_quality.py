@@ -12,7 +12,7 @@ from typing import Any
 
 from recsys_opt.bench.logistic import fit_logistic
 from recsys_opt.bench.quality import DENSE, Comparison, best_settings, summarise
-from recsys_opt.bench.quality_trial import Place, Row, Variant
+from recsys_opt.bench.quality_trial import TUNE_RATE, Place, Row, Variant, tensor_trains
 from recsys_opt.bench.record import read_record, write_record
 from recsys_opt.bench.uniform import uniform_options
 from recsys_opt.cli.arguments import add_config_arguments, byte_size, config_changes, whole_number
@@ -56,8 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cache-rows", type=whole_number, default=10_000, metavar="N", help="variants "
         "+cache: rows of each tensor train that are held dense (default 10000)")  # fmt: skip
-    parser.add_argument("--tune-rate", type=float, default=0.1, metavar="X", help="variants +tuned: one more "
-        "pass over the training rows, at this share of the learning rates (default 0.1)")  # fmt: skip
+    parser.add_argument("--tune-rate", type=float, nargs="+", default=[0.1], metavar="X", help="variants "
+        "+tuned: one more pass over the training rows, at this share of the learning rates; of several, each "
+        "variant takes the best on the validation rows, tried with seed 0 (default 0.1)")  # fmt: skip
     parser.add_argument("--tt-above", type=int, default=100_000, metavar="ROWS", help="variants tt: tables "
         "of at least so many rows are tensor trains (default 100000)")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs per variant (default 5)")
@@ -92,6 +93,8 @@ def run(args: argparse.Namespace) -> Outcome:
         raise InputError(f"--variants {args.variants} names a variant twice")
     if args.seeds < 1 or args.search < 0 or args.jobs < 1:
         raise InputError("--seeds and --jobs must be at least 1, --search at least 0")
+    if min(args.tune_rate) <= 0 or len(set(args.tune_rate)) < len(args.tune_rate):
+        raise InputError(f"--tune-rate {args.tune_rate}: give rates above 0, none twice")
     dataset = Dataset(args.dataset)
     config = replaced(recipe(args.recipe), config_changes(args))
     variants = [_variant(name, args, config, dataset) for name in names]
@@ -104,11 +107,11 @@ def run(args: argparse.Namespace) -> Outcome:
     described = {
         "dataset": _dataset_words(dataset),
         "tt_above": args.tt_above,
-        "tune_rate": args.tune_rate,
         "cache_rows": args.cache_rows,
         "config": config.to_json(),
     }
     rows: list[Row] = list(_finished(args, described))
+    _check_shapes(args, rows, variants, config, dataset)
 
     def keep(row: Row) -> None:
         rows.append(row)
@@ -121,6 +124,13 @@ def run(args: argparse.Namespace) -> Outcome:
         found = comparison.search(variants, args.search) if args.search else []
         searched = {row["variant"] for row in found}
         chosen = {v.name: best_settings(found, v.name) for v in variants if v.name in searched}
+        chosen |= {v.name: chosen.get(DENSE.name, {}) for v in variants if v.after_dense}
+        tuned = [v.name for v in variants if v.tuned]
+        if len(args.tune_rate) == 1:
+            chosen |= {name: {**chosen[name], TUNE_RATE: args.tune_rate[0]} for name in tuned}
+        elif tuned:
+            found = comparison.search_tuning(variants, chosen, args.tune_rate)
+            chosen |= {name: best_settings(found, name) for name in tuned}
         finals = comparison.seeds(variants, chosen, args.seeds)
     summary: dict[str, Any] = {"variants": summarise(finals, names), "chosen": chosen}
     summary["bayes"] = {k: dict(v) for k, v in (dataset.info.bayes or {}).items()} or None
@@ -132,11 +142,11 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def _variant(name: str, args: argparse.Namespace, config: TrainingConfig, dataset: Dataset) -> Variant:
-    tune_rate = args.tune_rate if name.endswith("+tuned") else None
+    tuned = name.endswith("+tuned")
     if name == "dense":
         return DENSE
     if name == "dense+tuned":
-        return Variant(name, DENSE.changes, after_dense=True, tune_rate=tune_rate)
+        return Variant(name, DENSE.changes, after_dense=True, tuned=True)
     within = re.fullmatch(r"(budget|uniform)(\d.*)", name)
     if within is not None:
         size = _bytes(within[2])
@@ -164,7 +174,7 @@ def _variant(name: str, args: argparse.Namespace, config: TrainingConfig, datase
         changes["compression.tt_threshold"] = args.tt_above
     if found[3]:
         changes["compression.tt_cache_rows"] = args.cache_rows
-    return Variant(name, changes, after_dense=found[4] is not None, tune_rate=tune_rate)
+    return Variant(name, changes, after_dense=found[4] is not None, tuned=tuned)
 
 
 def _factors(text: str) -> list[int]:
@@ -195,6 +205,41 @@ def _finished(args: argparse.Namespace, described: Mapping[str, Any]) -> Sequenc
             )
     found: Sequence[Row] = record["rows"]
     return found
+
+
+def _check_shapes(
+    args: argparse.Namespace,
+    rows: Sequence[Row],
+    variants: Sequence[Variant],
+    config: TrainingConfig,
+    dataset: Dataset,
+) -> None:
+    """Refuses a record in which a variant had other tensor trains than it would get now."""
+    for variant in variants:
+        own = [row for row in rows if row["variant"] == variant.name]
+        if not own:
+            continue
+        now = tensor_trains(variant, config, dataset)
+        for row in own:
+            before = row.get("tensor_trains")
+            if before is not None and _factors_alone(before) == _factors_alone(now):
+                continue
+            said = "of shapes that it does not tell" if before is None else f"of {_first_apart(before, now)}"
+            raise InputError(
+                f"{args.record} has trained {variant.name} with tensor trains {said}; leave out --resume to "
+                "make it anew, write to another record, or name column factors, as in tt8@2x1x8"
+            )
+
+
+def _factors_alone(trains: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Without ranks, which the variant's name tells; a fit has less where a table cannot use as many."""
+    return {name: {k: v for k, v in own.items() if k != "tt_ranks"} for name, own in trains.items()}
+
+
+def _first_apart(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    old, new = _factors_alone(before), _factors_alone(now)
+    name = next(n for n in [*old, *new] if old.get(n) != new.get(n))
+    return f"other shapes than now ({name}: {old.get(name, 'dense')}, now {new.get(name, 'dense')})"
 
 
 def _logistic(dataset: Dataset) -> dict[str, Any]:

@@ -114,8 +114,48 @@ def test_variants_that_begin_with_the_dense_model(tmp_path, capsys):
     assert rows["svd2+tuned"]["embedding_bytes"] == rows["svd2"]["embedding_bytes"]
     assert rows["svd2+tuned"]["test_logloss"] != rows["svd2"]["test_logloss"]
     capsys.readouterr()
-    assert main([*flags, "--tune-rate", "0.25", "--resume"]) == 2
-    assert "was made with another tune_rate" in capsys.readouterr().err
+    assert {name: row.get("tune_rate") for name, row in rows.items()} == {
+        "dense": None, "svd2": None, "svd800": None, "dense+tuned": 0.5, "svd2+tuned": 0.5
+    }  # fmt: skip
+    assert rows["svd2"]["tensor_trains"] == rows["svd2+tuned"]["tensor_trains"] != {}
+
+
+@pytest.mark.slow
+def test_the_tuning_rate_is_chosen_without_the_test_rows(tmp_path, capsys):
+    data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
+    flags = ["bench", "quality", str(data.path), "--variants", "dense,svd2+tuned", "--seeds", "1", *SMALL]
+    flags += ["--tune-rate", "0.01", "0.3", "--work", str(tmp_path), "--record", str(path), "--json"]
+    assert main(flags) == 0
+    chosen = json.loads(capsys.readouterr().out)["chosen"]["svd2+tuned"]
+    rows = json.loads(path.read_text())["rows"]
+    searched = [r for r in rows if r["stage"] == "search"]
+    assert [(r["variant"], r["tune_rate"]) for r in searched] == [("svd2+tuned", 0.01), ("svd2+tuned", 0.3)]
+    assert not any(key.startswith("test_") for r in searched for key in r)
+    best = max(searched, key=lambda r: r["validation_auc"])
+    finals = {r["variant"]: r for r in rows if r["stage"] == "seeds"}
+    assert chosen == {"tune_rate": best["tune_rate"]}
+    assert finals["svd2+tuned"]["tune_rate"] == best["tune_rate"]
+    assert "tune_rate" not in finals["dense"]
+
+
+def test_a_record_of_other_shapes_is_not_gone_on_with(tmp_path, capsys):
+    data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
+    flags = ["bench", "quality", str(data.path), "--variants", "tt4", "--seeds", "1", *SMALL]
+    assert main([*flags, "--record", str(path)]) == 0
+    document = json.loads(path.read_text())
+    (row,) = document["rows"]
+    assert all(train["tt_q_shapes"] == [1, 1, 8] for train in row["tensor_trains"].values())
+    table, train = next(iter(row["tensor_trains"].items()))
+    train["tt_q_shapes"] = [2, 2, 2]
+    path.write_text(json.dumps(document))
+    assert main([*flags, "--record", str(path), "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert f"tt4 with tensor trains of other shapes than now ({table}: " in error
+    assert "leave out --resume" in error
+    del row["tensor_trains"]
+    path.write_text(json.dumps(document))
+    assert main([*flags, "--record", str(path), "--resume"]) == 2
+    assert "shapes that it does not tell" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -176,5 +216,7 @@ def test_refusals(tmp_path, capsys):
     assert main(["bench", "quality", str(data.path), "--seeds", "0"]) == 2
     assert main(["bench", "quality", str(data.path), "--variants", "dense,dense"]) == 2
     assert main(["bench", "quality", str(data.path), "--variants", "svd+tuned"]) == 2
+    assert main(["bench", "quality", str(data.path), "--tune-rate", "0.1", "0.1"]) == 2
+    assert "none twice" in capsys.readouterr().err
     assert main(["bench", "quality", str(data.path), "--resume"]) == 2
     assert "--resume needs --record" in capsys.readouterr().err
