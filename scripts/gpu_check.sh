@@ -110,7 +110,7 @@ fi
 
 section "bench kernels" 120 bench.log python benchmarks/tt_cuda_kernels.py "$out/tt_cuda_kernels.json"
 section "bench tt" 120 bench.log recsys-opt bench tt --device cuda --rank 32 --batch-size 512 65536 --ids zipf uniform \
-  --work forward step --candidates dense torch tt tt-fused --rounds 5 --out "$out/tt_cuda.json"
+  --work forward step --candidates dense torch tt tt-fused --rounds 5 --record "$out/tt_cuda.json"
 
 ncu=$(command -v ncu || find /opt/nvidia /usr/local/cuda -name ncu -type f 2>/dev/null | head -n 1)
 if [ -n "$ncu" ]; then

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal
 
 from recsys_opt.training.config import ByteSize, optional_type
@@ -30,6 +31,30 @@ def add_config_arguments(
     none. Flags that are not given leave the recipe's value: see `config_changes`.
     """
     _add(parser, config_class, "", names or {}, leave_out)
+
+
+def add_record_argument(
+    parser: argparse.ArgumentParser, default: str | None = None, *, also: str = ""
+) -> None:
+    """Adds `--record FILE`, where a measurement goes; `--out` is what a verb makes.
+
+    default  a file's name in benchmarks/results; None: no record unless asked for
+    also     what comes beside it
+    """
+    path = None if default is None else Path("benchmarks/results") / default
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        default=path,
+        help=f"JSON file for the figures, with machine, date, commit and command{also} (default: "
+        f"{path or 'none is written'})",
+    )
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Factors of rows or columns: "2,1,8" -> (2, 1, 8)."""
+    return tuple(int(factor) for factor in text.split(","))
 
 
 def config_changes(args: argparse.Namespace) -> dict[str, Any]:

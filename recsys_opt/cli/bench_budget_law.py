@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from recsys_opt.bench import budget_law
 from recsys_opt.bench.record import write_record
+from recsys_opt.cli.arguments import add_record_argument
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, default=800, metavar="N", help="of gradient descent (default 800)"
     )
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the fits to a JSON file")
+    add_record_argument(parser)
 
 
 def run(args: argparse.Namespace) -> Outcome:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from recsys_opt.bench.convert import Settings, text
 from recsys_opt.bench.convert import run as measure
 from recsys_opt.bench.record import write_record
-from recsys_opt.cli.arguments import whole_number
+from recsys_opt.cli.arguments import add_record_argument, whole_number
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.data.dataset import Dataset
 
-EXAMPLE = "recsys-opt bench convert runs/tt kaggle/ --ranks 16 8 --tolerances 0.05 0.2"
+EXAMPLE = "recsys-opt bench convert runs/tt kaggle/ --rank 16 8 --tolerance 0.05 0.2"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +20,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = Settings()
     parser.add_argument("run", metavar="RUN", help="a trained run folder, with dense tables or tensor trains")
     parser.add_argument("dataset", metavar="DATASET", help="the dataset to evaluate on")
-    parser.add_argument("--ranks", type=int, nargs="*", default=list(default.ranks), metavar="R")
     parser.add_argument(
-        "--tolerances", type=float, nargs="*", default=list(default.tolerances), metavar="SHARE"
+        "--rank",
+        type=int,
+        nargs="*",
+        default=list(default.ranks),
+        metavar="R",
+        help="ranks to cut to (%(default)s)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        nargs="*",
+        default=list(default.tolerances),
+        metavar="SHARE",
+        help="relative errors to cut to, at the least ranks within them (%(default)s)",
     )
     parser.add_argument(
         "--least-rows",
@@ -33,18 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="dense tables of at least so many rows are fitted (%(default)s)",
     )
     parser.add_argument("--split", default=default.split, help="rows to evaluate on (%(default)s)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/results/convert.json"), help="the record (%(default)s)"
-    )
+    add_record_argument(parser, "convert.json")
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Measures, writes the record, prints a table."""
-    settings = Settings(args.least_rows, tuple(args.ranks), tuple(args.tolerances), args.split)
+    settings = Settings(args.least_rows, tuple(args.rank), tuple(args.tolerance), args.split)
     dataset = Dataset(args.dataset)
     with ConsoleProgress() as progress:
         rows = measure(args.run, dataset, settings, progress)
     info = dataset.info
     words = {"name": info.name, "labelled_rows": info.labelled_rows, "ids": dict(info.ids)}
-    write_record(args.out, "convert", rows, dataset=words)
-    return Outcome(f"{text(rows)}\nwritten: {args.out}", {"rows": rows, "record": str(args.out)})
+    write_record(args.record, "convert", rows, dataset=words)
+    return Outcome(f"{text(rows)}\nwritten: {args.record}", {"rows": rows, "record": str(args.record)})

@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
 from recsys_opt.bench import id_order
 from recsys_opt.bench.record import write_record
+from recsys_opt.cli.arguments import add_record_argument
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.data.dataset import Dataset
 
-EXAMPLE = "recsys-opt bench order kaggle/ --batch-sizes 2048 65536 --record order.json"
+EXAMPLE = "recsys-opt bench order kaggle/ --batch-size 2048 65536 --record order.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("dataset", metavar="DATASET", help="a dataset folder, ids as they were made")
-    parser.add_argument("--rank", type=int, default=32, metavar="R", help="default 32")
+    parser.add_argument("--rank", type=int, default=32, metavar="R", help="of the tensor trains (default 32)")
     parser.add_argument("--tables", type=int, default=7, metavar="N", help="the largest N (default 7)")
     parser.add_argument(
-        "--batch-sizes", type=int, nargs="+", default=[2048, 16384, 65536], metavar="B", help="default 2048 "
-        "16384 65536"
-    )  # fmt: skip
-    parser.add_argument("--repeats", type=int, default=10, metavar="N", help="turns (default 10)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="default 1")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the rows to a JSON file")
+        "--batch-size",
+        type=int,
+        nargs="+",
+        default=[2048, 16384, 65536],
+        metavar="B",
+        help="samples of a batch (%(default)s)",
+    )
+    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="turns (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the op (%(default)s)")
+    add_record_argument(parser)
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Measures and prints a table."""
     settings = id_order.Settings(
-        rank=args.rank, tables=args.tables, batch_sizes=tuple(args.batch_sizes), repeats=args.repeats
+        rank=args.rank, tables=args.tables, batch_sizes=tuple(args.batch_size), repeats=args.rounds
     )
     before = torch.get_num_threads()
     torch.set_num_threads(max(args.threads, 1))

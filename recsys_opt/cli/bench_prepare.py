@@ -8,6 +8,7 @@ from pathlib import Path
 from recsys_opt.bench.prepare import Settings
 from recsys_opt.bench.prepare import run as measure
 from recsys_opt.bench.record import write_record
+from recsys_opt.cli.arguments import add_record_argument
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.integrations.dataframes import available
@@ -31,17 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=default.peer_rows,
         help="of the text for pandas and polars, which hold it in memory (%(default)s)",
     )
-    parser.add_argument("--threads", type=int, nargs="+", default=list(default.threads), metavar="N")
-    parser.add_argument("--repeats", type=int, default=default.repeats, help="turns (%(default)s)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=list(default.threads),
+        metavar="N",
+        help="of `data prepare` (%(default)s)",
+    )
+    parser.add_argument("--rounds", type=int, default=default.repeats, help="turns (%(default)s)")
     parser.add_argument(
         "--work", type=Path, metavar="FOLDER", help="for the text and the results (default: temporary)"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("benchmarks/results/prepare.json"),
-        help="the record (%(default)s)",
-    )
+    add_record_argument(parser, "prepare.json")
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -51,13 +54,13 @@ def run(args: argparse.Namespace) -> Outcome:
         rows=args.rows,
         peer_rows=args.peer_rows,
         threads=tuple(args.threads),
-        repeats=args.repeats,
+        repeats=args.rounds,
         work=args.work,
     )
     with ConsoleProgress() as progress:
         rows = measure(settings, progress)
     absent = [name for name, there in available().items() if not there]
-    write_record(args.out, "prepare", rows, base="given" if args.base else "invented", absent=absent)
+    write_record(args.record, "prepare", rows, base="given" if args.base else "invented", absent=absent)
     columns = f"{'candidate':<22}{'threads':>8}{'rows':>11}{'distinct':>11}"
     lines = [f"{columns}{'rows/CPU-s':>12}{'wall s':>8}{'peak MiB':>10}"]
     lines += [
@@ -66,4 +69,4 @@ def run(args: argparse.Namespace) -> Outcome:
         for r in rows
     ]
     lines += [f"not installed, left out: {name} (pip install {name})" for name in absent]
-    return Outcome("\n".join(lines), {"rows": rows, "absent": absent, "record": str(args.out)})
+    return Outcome("\n".join(lines), {"rows": rows, "absent": absent, "record": str(args.record)})

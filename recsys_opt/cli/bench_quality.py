@@ -15,7 +15,13 @@ from recsys_opt.bench.quality import DENSE, Comparison, best_settings, summarise
 from recsys_opt.bench.quality_trial import TUNE_RATE, Place, Row, Variant, tensor_trains
 from recsys_opt.bench.record import read_record, write_record
 from recsys_opt.bench.uniform import uniform_options
-from recsys_opt.cli.arguments import add_config_arguments, byte_size, config_changes, whole_number
+from recsys_opt.cli.arguments import (
+    add_config_arguments,
+    add_record_argument,
+    byte_size,
+    config_changes,
+    whole_number,
+)
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.cli.train import LEAVE_OUT, NAMES
@@ -74,8 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--logistic", action="store_true", help="fit a logistic regression on the same inputs too"
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
-    parser.add_argument("--record", metavar="FILE", type=Path, help="write every run to a JSON file, as soon "
-        "as it is done")  # fmt: skip
+    add_record_argument(parser, also="; every run as soon as it is done")
     parser.add_argument(
         "--resume", action="store_true", help="go on with the record: runs that it holds are not made again"
     )

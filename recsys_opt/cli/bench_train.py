@@ -11,7 +11,7 @@ from recsys_opt.bench.record import write_record
 from recsys_opt.bench.train import Settings
 from recsys_opt.bench.train import run as measure
 from recsys_opt.bench.train_models import TABLES
-from recsys_opt.cli.bench_tt import numbers
+from recsys_opt.cli.arguments import add_record_argument, shape
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 
@@ -21,7 +21,14 @@ EXAMPLE = "recsys-opt bench train --batch-size 2048 16384"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     default = Settings()
-    parser.add_argument("--batch-size", type=int, nargs="+", default=list(default.batch_sizes), metavar="B")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        nargs="+",
+        default=list(default.batch_sizes),
+        metavar="B",
+        help="rows of a step (%(default)s)",
+    )
     parser.add_argument(
         "--rounds", type=int, default=default.rounds, help="turns of every candidate (%(default)s)"
     )
@@ -55,11 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tt-rank", type=int, default=default.tt_rank, help="their rank (%(default)s)")
     parser.add_argument(
         "--tt-q",
-        type=numbers,
+        type=shape,
         metavar="N,N,N",
         help="their column factors, e.g. 2,1,8 (the library's default)",
     )
-    parser.add_argument("--threads", type=int, help="default: torch's choice")
+    parser.add_argument("--threads", type=int, metavar="N", help="of torch (default: its own choice)")
     parser.add_argument("--max-rows", type=int, help="cut the tables to so many rows, for a quick look")
     parser.add_argument(
         "--dlrm-script", type=Path, help="the DLRM repository's dlrm_s_pytorch.py, to run beside"
@@ -67,12 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dlrm-python", default=default.dlrm_python, help="the Python that runs it (%(default)s)"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("benchmarks/results/train_throughput.json"),
-        help="the record (%(default)s)",
-    )
+    add_record_argument(parser, "train_throughput.json")
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -97,8 +99,8 @@ def run(args: argparse.Namespace) -> Outcome:
     with ConsoleProgress() as progress:
         rows = measure(settings, progress)
     extra = {"ids": args.ids, "tt_tables": args.tt_tables, "tt_rank": args.tt_rank, "tt_q": args.tt_q}
-    write_record(args.out, "train_throughput", rows, rows_of_tables=list(settings.rows), **extra)
-    return Outcome(f"{_text(rows)}\n\nwritten: {args.out}", {"rows": rows, "record": str(args.out)})
+    write_record(args.record, "train_throughput", rows, rows_of_tables=list(settings.rows), **extra)
+    return Outcome(f"{_text(rows)}\n\nwritten: {args.record}", {"rows": rows, "record": str(args.record)})
 
 
 def _text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from recsys_opt.bench.record import write_csv, write_record
 from recsys_opt.bench.tt import run as measure
 from recsys_opt.bench.tt_cases import CANDIDATES, IDS, PRESETS, WORKS, Settings
 from recsys_opt.bench.tt_report import plot, text
+from recsys_opt.cli.arguments import add_record_argument, shape
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.files import write_text
@@ -25,20 +25,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="floors: what the README quotes (4 minutes); full: every rank, dimension and batch; "
         "the flags that a preset varies are then its own (default: the combinations of the flags)",
     )
-    parser.add_argument("--rows", type=int, default=default.num_embeddings, help="%(default)s")
+    parser.add_argument("--rows", type=int, default=default.num_embeddings, help="of the table (%(default)s)")
     parser.add_argument(
-        "--dim", type=int, nargs="+", default=list(default.embedding_dims), metavar="D", help="columns (16)"
+        "--dim",
+        type=int,
+        nargs="+",
+        default=list(default.embedding_dims),
+        metavar="D",
+        help="columns of the table (%(default)s)",
     )
-    parser.add_argument("--rank", type=int, nargs="+", default=list(default.ranks), metavar="R")
-    parser.add_argument("--p", type=numbers, metavar="N,N,N", help="row factors (default: published ones)")
     parser.add_argument(
-        "--q", type=numbers, nargs="+", default=[], metavar="N,N,N", help="column factors, one or several"
+        "--rank",
+        type=int,
+        nargs="+",
+        default=list(default.ranks),
+        metavar="R",
+        help="of every bond (%(default)s)",
     )
-    parser.add_argument("--bag-size", type=int, nargs="+", default=list(default.bag_sizes), metavar="L")
-    parser.add_argument("--batch-size", type=int, nargs="+", default=list(default.batch_sizes), metavar="B")
-    parser.add_argument("--ids", nargs="+", choices=IDS, default=list(default.ids))
-    parser.add_argument("--threads", type=int, nargs="+", default=list(default.threads), metavar="N")
-    parser.add_argument("--work", nargs="+", choices=WORKS, default=list(default.works))
+    parser.add_argument("--p", type=shape, metavar="N,N,N", help="row factors (default: published ones)")
+    parser.add_argument(
+        "--q",
+        type=shape,
+        nargs="+",
+        default=[],
+        metavar="N,N,N",
+        help="column factors, one or several (default: with published row factors 2,2,4, else the library's)",
+    )
+    parser.add_argument(
+        "--bag-size",
+        nargs="+",
+        type=int,
+        metavar="L",
+        default=list(default.bag_sizes),
+        help="ids of a bag (%(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        nargs="+",
+        type=int,
+        metavar="B",
+        default=list(default.batch_sizes),
+        help="bags of a batch (%(default)s)",
+    )
+    parser.add_argument(
+        "--ids",
+        nargs="+",
+        choices=IDS,
+        default=list(default.ids),
+        help="their distribution (%(default)s)",
+    )
+    parser.add_argument(
+        "--threads",
+        nargs="+",
+        type=int,
+        metavar="N",
+        default=list(default.threads),
+        help="of the op (%(default)s)",
+    )
+    parser.add_argument(
+        "--work",
+        nargs="+",
+        choices=WORKS,
+        default=list(default.works),
+        help="what is timed (%(default)s)",
+    )
     parser.add_argument("--rounds", type=int, default=default.rounds, help="turns (%(default)s)")
     parser.add_argument(
         "--block-ms", type=float, default=default.block_ms, help="a candidate's turn, about (%(default)s)"
@@ -51,17 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=list(default.candidates),
         help="; ".join(f"{name}: {what}" for name, what in CANDIDATES.items()).replace("%", "%%"),
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("benchmarks/results/tt_cpu.json"),
-        help="the record; beside it come a .csv and a .svg (%(default)s)",
-    )
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """ "2,1,8" -> (2, 1, 8)."""
-    return tuple(int(number) for number in text.split(","))
+    add_record_argument(parser, "tt_cpu.json", also="; the same rows go beside it as .csv, a figure as .svg")
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -86,10 +126,10 @@ def run(args: argparse.Namespace) -> Outcome:
     with ConsoleProgress() as progress:
         result = measure(preset, progress)
     ceilings = [c.to_json() for c in result.ceilings]
-    write_record(args.out, "tt", result.rows, ceilings=ceilings)
-    write_csv(args.out.with_suffix(".csv"), result.rows)
-    write_text(args.out.with_suffix(".svg"), plot(result.rows))
+    write_record(args.record, "tt", result.rows, ceilings=ceilings)
+    write_csv(args.record.with_suffix(".csv"), result.rows)
+    write_text(args.record.with_suffix(".svg"), plot(result.rows))
     return Outcome(
-        f"{text(result.rows, result.ceilings)}\n\nwritten: {args.out}, .csv and .svg",
-        {"rows": result.rows, "ceilings": ceilings, "record": str(args.out)},
+        f"{text(result.rows, result.ceilings)}\n\nwritten: {args.record}, .csv and .svg",
+        {"rows": result.rows, "ceilings": ceilings, "record": str(args.record)},
     )

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from recsys_opt.bench.record import write_record
 from recsys_opt.bench.tt_cache import Settings, curves
 from recsys_opt.bench.tt_cache import run as measure
+from recsys_opt.cli.arguments import add_record_argument
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.files import write_text
 
-EXAMPLE = "recsys-opt bench tt-cache --fractions 0.001 0.01 --batch-size 2048"
+EXAMPLE = "recsys-opt bench tt-cache --fraction 0.001 0.01 --batch-size 2048"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     default = Settings()
-    parser.add_argument("--rows", type=int, default=default.num_embeddings, help="%(default)s")
+    parser.add_argument("--rows", type=int, default=default.num_embeddings, help="of the table (%(default)s)")
     parser.add_argument("--dim", type=int, default=default.embedding_dim, help="columns (%(default)s)")
-    parser.add_argument("--rank", type=int, default=default.rank, metavar="R", help="%(default)s")
     parser.add_argument(
-        "--fractions",
+        "--rank", type=int, default=default.rank, metavar="R", help="of every bond (%(default)s)"
+    )
+    parser.add_argument(
+        "--fraction",
         type=float,
         nargs="+",
         default=list(default.fractions),
@@ -39,8 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="exponents of the ids' distributions, besides the uniform one (%(default)s)",
     )
-    parser.add_argument("--batch-size", type=int, nargs="+", default=list(default.batch_sizes), metavar="B")
-    parser.add_argument("--threads", type=int, default=default.threads, metavar="N")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        nargs="+",
+        default=list(default.batch_sizes),
+        metavar="B",
+        help="ids of a batch (%(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=default.threads, metavar="N", help="of the op (%(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=default.rounds, help="turns (%(default)s)")
     parser.add_argument(
         "--refresh-every",
@@ -49,12 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="steps over which the cost of a refresh is spread (%(default)s)",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("benchmarks/results/tt_cache_cpu.json"),
-        help="the record; the curves go beside it as .svg (%(default)s)",
-    )
+    add_record_argument(parser, "tt_cache_cpu.json", also="; the curves go beside it as .svg")
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -63,7 +69,7 @@ def run(args: argparse.Namespace) -> Outcome:
         num_embeddings=args.rows,
         embedding_dim=args.dim,
         rank=args.rank,
-        fractions=tuple(args.fractions),
+        fractions=tuple(args.fraction),
         zipf_exponents=tuple(args.zipf),
         batch_sizes=tuple(args.batch_size),
         threads=args.threads,
@@ -72,11 +78,11 @@ def run(args: argparse.Namespace) -> Outcome:
     )
     with ConsoleProgress() as progress:
         rows = measure(settings, progress)
-    write_record(args.out, "tt_cache", rows)
-    figure = args.out.with_suffix(".svg")
+    write_record(args.record, "tt_cache", rows)
+    figure = args.record.with_suffix(".svg")
     write_text(figure, curves(rows))
-    result = {"rows": rows, "record": str(args.out), "figure": str(figure)}
-    return Outcome(f"{_text(rows)}\nwritten: {args.out}, {figure}", result)
+    result = {"rows": rows, "record": str(args.record), "figure": str(figure)}
+    return Outcome(f"{_text(rows)}\nwritten: {args.record}, {figure}", result)
 
 
 def _text(rows: Sequence[Mapping[str, Any]]) -> str:

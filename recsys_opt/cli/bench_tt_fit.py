@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from recsys_opt.bench.record import write_record
 from recsys_opt.bench.tt_fit import METHODS, Settings, text
 from recsys_opt.bench.tt_fit import run as measure
-from recsys_opt.cli.arguments import whole_number
+from recsys_opt.cli.arguments import add_record_argument, whole_number
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 
@@ -19,11 +18,32 @@ EXAMPLE = """recsys-opt bench tt-fit --rows 1M --rank 16 --file-bytes 0 \\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     default = Settings()
-    parser.add_argument("--rows", type=whole_number, nargs="+", default=list(default.rows), metavar="N")
+    parser.add_argument(
+        "--rows",
+        type=whole_number,
+        nargs="+",
+        default=list(default.rows),
+        metavar="N",
+        help="of the tables in memory (%(default)s)",
+    )
     parser.add_argument("--dim", type=int, default=default.dim, help="columns (%(default)s)")
-    parser.add_argument("--rank", type=int, default=default.rank, metavar="R", help="(%(default)s)")
-    parser.add_argument("--kinds", nargs="+", choices=("planted", "random"), default=list(default.kinds))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(default.methods))
+    parser.add_argument(
+        "--rank", type=int, default=default.rank, metavar="R", help="of every bond (%(default)s)"
+    )
+    parser.add_argument(
+        "--kind",
+        nargs="+",
+        choices=("planted", "random"),
+        default=list(default.kinds),
+        help="of the tables in memory: planted, a tensor train and noise; random, noise alone (%(default)s)",
+    )
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        choices=METHODS,
+        default=list(default.methods),
+        help="how to fit them (%(default)s)",
+    )
     parser.add_argument(
         "--file-bytes",
         type=whole_number,
@@ -32,13 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a table in a temporary file, fitted within --work-bytes; 0: none (%(default)s)",
     )
     parser.add_argument(
-        "--work-bytes", type=whole_number, default=default.work_bytes, metavar="BYTES", help="(%(default)s)"
+        "--work-bytes",
+        type=whole_number,
+        default=default.work_bytes,
+        metavar="BYTES",
+        help="memory of a fit (%(default)s)",
     )
     parser.add_argument("--table", help="a .npy file, or a tensor of a .safetensors file: FILE#NAME")
-    parser.add_argument("--threads", type=int, default=default.threads, metavar="N", help="(%(default)s)")
     parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/results/tt_fit.json"), help="the record (%(default)s)"
+        "--threads", type=int, default=default.threads, metavar="N", help="of torch (%(default)s)"
     )
+    add_record_argument(parser, "tt_fit.json")
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -47,8 +71,8 @@ def run(args: argparse.Namespace) -> Outcome:
         rows=tuple(args.rows),
         dim=args.dim,
         rank=args.rank,
-        kinds=tuple(args.kinds),
-        methods=tuple(args.methods),
+        kinds=tuple(args.kind),
+        methods=tuple(args.method),
         file_bytes=args.file_bytes,
         work_bytes=args.work_bytes,
         threads=args.threads,
@@ -56,5 +80,5 @@ def run(args: argparse.Namespace) -> Outcome:
     )
     with ConsoleProgress() as progress:
         rows = measure(settings, progress)
-    write_record(args.out, "tt_fit", rows)
-    return Outcome(f"{text(rows)}\nwritten: {args.out}", {"rows": rows, "record": str(args.out)})
+    write_record(args.record, "tt_fit", rows)
+    return Outcome(f"{text(rows)}\nwritten: {args.record}", {"rows": rows, "record": str(args.record)})

@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from recsys_opt.bench.record import write_record
 from recsys_opt.bench.tt_cases import IDS
 from recsys_opt.bench.tt_freeze import DTYPES, Settings, text
 from recsys_opt.bench.tt_freeze import run as measure
-from recsys_opt.cli.arguments import whole_number
+from recsys_opt.cli.arguments import add_record_argument, shape, whole_number
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 
-EXAMPLE = "recsys-opt bench tt-freeze --batch-size 1 128 2048 --dtypes fp32 bf16"
+EXAMPLE = "recsys-opt bench tt-freeze --batch-size 1 128 2048 --dtype fp32 bf16"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
     default = Settings()
-    parser.add_argument("--rows", type=whole_number, default=default.num_embeddings, help="(%(default)s)")
-    parser.add_argument("--p", type=int, nargs="+", default=list(default.tt_p_shapes), help="row factors")
-    parser.add_argument("--q", type=int, nargs="+", default=list(default.tt_q_shapes), help="column factors")
-    parser.add_argument("--rank", type=int, default=default.rank, metavar="R", help="(%(default)s)")
-    parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=list(default.dtypes))
-    parser.add_argument("--batch-size", type=int, nargs="+", default=list(default.batch_sizes), metavar="B")
-    parser.add_argument("--ids", nargs="+", choices=IDS, default=list(default.ids))
-    parser.add_argument("--threads", type=int, default=default.threads, metavar="N", help="(%(default)s)")
-    parser.add_argument("--rounds", type=int, default=default.rounds, help="turns (%(default)s)")
     parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("benchmarks/results/tt_freeze.json"),
-        help="the record (%(default)s)",
+        "--rows", type=whole_number, default=default.num_embeddings, help="of the table (%(default)s)"
     )
+    for flag, factors, what in (("--p", default.tt_p_shapes, "row"), ("--q", default.tt_q_shapes, "column")):
+        written = ",".join(map(str, factors))
+        parser.add_argument(
+            flag, type=shape, default=factors, metavar="N,N,N", help=f"{what} factors ({written})"
+        )
+    parser.add_argument(
+        "--rank", type=int, default=default.rank, metavar="R", help="of every bond (%(default)s)"
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=tuple(DTYPES),
+        default=list(default.dtypes),
+        help="of what is stored (%(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        nargs="+",
+        default=list(default.batch_sizes),
+        metavar="B",
+        help="ids of a batch (%(default)s)",
+    )
+    parser.add_argument(
+        "--ids", nargs="+", choices=IDS, default=list(default.ids), help="their distribution (%(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=default.threads, metavar="N", help="of torch (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=default.rounds, help="turns (%(default)s)")
+    add_record_argument(parser, "tt_freeze.json")
 
 
 def run(args: argparse.Namespace) -> Outcome:
@@ -47,7 +65,7 @@ def run(args: argparse.Namespace) -> Outcome:
         tt_p_shapes=tuple(args.p),
         tt_q_shapes=tuple(args.q),
         rank=args.rank,
-        dtypes=tuple(args.dtypes),
+        dtypes=tuple(args.dtype),
         batch_sizes=tuple(args.batch_size),
         ids=tuple(args.ids),
         threads=args.threads,
@@ -55,5 +73,5 @@ def run(args: argparse.Namespace) -> Outcome:
     )
     with ConsoleProgress() as progress:
         rows = measure(settings, progress)
-    write_record(args.out, "tt_freeze", rows, num_embeddings=args.rows, rank=args.rank)
-    return Outcome(f"{text(rows)}\nwritten: {args.out}", {"rows": rows, "record": str(args.out)})
+    write_record(args.record, "tt_freeze", rows, num_embeddings=args.rows, rank=args.rank)
+    return Outcome(f"{text(rows)}\nwritten: {args.record}", {"rows": rows, "record": str(args.record)})

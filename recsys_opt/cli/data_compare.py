@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from recsys_opt.cli.arguments import add_record_argument
 from recsys_opt.cli.outcome import Outcome
 
 EXAMPLE = "recsys-opt data compare kaggle_sample.tsv.gz synth/"
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="take N rows, evenly over time, of each: figures of ids depend on the number of rows",
     )
-    parser.add_argument("--record", type=Path, metavar="JSON", help="also write the measures, as a record")
+    add_record_argument(parser)
 
 
 def run(args: argparse.Namespace) -> Outcome:

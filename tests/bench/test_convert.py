@@ -24,7 +24,7 @@ def test_less_rank_loses_more(tmp_path, capsys, compression):
     )
     result = train(config, dataset.path, tmp_path / "run")
     out = tmp_path / "record.json"
-    flags = ["--least-rows", "700", "--ranks", "4", "1", "--tolerances", "1e-5", "--out", str(out)]
+    flags = ["--least-rows", "700", "--rank", "4", "1", "--tolerance", "1e-5", "--record", str(out)]
     assert main(["bench", "convert", str(tmp_path / "run"), str(dataset.path), *flags]) == 0
     assert "as trained" in capsys.readouterr().out
     trained, four, one, near = json.loads(out.read_text())["rows"]

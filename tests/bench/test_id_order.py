@@ -29,7 +29,7 @@ def test_the_command_measures_every_order(tmp_path, capsys):
         path = array_path(data.path, part, "sparse")
         ids = np.load(path)
         np.save(path, np.stack([s[i] for s, i in zip(scattered, ids.T, strict=True)], 1).astype(np.int32))
-    flags = ["--batch-sizes", "64", "800", "--tables", "2", "--rank", "4", "--repeats", "2"]
+    flags = ["--batch-size", "64", "800", "--tables", "2", "--rank", "4", "--rounds", "2"]
     record = tmp_path / "record.json"
     assert main(["bench", "order", str(data.path), *flags, "--record", str(record), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
@@ -47,5 +47,5 @@ def test_the_command_measures_every_order(tmp_path, capsys):
         for r in case.values():
             assert r["distinct_middle_indices"] <= r["distinct_prefixes"] <= r["distinct_ids"]
         assert case["frequency"]["distinct_prefixes"] < case["as it is"]["distinct_prefixes"]
-    assert main(["bench", "order", str(data.path), "--batch-sizes", "9000"]) == 2
+    assert main(["bench", "order", str(data.path), "--batch-size", "9000"]) == 2
     assert "9000 is more than the 4800 training rows" in capsys.readouterr().err

@@ -31,14 +31,14 @@ def test_record(tmp_path: Path) -> None:
         "300",
         "--peer-rows",
         "100",
-        "--repeats",
+        "--rounds",
         "1",
         "--threads",
         "2",
         "--work",
         str(tmp_path),
     ]
-    assert main(["bench", "prepare", *flags, "--out", str(record)]) == 0
+    assert main(["bench", "prepare", *flags, "--record", str(record)]) == 0
     document = json.loads(record.read_text())
     ours = {(r["candidate"], r["rows"]): r for r in document["rows"]}
     assert ours[("prepare, vocabulary", 300)]["rows_per_cpu_s"] > 0

@@ -13,8 +13,8 @@ from recsys_opt.errors import InputError
 
 def test_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = tmp_path / "rate.json"
-    command = ["bench", "synth", "--rows", "20000", "--repeats", "1", "--folder", str(tmp_path)]
-    assert main([*command, "--out", str(record)]) == 0
+    command = ["bench", "synth", "--rows", "20000", "--rounds", "1", "--work", str(tmp_path)]
+    assert main([*command, "--record", str(record)]) == 0
     assert "rows/CPU-s" in capsys.readouterr().out
     rows = json.loads(record.read_text())["rows"]
     assert rows[0]["way"] == "written, 1 thread"

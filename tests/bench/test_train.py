@@ -18,7 +18,7 @@ SMALL = {"batch_sizes": (8,), "rounds": 3, "block_ms": 1.0, "tt_rank": 4, "max_r
 def test_every_candidate_is_timed_compared_and_recorded(tmp_path, capsys):
     out = tmp_path / "new" / "record.json"
     flags = ["--rounds", "3", "--tt-rank", "4", "--max-rows", "50", "--algorithm", "sgd", "adagrad"]
-    flags += ["--batch-size", "8", "--tables", "nn", "dense", "tt", "--out", str(out), "--block-ms", "1"]
+    flags += ["--batch-size", "8", "--tables", "nn", "dense", "tt", "--record", str(out), "--block-ms", "1"]
     assert main(["bench", "train", *flags, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     record = json.loads(out.read_text())
@@ -39,7 +39,16 @@ def test_every_candidate_is_timed_compared_and_recorded(tmp_path, capsys):
 
 def test_the_table_is_narrow_enough_to_paste(tmp_path, capsys):
     flags = ["--rounds", "3", "--max-rows", "50", "--batch-size", "64", "--tables", "nn", "tt"]
-    flags += ["--block-ms", "1", "--precision", "fp32", "--ids", "uniform", "--out", str(tmp_path / "r.json")]
+    flags += [
+        "--block-ms",
+        "1",
+        "--precision",
+        "fp32",
+        "--ids",
+        "uniform",
+        "--record",
+        str(tmp_path / "r.json"),
+    ]
     assert main(["bench", "train", *flags]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
 

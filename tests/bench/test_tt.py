@@ -28,7 +28,7 @@ def test_bench_tt_writes_every_case(tmp_path, capsys):
         "--block-ms",
         "0.5",
     ]
-    assert main(["bench", "tt", *sizes, *chosen, "--bag-size", "3", "--out", str(out), "--json"]) == 0
+    assert main(["bench", "tt", *sizes, *chosen, "--bag-size", "3", "--record", str(out), "--json"]) == 0
     record = json.loads(out.read_text())
     rows = record["rows"]
     found = {(r["rank"], r["threads"], r["ids"], r["work"], r["candidate"]) for r in rows}

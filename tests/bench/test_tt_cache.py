@@ -40,8 +40,8 @@ def test_rows_say_what_is_held_and_hit(tmp_path):
 def test_the_command_writes_a_record_and_curves(tmp_path, capsys):
     out = tmp_path / "cache.json"
     table = ["--rows", "500", "--dim", "4", "--rank", "2", "--batch-size", "64"]
-    flags = [*table, "--fractions", "0.1", "--zipf", "--rounds", "3"]
-    assert main(["bench", "tt-cache", *flags, "--out", str(out)]) == 0
+    flags = [*table, "--fraction", "0.1", "--zipf", "--rounds", "3"]
+    assert main(["bench", "tt-cache", *flags, "--record", str(out)]) == 0
     assert "uniform, 64 ids: step" in capsys.readouterr().out
     assert len(read_json(out, "recsys_opt.measurement", 1)["rows"]) == 8
     assert out.with_suffix(".svg").read_text().startswith("<svg")

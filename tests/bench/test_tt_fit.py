@@ -53,8 +53,8 @@ def test_methods_and_sources_come_to_the_same(tmp_path):
 @pytest.mark.slow
 def test_the_command_writes_a_record(tmp_path, capsys):
     out = tmp_path / "fit.json"
-    flags = ["--rows", "3k", "--dim", "4", "--rank", "4", "--kinds", "random", "--methods", "streaming"]
-    assert main(["bench", "tt-fit", *flags, "--file-bytes", "0", "--threads", "1", "--out", str(out)]) == 0
+    flags = ["--rows", "3k", "--dim", "4", "--rank", "4", "--kind", "random", "--method", "streaming"]
+    assert main(["bench", "tt-fit", *flags, "--file-bytes", "0", "--threads", "1", "--record", str(out)]) == 0
     assert "streaming" in capsys.readouterr().out
     (row,) = json.loads(out.read_text())["rows"]
     assert row["rows"] == 3000

@@ -9,8 +9,8 @@ from recsys_opt.errors import InputError
 
 def test_levels_beside_the_dense_table(tmp_path, capsys):
     out = tmp_path / "freeze.json"
-    flags = ["--rows", "1000", "--p", "10", "10", "10", "--q", "2", "2", "2", "--rank", "4"]
-    flags += ["--batch-size", "1", "64", "--rounds", "3", "--dtypes", "fp32", "bf16", "--out", str(out)]
+    flags = ["--rows", "1000", "--p", "10,10,10", "--q", "2,2,2", "--rank", "4"]
+    flags += ["--batch-size", "1", "64", "--rounds", "3", "--dtype", "fp32", "bf16", "--record", str(out)]
     assert main(["bench", "tt-freeze", *flags]) == 0
     text = capsys.readouterr().out
     rows = json.loads(out.read_text())["rows"]

@@ -1,12 +1,14 @@
+import argparse
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from recsys_opt.cli.main import VERBS, main
+from recsys_opt.cli.main import VERBS, build_parser, main
 from tests.generated import make_dataset
 
 
@@ -40,6 +42,43 @@ def test_every_subverb_has_help_with_an_example_and_json(verb: str, capsys: pyte
         text = help_text(capsys, verb, name)
         assert f"recsys-opt {verb} {name}" in text.split("example:")[1]
         assert "--json" in text
+
+
+def leaf_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A verb without sub-verbs, or its sub-verbs."""
+    subverbs = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    for action in subverbs:
+        for sub in action.choices.values():
+            yield from leaf_parsers(sub)
+    if not subverbs:
+        yield parser
+
+
+def verb_parsers(verb: str) -> list[argparse.ArgumentParser]:
+    (verbs,) = (a for a in build_parser(verb)._actions if isinstance(a, argparse._SubParsersAction))
+    return list(leaf_parsers(verbs.choices[verb]))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_flag_has_help(verb: str):
+    for parser in verb_parsers(verb):
+        for action in parser._actions:
+            assert action.help, f"{parser.prog} {action.option_strings or action.dest}"
+            assert "%" not in action.help.replace("%%", "").replace("%(default)s", "")
+
+
+def test_a_flag_means_the_same_everywhere():
+    """--out is what a verb makes, --record the measurement; a flag's name is that of one of its values."""
+    parsers = {verb: verb_parsers(verb) for verb in VERBS}
+    assert len(parsers["bench"]) > 10
+    for parser in parsers["bench"]:
+        flags = parser._option_string_actions
+        assert "--record" in flags, parser.prog
+        assert "--out" not in flags, parser.prog
+    for parser in (p for found in parsers.values() for p in found):
+        flags = set(parser._option_string_actions)
+        other = {"--ranks", "--batch-sizes", "--tolerances", "--kinds", "--methods", "--dtypes", "--repeats"}
+        assert not flags & other, parser.prog
 
 
 def test_wrong_verb_is_exit_2_and_names_the_choices(capsys: pytest.CaptureFixture[str]):
