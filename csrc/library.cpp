@@ -77,6 +77,7 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
       "int[] num_embeddings, int[] pooling_modes, int[] padding_idx, Tensor? per_sample_weights, "
       "bool weights_grad, int algorithm, Tensor hyperparameters) -> Tensor");
   m.def("tt_limit_isa(int widest) -> int");
+  m.def("tt_allow_bf16(bool allowed) -> bool");
   m.def("tt_cuda_setting(str name, int value) -> int");
   m.def("tt_bounds_report(int device) -> int[]");
 }

@@ -21,8 +21,9 @@ struct BackwardScratch {
   Array<const T*> grad_products;
   Array<T> products, grads, transposed, table_rows, grad_rows;
   Array<T> grad_slice;  // of the group in work, for updates
-  // The group's slice before terms were added to it, where products are multiplied again.
-  Array<T> old_slice;
+  // Where products are multiplied again: the group's slice for that, and memory for it.
+  const T* slice = nullptr;
+  Array<T> packed;
 
   BackwardScratch(const Work<T>& w, int k)
       : rows(w, k),
@@ -34,7 +35,19 @@ struct BackwardScratch {
         table_rows(w.grad_weights ? kTableRows * w.table->dim : 0),
         grad_rows(kTableRows * w.table->dim),
         grad_slice(w.updates() && !w.adds() ? w.core_slice(k - 1) : 0),
-        old_slice(w.adds() && k >= 2 && k == w.top() && !w.products[k] ? w.core_slice(k - 1) : 0) {}
+        packed(again(w, k) && (w.adds() || w.kernels->pack) ? w.core_slice(k - 1) : 0) {}
+
+  static bool again(const Work<T>& w, int k) { return k > 1 && k == w.top() && !w.products[k]; }
+
+  // Prepares the slice of a group for that. Terms are added to it while it is in use, so that it
+  // has to be copied where it is not packed.
+  void prepare_slice(const Work<T>& w, int k, int64_t group) {
+    if (!again(w, k)) return;
+    slice = packed_slice(w, k, group, packed);
+    if (w.kernels->pack || !w.adds()) return;
+    std::copy_n(slice, packed.size(), packed.data());
+    slice = packed.data();
+  }
 };
 
 // Where the gradient of slice `index` of core k - 1 is summed.
@@ -91,11 +104,8 @@ void multiply_block_backward(const Work<T>& w, int k, int64_t group, int64_t cou
 // The transposes of the q matrices of a slice, below each other: [q r', r].
 template <typename T>
 void transpose_slice(const Work<T>& w, int k, int64_t group, T* out) {
-  const int64_t r = w.table->r[k - 1], r_next = w.table->r[k];
-  const T* slice = w.slice(k, group);
-  for (int64_t j = 0; j < w.table->q[k - 1]; ++j) {
-    w.kernels->transpose(slice + j * r * r_next, r, r_next, out + j * r * r_next);
-  }
+  w.kernels->pack_transposed(w.slice(k, group), w.table->q[k - 1], w.table->r[k - 1],
+                             w.table->r[k], out);
 }
 
 // The gradients of the per-sample weights of lookups [begin, end), from their rows.
@@ -140,8 +150,7 @@ const T* block_products(const Work<T>& w, int64_t group, int64_t begin, int64_t 
   if (top == 1) return w.core[0] + w.level(1).group_index[group] * w.width[1];
   const int64_t count = scratch.rows.point(w, top, begin, end, scratch.products.data());
   if (w.products[top]) return w.products[top]->data() + begin * w.width[top];
-  const T* slice = scratch.old_slice.size() > 0 ? scratch.old_slice.data() : w.slice(top, group);
-  multiply_block(w, top, group, slice, scratch.rows, count);
+  multiply_block(w, top, group, scratch.slice, scratch.rows, count);
   return scratch.products.data();
 }
 
@@ -162,7 +171,7 @@ void backward_chunk(Work<T>& w, const Chunk& chunk, const T* grad_out, int64_t c
       clear_slices(w, top - 1, cleared, index);
       cleared = index + 1;
       if (top > 1) transpose_slice(w, top, g, scratch.transposed.data());
-      std::copy_n(w.slice(top, g), scratch.old_slice.size(), scratch.old_slice.data());
+      scratch.prepare_slice(w, top, g);
     }
     const T* products = block_products(w, g, begin, end, scratch);
     T* grads = top == 1 && !w.adds() ? slice : scratch.grads.data();

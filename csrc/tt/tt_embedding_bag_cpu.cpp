@@ -25,11 +25,14 @@ void forward_chunk(Work<T>& w, const Chunk& chunk, T* out, int64_t columns) {
   const Lookups<T> lookups = w.lookups(columns, T(1));
   BlockRows<T> rows(w, top);
   Array<T> products(w.block_nodes(top) * width), some(kTableRows * dim);
+  Array<T> packed(packed_size(w, top));
+  const T* slice = nullptr;
   for_each_block(w, top, chunk, [&](int64_t g, int64_t begin, int64_t end) {
     const T* block = w.core[0] + level.group_index[g] * width;
     if (top > 1) {
       T* target = w.products[top] ? w.products[top]->data() + begin * width : products.data();
-      multiply_block(w, top, g, w.slice(top, g), rows, rows.point(w, top, begin, end, target));
+      if (begin == level.group_start[g]) slice = packed_slice(w, top, g, packed);
+      multiply_block(w, top, g, slice, rows, rows.point(w, top, begin, end, target));
       block = target;
     }
     const TableRows table_rows = w.table_rows(begin);
@@ -161,11 +164,16 @@ int64_t tt_limit_isa(int64_t widest) {
   return static_cast<int64_t>(limit_isa(static_cast<Isa>(widest)));
 }
 
+bool tt_allow_bf16(bool allowed) {
+  return allow_bf16(allowed);
+}
+
 }  // namespace
 }  // namespace recsys_opt::tt
 
 STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CompositeExplicitAutograd, m) {
   m.impl("tt_limit_isa", TORCH_BOX(&recsys_opt::tt::tt_limit_isa));
+  m.impl("tt_allow_bf16", TORCH_BOX(&recsys_opt::tt::tt_allow_bf16));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CPU, m) {

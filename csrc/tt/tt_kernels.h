@@ -29,17 +29,22 @@ template <typename T>
 struct Kernels {
   int64_t lanes;  // every rank between cores is a multiple of it
 
-  // Row i of c (+)= row i of a . slice; slice: q matrices [k, n], and their results side by side,
-  // [q n]. Rows of a and c lie where the pointers say. next: the slice to be used next, or nullptr.
-  void (*product)(const T* const* a, int64_t rows, const T* slice, int64_t q, int64_t k, int64_t n,
+  // q matrices [k, n] in the form that `product` takes, of at most q k n numbers; nullptr: it takes
+  // them as they are.
+  void (*pack)(const T* slice, int64_t q, int64_t k, int64_t n, T* packed);
+
+  // The transposes of q matrices [k, n] below each other, one matrix [q n, k], in that form.
+  void (*pack_transposed)(const T* slice, int64_t q, int64_t k, int64_t n, T* packed);
+
+  // Row i of c (+)= row i of a . slice; slice: q matrices [k, n], packed, and their results side by
+  // side, [q n]. Rows of a and c lie where the pointers say. next: the slice, not packed, to be
+  // used next, or nullptr.
+  void (*product)(const T* const* a, int64_t rows, const T* packed, int64_t q, int64_t k, int64_t n,
                   T* const* c, bool accumulate, const T* next);
 
   // slice (+)= the sum over i of the outer products of row i of a [k] and row i of b [q n].
   void (*outer_product)(const T* const* a, const T* const* b, int64_t rows, T* slice, int64_t q,
                         int64_t k, int64_t n, bool accumulate);
-
-  // out[columns, rows] = in[rows, columns]^T
-  void (*transpose)(const T* in, int64_t rows, int64_t columns, T* out);
 
   // For rows i of [begin, end) with x = products[rows.node[i] - rows.first_node] [m, r] and
   // y = core[rows.last[i]] [q, r]:  out[i - begin] = x . y^T, [m, q].
@@ -79,6 +84,10 @@ const Kernels<T>& kernels(int64_t ranks_divisor);
 // has.
 Isa limit_isa(Isa widest);
 
+// Lets the calls to come round the operands of float products to bf16, where the machine has bf16
+// dot products and the ranks are multiples of 16; returns what was before.
+bool allow_bf16(bool allowed);
+
 // One set per instruction set, widest first; nullptr where the machine lacks it or no width divides
 // the ranks.
 template <typename T>
@@ -87,5 +96,6 @@ template <typename T>
 const Kernels<T>* avx2_kernels(int64_t ranks_divisor);
 template <typename T>
 const Kernels<T>* portable_kernels(int64_t ranks_divisor);
+const Kernels<float>* avx512bf16_kernels(int64_t ranks_divisor);
 
 }  // namespace recsys_opt::tt

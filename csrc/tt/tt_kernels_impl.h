@@ -104,6 +104,11 @@ void transpose(const T* in, int64_t rows, int64_t columns, T* out) {
   }
 }
 
+template <typename T, int W>
+void pack_transposed(const T* slice, int64_t q, int64_t k, int64_t n, T* packed) {
+  for (int64_t j = 0; j < q; ++j) transpose<T, W>(slice + j * k * n, k, n, packed + j * k * n);
+}
+
 // a's lower blocks of H lanes beside b's upper ones. Written as a choice by lane it becomes a
 // blend, which needs no shuffle unit.
 template <int W, int H, typename V, int... I>
@@ -152,9 +157,10 @@ void axpy(T weight, const T* x, T* y, int64_t n) {
 template <typename T, int W>
 const Kernels<T>* kernels_of_width() {
   static const Kernels<T> all = {W,
+                                 nullptr,
+                                 pack_transposed<T, W>,
                                  product<T, W>,
                                  outer_product<T, W>,
-                                 transpose<T, W>,
                                  rows_forward<T, W>,
                                  rows_backward<T, W>,
                                  scatter<T, W>,

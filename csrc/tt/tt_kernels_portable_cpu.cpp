@@ -1,4 +1,5 @@
 #include <atomic>
+#include <type_traits>
 
 #include "tt_kernels.h"
 
@@ -20,12 +21,16 @@ template const Kernels<float>* portable_kernels<float>(int64_t);
 template const Kernels<double>* portable_kernels<double>(int64_t);
 
 static std::atomic<Isa> widest_isa{Isa::kAvx512};
+static std::atomic<bool> bf16_allowed{false};
 
 template <typename T>
 const Kernels<T>& kernels(int64_t ranks_divisor) {
   const Isa widest = widest_isa;
   const Kernels<T>* found = nullptr;
-  if (widest >= Isa::kAvx512) found = avx512_kernels<T>(ranks_divisor);
+  if constexpr (std::is_same_v<T, float>) {
+    if (widest >= Isa::kAvx512 && bf16_allowed) found = avx512bf16_kernels(ranks_divisor);
+  }
+  if (!found && widest >= Isa::kAvx512) found = avx512_kernels<T>(ranks_divisor);
   if (!found && widest >= Isa::kAvx2) found = avx2_kernels<T>(ranks_divisor);
   return found ? *found : *portable_kernels<T>(ranks_divisor);
 }
@@ -35,6 +40,10 @@ Isa limit_isa(Isa widest) {
   if (widest >= Isa::kAvx512 && avx512_kernels<float>(1)) return Isa::kAvx512;
   if (widest >= Isa::kAvx2 && avx2_kernels<float>(1)) return Isa::kAvx2;
   return Isa::kPortable;
+}
+
+bool allow_bf16(bool allowed) {
+  return bf16_allowed.exchange(allowed);
 }
 
 template const Kernels<float>& kernels<float>(int64_t);

@@ -304,6 +304,19 @@ void for_each_block(const Work<T>& w, int k, const Chunk& chunk, const Body& bod
   }
 }
 
+// The slice of core k - 1 of a group of level k, as `product` takes it.
+template <typename T>
+const T* packed_slice(const Work<T>& w, int k, int64_t group, Array<T>& packed) {
+  const Table& s = *w.table;
+  if (!w.kernels->pack) return w.slice(k, group);
+  w.kernels->pack(w.slice(k, group), s.q[k - 1], s.r[k - 1], s.r[k], packed.data());
+  return packed.data();
+}
+template <typename T>
+int64_t packed_size(const Work<T>& w, int k) {
+  return k > 1 && w.kernels->pack ? w.core_slice(k - 1) : 0;
+}
+
 // products[u] = parent product . core slice, for nodes [begin, end) of level k >= 2, which lie in
 // one group; their rows were pointed to.
 template <typename T>
@@ -327,10 +340,13 @@ void multiply_inner_levels(Call<T>& call) {
   for_each_task(static_cast<int64_t>(chunks.size()), [&](int64_t c) {
     Work<T>& w = call.work[chunks[c].table];
     BlockRows<T> rows(w, k);
+    Array<T> packed(packed_size(w, k));
+    const T* slice = nullptr;
     for_each_block(w, k, chunks[c], [&](int64_t g, int64_t begin, int64_t end) {
+      if (begin == w.level(k).group_start[g]) slice = packed_slice(w, k, g, packed);
       const int64_t count =
           rows.point(w, k, begin, end, w.products[k]->data() + begin * w.width[k]);
-      multiply_block(w, k, g, w.slice(k, g), rows, count);
+      multiply_block(w, k, g, slice, rows, count);
     });
   });
 }

@@ -16,6 +16,7 @@ from recsys_opt.ops.tt import tt_embedding_bag
 from recsys_opt.ops.tt_settings import (
     TT_BOUNDS_CHECKS,
     BoundsReport,
+    tt_allow_bf16,
     tt_allow_tf32,
     tt_bounds_check,
     tt_bounds_report,
@@ -41,6 +42,7 @@ __all__ = [
     "hot_rows_split",
     "rowwise_adagrad_rows_",
     "sgd_rows_",
+    "tt_allow_bf16",
     "tt_allow_tf32",
     "tt_bounds_check",
     "tt_bounds_report",
