@@ -20,6 +20,10 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
       "dense_bag_factor_gradients(Tensor grad, Tensor[] weights, Tensor indices, Tensor? offsets, "
       "Tensor per_sample_weights) -> Tensor");
   m.def(
+      "dense_bag_backward_update(Tensor grad, Tensor(a!)[] weights, Tensor(b!)[] states, "
+      "Tensor indices, Tensor? offsets, Tensor? per_sample_weights, int[] mean, "
+      "bool factors_grad, int algorithm, Tensor hyperparameters) -> Tensor");
+  m.def(
       "adagrad_(Tensor(a!)[] parameters, Tensor(b!)[] states, Tensor[] grads, float lr, float eps) "
       "-> ()");
   m.def("sgd_rows_(Tensor(a!)[] weights, Tensor[] ids, Tensor[] grads, float lr) -> ()");

@@ -70,6 +70,77 @@ def adagrad_(
         parameter -= lr * grad / (state.sqrt() + eps)
 
 
+def dense_bag_backward_update(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    states: Sequence[Tensor],
+    indices: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    mean: Sequence[int],
+    factors_grad: bool,
+    algorithm: int,
+    hyperparameters: Tensor,
+) -> Tensor:
+    """Updates the rows that a batch looks up from their gradients; no other number changes.
+
+    grad             [B, sum D_t] of the output of `dense_bag`, whose arguments the others are
+    states           per table: SGD none; Adagrad [rows, D]; row-wise Adagrad [rows]; Adam two [rows, D]
+    algorithm        0 SGD, 1 Adagrad, 2 row-wise Adagrad, 3 Adam; csrc/tt/tt_update.h has the rules
+    hyperparameters  [6] float64: lr, eps, beta1, beta2, weight_decay, step (of this update, from 1)
+    returns          the gradient of per_sample_weights where `factors_grad`, else nothing: [0]
+
+    Features with the same table add their gradients before the one update.
+    """
+    leaves = [weight.detach().clone().requires_grad_() for weight in weights]
+    factors = None if per_sample_weights is None else per_sample_weights.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        output = dense_bag(leaves, indices, offsets, factors, [bool(m) for m in mean])
+    wanted = [*leaves, *([factors] if factors is not None else [])]
+    grads = torch.autograd.grad(output, wanted, grad, allow_unused=True, materialize_grads=True)
+    bags, per_table = grad.shape[0], len(states) // len(weights)
+    totals: dict[int, Tensor] = {}
+    used: dict[int, Tensor] = {}
+    for t, weight in enumerate(weights):
+        first, last = t * bags, (t + 1) * bags
+        ids = indices[first:last] if offsets is None else indices[offsets[first] : offsets[last]]
+        key = weight.data_ptr()
+        used.setdefault(key, torch.zeros(weight.shape[0], dtype=torch.bool))[ids.long()] = True
+        totals[key] = totals[key] + grads[t] if key in totals else grads[t]
+    for t, weight in enumerate(weights):
+        if weight.data_ptr() in totals:  # else updated as an earlier feature's
+            own, key = states[t * per_table : (t + 1) * per_table], weight.data_ptr()
+            _update_slices(weight, own, totals.pop(key), used[key], algorithm, hyperparameters)
+    return grads[-1] if factors_grad else grad.new_empty(0)
+
+
+def _update_slices(
+    weight: Tensor,
+    states: Sequence[Tensor],
+    gradient: Tensor,
+    used: Tensor,
+    algorithm: int,
+    hyperparameters: Tensor,
+) -> None:
+    """The rules of csrc/tt/tt_update.h on the used slices weight[i]: rows of a table or parts of a core."""
+    lr, eps, beta1, beta2, decay, step = hyperparameters.tolist()
+    i = used
+    g = gradient[i] + decay * weight[i]
+    if algorithm == 0:
+        weight[i] -= lr * g
+    elif algorithm == 1:
+        states[0][i] += g.square()
+        weight[i] -= lr * g / (states[0][i].sqrt() + eps)
+    elif algorithm == 2:
+        states[0][i] += g.square().flatten(1).mean(1)
+        weight[i] -= lr * g / (states[0][i].sqrt() + eps).view(-1, *[1] * (g.dim() - 1))
+    else:
+        states[0][i] += (1 - beta1) * (g - states[0][i])
+        states[1][i] = beta2 * states[1][i] + (1 - beta2) * g.square()
+        root = (states[1][i] / (1 - beta2**step)).sqrt()
+        weight[i] -= lr / (1 - beta1**step) * states[0][i] / (root + eps)
+
+
 def sgd_rows_(weights: Sequence[Tensor], ids: Sequence[Tensor], grads: Sequence[Tensor], lr: float) -> None:
     """weight[i] -= lr * (sum of the gradients of id i), for every table."""
     for weight, i, grad in zip(weights, ids, grads, strict=True):
@@ -169,7 +240,6 @@ def tt_embedding_bag_backward_update(
     A slice is used when an id of a bag has its digit, the padding id excepted. Tables with the same cores add
     their gradients before the one update.
     """
-    lr, eps, beta1, beta2, decay, step = hyperparameters.tolist()
     leaves = [core.detach().clone().requires_grad_() for core in cores]
     weights = None if per_sample_weights is None else per_sample_weights.detach().clone().requires_grad_()
     with torch.enable_grad():
@@ -201,20 +271,7 @@ def tt_embedding_bag_backward_update(
     for c, core in enumerate(cores):
         if core.data_ptr() not in sums:  # updated as another table's
             continue
-        total, i = sums.pop(core.data_ptr()), used[core.data_ptr()]
-        g = total[i] + decay * core[i]
         own = states[c * per_core : (c + 1) * per_core]
-        if algorithm == 0:
-            core[i] -= lr * g
-        elif algorithm == 1:
-            own[0][i] += g.square()
-            core[i] -= lr * g / (own[0][i].sqrt() + eps)
-        elif algorithm == 2:
-            own[0][i] += g.square().mean((1, 2, 3))
-            core[i] -= lr * g / (own[0][i].sqrt() + eps)[:, None, None, None]
-        else:
-            own[0][i] += (1 - beta1) * (g - own[0][i])
-            own[1][i] = beta2 * own[1][i] + (1 - beta2) * g.square()
-            root = (own[1][i] / (1 - beta2**step)).sqrt()
-            core[i] -= lr / (1 - beta1**step) * own[0][i] / (root + eps)
+        key = core.data_ptr()
+        _update_slices(core, own, sums.pop(key), used[key], algorithm, hyperparameters)
     return grads[-1] if weights_grad else grad.new_empty(0)

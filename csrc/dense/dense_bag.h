@@ -80,4 +80,11 @@ inline void check_dense_bag_offsets(const int64_t* offsets, int64_t bags, int64_
                   " is outside the ", ids, " indices");
 }
 
+// d out / d per_sample_weights, [N]; grad is that of out.
+torch::stable::Tensor dense_bag_factor_gradients_cpu(torch::stable::Tensor grad,
+                                                     std::vector<torch::stable::Tensor> weights,
+                                                     torch::stable::Tensor indices,
+                                                     std::optional<torch::stable::Tensor> offsets,
+                                                     torch::stable::Tensor per_sample_weights);
+
 }  // namespace recsys_opt

@@ -185,6 +185,8 @@ Tensor dense_bag_row_gradients_cpu(Tensor grad, std::vector<Tensor> weights, Ten
   return out;
 }
 
+}  // namespace
+
 // d out / d per_sample_weights[k] = grad of the bag . row.
 Tensor dense_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> weights, Tensor indices,
                                       std::optional<Tensor> offsets, Tensor per_sample_weights) {
@@ -229,7 +231,6 @@ Tensor dense_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> weights, 
   return out;
 }
 
-}  // namespace
 }  // namespace recsys_opt
 
 STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CPU, m) {

@@ -35,8 +35,8 @@ class Candidate:
 
     @property
     def model(self) -> str:
-        """Candidates of equal `model` share one; FBGEMM's tables keep the rule they began with."""
-        return f"fbgemm {self.algorithm}" if self.tables == "fbgemm" else self.tables
+        """Candidates of equal `model` share one: tables that update themselves have one rule."""
+        return f"{self.tables} {self.algorithm}"
 
     @property
     def name(self) -> str:
@@ -61,15 +61,16 @@ class StockTables(nn.Module):
     def __init__(self, tables: EmbeddingCollection) -> None:
         """Shares the weights of dense tables."""
         super().__init__()
-        weights = [tables.tables[name].get_parameter("weight") for name in tables.tables]
         bags = []
-        for weight in weights:
+        for name in tables.tables:
+            # A parameter of its own: ours stops to require a gradient once the table updates itself.
+            weight = nn.Parameter(tables.tables[name].get_parameter("weight").detach())
             bag = nn.EmbeddingBag(1, 1, mode="sum", sparse=True)
             bag.num_embeddings, bag.embedding_dim = weight.shape
             bag.weight = weight
             bags.append(bag)
         self.bags = nn.ModuleList(bags)
-        self.group_order = tuple(range(len(weights)))
+        self.group_order = tuple(range(len(bags)))
 
     def forward_groups(self, values: Tensor, offsets: Tensor | None = None) -> list[Tensor]:
         """One output per table."""
@@ -79,17 +80,15 @@ class StockTables(nn.Module):
 
 
 def build_models(candidates: Sequence[Candidate], rows: Sequence[int], tt: TTOptions) -> dict[str, DLRM]:
-    """The candidates' models, by `Candidate.model`; nn.EmbeddingBag shares our dense tables' weights."""
+    """The candidates' models, by `Candidate.model`; nn.EmbeddingBag and our dense tables share weights."""
     columns = [SparseColumn(f"C{i + 1}", n) for i, n in enumerate(rows)]
     largest = [c.name for c in sorted(columns, key=lambda c: -c.num_embeddings)[: tt.tables]]
     recipe = criteo_kaggle()
-    models: dict[str, DLRM] = {}
-
     own: dict[str, Any] = {"tt_ranks": tt.rank}
     if tt.q_shapes is not None:
         own["tt_q_shapes"] = list(tt.q_shapes)
 
-    def dlrm(representation: str, tt_tables: Sequence[str] = ()) -> DLRM:
+    def dlrm(columns: Sequence[SparseColumn], representation: str, tt_tables: Sequence[str] = ()) -> DLRM:
         torch.manual_seed(0)
         return recipe.build(
             table_configs(
@@ -100,22 +99,31 @@ def build_models(candidates: Sequence[Candidate], rows: Sequence[int], tt: TTOpt
             )
         )
 
+    models: dict[str, DLRM] = {}
+    shared: EmbeddingCollection | None = None
     for candidate in candidates:
         if candidate.model in models:
             continue
         if candidate.tables == "tt":
-            models[candidate.model] = dlrm("dense", largest)
+            models[candidate.model] = dlrm(columns, "dense", largest)
         elif candidate.tables == "fbgemm":
-            models[candidate.model] = dlrm("fbgemm")
+            models[candidate.model] = dlrm(columns, "fbgemm")
         else:
-            if "dense" not in models:
-                models["dense"] = dlrm("dense")
+            shared = shared or dlrm(columns, "dense").embeddings
+            model = dlrm([SparseColumn(c.name, 1) for c in columns], "dense")
             if candidate.tables == "nn":
-                torch.manual_seed(0)
-                small = [SparseColumn(c.name, 1) for c in columns]
-                models["nn"] = recipe.build(table_configs(small, recipe.embedding_dim))
-                models["nn"].add_module("embeddings", StockTables(models["dense"].embeddings))
+                model.add_module("embeddings", StockTables(shared))
+            else:
+                _share_weights(model.embeddings, shared)
+            models[candidate.model] = model
     return models
+
+
+def _share_weights(tables: EmbeddingCollection, source: EmbeddingCollection) -> None:
+    for name in tables.tables:
+        table, weight = tables.table(name), source.table(name).get_parameter("weight")
+        table.num_embeddings = weight.shape[0]
+        table.register_parameter("weight", nn.Parameter(weight.detach()))
 
 
 Batch = tuple[Tensor, Tensor, Tensor]

@@ -12,17 +12,35 @@ from torch import Tensor, nn
 from recsys_opt import ops
 from recsys_opt.embeddings.bag_arguments import to_bags
 from recsys_opt.embeddings.base import EmbeddingRepresentation
+from recsys_opt.embeddings.fused_update import Algorithm, FusedUpdate, FusesUpdate
 from recsys_opt.errors import InputError
 from recsys_opt.tables import Pooling, TableConfig
 
+_STATES: dict[Algorithm, tuple[str, ...]] = {
+    "sgd": (),
+    "adagrad": ("weight.sum",),
+    "rowwise_adagrad": ("weight",),
+    "adam": ("weight.exp_avg", "weight.exp_avg_sq"),
+}
+"""Names of a table's states. The row-wise one is called as FBGEMM's and as `ModelOptimizer`'s own, so that
+their checkpoints can be exchanged."""
 
-class DenseEmbeddingBag(EmbeddingRepresentation, nn.EmbeddingBag):
+
+class DenseEmbeddingBag(EmbeddingRepresentation, nn.EmbeddingBag, FusesUpdate):
     """A dense table with the rows of a bag summed or averaged.
 
     Initialised uniformly in +-1/sqrt(num_embeddings), as the DLRM repository does. The gradient of `weight`
     is a sparse COO tensor with one entry per looked-up id: its size follows the batch, not the table. It is
     an nn.EmbeddingBag with sparse=True, by which DistributedDataParallel knows that its gradient is sparse.
+
+    After `fuse_update` the backward pass updates the rows itself, exactly: the gradients of an id that occurs
+    several times in a batch are summed first. There is then no gradient. The rule's states are buffers that
+    `state_dict` leaves out (an optimizer's checkpoint holds them), so that they move with the module.
     """
+
+    stores_rows = True
+    _update: FusedUpdate | None = None
+    _state_names: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -83,13 +101,53 @@ class DenseEmbeddingBag(EmbeddingRepresentation, nn.EmbeddingBag):
     ) -> Tensor:
         """Pooled rows of many tables in one launch; see `EmbeddingRepresentation.forward_group`."""
         bounds = None if offsets is None else offsets.to(torch.int64)
-        return ops.dense_bag(
-            [bag.weight for bag in bags],
-            indices,
-            bounds,
-            per_sample_weights,
-            [bag.mode == "mean" for bag in bags],
-        )
+        weights, mean = [bag.weight for bag in bags], [bag.mode == "mean" for bag in bags]
+        update = _update_of(bags)
+        if update is not None:
+            return ops.dense_bag_updating(weights, indices, bounds, per_sample_weights, mean, update)
+        return ops.dense_bag(weights, indices, bounds, per_sample_weights, mean)
+
+    @property
+    def update(self) -> FusedUpdate | None:
+        """The rule of the backward passes to come; None: the table gets gradients."""
+        return self._update
+
+    @property
+    def learns(self) -> bool:
+        """Whether the rows get updates or gradients."""
+        return self._update is not None or self.weight.requires_grad
+
+    def fuse_update(self, update: FusedUpdate | None) -> None:
+        """Lets the backward passes to come update the rows; see `FusesUpdate.fuse_update`.
+
+        The weight stops to require a gradient, and starts again with None. To be called once the module has
+        its device and dtype. States have the weight's dtype and are zero at first: none for "sgd",
+        one number per row for "rowwise_adagrad", as large as the table for "adagrad", twice that for "adam".
+        """
+        for name in self._state_names:
+            delattr(self, name)
+        self._update, names = update, []
+        self.weight.requires_grad_(update is None)
+        self.weight.grad = None
+        for s in range(0 if update is None else len(_STATES[update.algorithm])):
+            rowwise = update is not None and update.algorithm == "rowwise_adagrad"
+            names.append(f"_weight_state_{s}")
+            shape = self.weight.shape[:1] if rowwise else self.weight.shape
+            self.register_buffer(names[-1], self.weight.new_zeros(shape), persistent=False)
+        self._state_names = tuple(names)
+
+    def update_state(self) -> dict[str, Tensor]:
+        """The rule's states by name: "weight" [num_embeddings] (row-wise Adagrad), "weight.sum" (Adagrad),
+        "weight.exp_avg", "weight.exp_avg_sq" and "step" (Adam)."""
+        if self._update is None:
+            return {}
+        state = dict(zip(_STATES[self._update.algorithm], self._states(), strict=True))
+        if self._update.algorithm == "adam":
+            state["step"] = self._update.numbers(self.weight.device)[-1:]
+        return state
+
+    def _states(self) -> list[Tensor]:
+        return [state for name in self._state_names if (state := self._buffers[name]) is not None]
 
     def materialize(self) -> Tensor:
         """The whole table, [num_embeddings, embedding_dim]."""
@@ -106,3 +164,20 @@ class DenseEmbeddingBag(EmbeddingRepresentation, nn.EmbeddingBag):
     def extra_repr(self) -> str:
         """Shape and pooling."""
         return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode!r}"
+
+
+def _update_of(bags: Sequence[DenseEmbeddingBag]) -> ops.DenseUpdate | None:
+    """What the op needs to update tables that are looked up together; None: they get gradients."""
+    update = bags[0].update
+    for bag in bags[1:]:
+        if bag._update is not update:
+            raise InputError(
+                f"tables that are looked up together have {update} and {bag.update}; give fuse_update of all "
+                "the same object, or None"
+            )
+    if update is None:
+        return None
+    for bag in bags:
+        bag.refuse_lost_updates()
+    states = [state for bag in bags for state in bag._states()]
+    return ops.DenseUpdate(ops.TT_ALGORITHMS[update.algorithm], states, update.numbers(bags[0].weight.device))

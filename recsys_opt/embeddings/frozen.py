@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from recsys_opt.embeddings.bag_arguments import check_weighted, to_bags
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
+from recsys_opt.embeddings.fused_update import FusedUpdate
+from recsys_opt.errors import InputError
 from recsys_opt.tables import Pooling
 
 
@@ -63,6 +65,10 @@ class FrozenEmbeddingBag(DenseEmbeddingBag):
             weights = None if per_sample_weights is None else per_sample_weights[start:stop]
             outputs.append(bag._pooled(indices[start:stop], bounds - start, weights))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+    def fuse_update(self, update: FusedUpdate | None) -> None:
+        """Refused: the table is for serving."""
+        raise InputError("a frozen table is not trained; fuse updates before freeze")
 
     def _pooled(self, ids: Tensor, bounds: Tensor, weights: Tensor | None, last: bool = True) -> Tensor:
         if weights is not None:

@@ -122,8 +122,8 @@ class FusesUpdate(ABC):
         if processes() > 1:
             raise InputError(
                 "a table updates itself in the backward pass, so that its copies in "
-                f"{processes()} processes would drift apart: there is no gradient to average. For a tensor "
-                "train, fuse_update(None) or OptimizerConfig(core_update='stored') gives it gradients; in "
-                "place of FBGEMM's tables take the representation 'dense'; set differs_by_process=True on a "
-                "table that no other process holds"
+                f"{processes()} processes would drift apart: there is no gradient to average. "
+                "fuse_update(None) or OptimizerConfig(table_update='stored') gives it gradients; in place of "
+                "FBGEMM's tables take the representation 'dense'; set differs_by_process=True on a table "
+                "that no other process holds"
             )

@@ -4,6 +4,7 @@
 """
 
 from recsys_opt.ops.dense import adagrad_, dense_bag, rowwise_adagrad_rows_, sgd_rows_
+from recsys_opt.ops.dense_update import DenseUpdate, dense_bag_updating
 from recsys_opt.ops.hot_rows import (
     hot_rows_bag,
     hot_rows_count_,
@@ -31,9 +32,11 @@ __all__ = [
     "TT_ALGORITHMS",
     "TT_BOUNDS_CHECKS",
     "BoundsReport",
+    "DenseUpdate",
     "TTUpdate",
     "adagrad_",
     "dense_bag",
+    "dense_bag_updating",
     "dot_interaction",
     "has_cuda_kernel",
     "hot_rows_bag",

@@ -170,10 +170,15 @@ def replaced(config: Any, changes: Mapping[str, Any]) -> Any:
     return dataclasses.replace(config, **own)
 
 
+# Fields under their names in earlier versions; what they held means the same.
+_RENAMED = {"core_update": "table_update"}
+
+
 def _build(cls: type[Any], document: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
-    for name, value in document.items():
+    for written, value in document.items():
+        name = _RENAMED.get(written, written)
         hint = hints[name]
         if is_dataclass(hint):
             values[name] = _build(typing.cast(type[Any], hint), value)

@@ -11,8 +11,9 @@ updated once. Row-wise Adagrad keeps one number per row (FBGEMM's and torchrec's
     state[i] += mean over columns of gradient[i]^2
     row[i]   -= lr * gradient[i] / (sqrt(state[i]) + eps)
 
-Tables that fuse the update into the backward pass (FBGEMM's, and tensor trains unless `core_update` says
-otherwise) get the same rule and rate, and bring their state. Their gradients are never stored.
+Tables that fuse the update into the backward pass (tensor trains and dense tables unless `table_update` says
+otherwise, FBGEMM's always) get the same rule and rate, and bring their state. Their gradients are never
+stored. What the optimizer itself updates are the MLPs, held rows, and tables with stored gradients.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.embeddings.fused_update import FusedUpdate, FusesUpdate
 from recsys_opt.embeddings.hot_store import HotRows
+from recsys_opt.embeddings.tt_update import FusesCoreUpdate
 from recsys_opt.errors import InputError
 
 Kind = Literal["mlp", "cores", "tables"]
@@ -48,15 +50,17 @@ class OptimizerConfig:
     """Learning rate of compressed tables' parameters."""
     eps: float = 1e-8
     """Adagrad's term beside the square root."""
-    core_update: Literal["fused", "stored"] = "fused"
-    """fused: tensor trains update their cores in the backward pass, slice by slice; stored: they store
-    gradients, for the optimizer to use. The results differ by rounding alone."""
+    table_update: Literal["fused", "stored"] = "fused"
+    """fused: embedding tables, dense ones and tensor trains, update themselves in the backward pass, row by
+    row or slice by slice; stored: they store gradients, for the optimizer to use. The results differ by
+    rounding alone. FBGEMM's tables have no gradients to store; beside frozen tables others of their
+    representation store them always."""
 
     def __post_init__(self) -> None:
         if self.algorithm not in ("sgd", "adagrad"):
             raise InputError(f"algorithm = {self.algorithm!r}; it must be 'sgd' or 'adagrad'")
-        if self.core_update not in ("fused", "stored"):
-            raise InputError(f"core_update = {self.core_update!r}; it must be 'fused' or 'stored'")
+        if self.table_update not in ("fused", "stored"):
+            raise InputError(f"table_update = {self.table_update!r}; it must be 'fused' or 'stored'")
         for name in ("mlp_lr", "table_lr", "core_lr", "eps"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
@@ -91,11 +95,14 @@ def _fuse_updates(
 ) -> dict[Kind, tuple[FusedUpdate, dict[str, FusesUpdate]]]:
     """Gives the tables that are to update themselves their rule, one object per kind of parameters."""
     found: dict[Kind, tuple[FusedUpdate, dict[str, FusesUpdate]]] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, FusesUpdate) or not module.learns:
+    tables = {name: m for name, m in model.named_modules() if isinstance(m, FusesUpdate)}
+    # A lookup of several tables updates all or none: beside frozen ones the others store gradients.
+    storing = {type(m) for m in tables.values() if config.table_update == "stored" or not m.learns}
+    for name, module in tables.items():
+        if not module.learns:
             continue
         kind: Kind = "tables" if module.stores_rows else "cores"
-        if kind == "cores" and config.core_update == "stored":
+        if type(module) in storing and isinstance(module, (DenseEmbeddingBag, FusesCoreUpdate)):
             module.fuse_update(None)
             continue
         if kind not in found:

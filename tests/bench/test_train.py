@@ -62,9 +62,33 @@ def test_fbgemm_tables():
     assert all(row["ratio_to_fbgemm"]["median"] > 0 for row in rows)
 
 
+def test_every_candidate_trains_its_tables_by_its_own_rule():
+    """They share weights, and what one candidate sets up must not stop another's updates."""
+    kinds = [(t, a) for t in ("nn", "dense", "tt") for a in ("sgd", "adagrad") if t != "nn" or a == "sgd"]
+    candidates = [Candidate(tables, "fp32", algorithm) for tables, algorithm in kinds]
+    models = build_models(candidates, (40, 7, 19), TTOptions(1, 4))
+    batch = (torch.randn(8, 13), torch.arange(24) % 7, torch.ones(8))
+    steps = {c: make_step(models[c.model], c, [batch]) for c in candidates}
+    dense = models["dense sgd"].embeddings.table("C1").weight
+    assert dense.data_ptr() == models["nn sgd"].embeddings.bags[0].weight.data_ptr()
+    for candidate, step in steps.items():
+        tables = models[candidate.model].embeddings
+        before = {name: tensor.clone() for name, tensor in tables.state_dict().items()}
+        step()
+        for name, tensor in tables.state_dict().items():
+            moved = (tensor != before[name]).flatten(1).any(1)
+            assert moved.any(), (candidate, name)
+            assert tensor.shape[0] == 7 or "core" in name or not moved[7:].any(), (candidate, name)
+    for kind in ("dense", "tt"):
+        bag = models[f"{kind} adagrad"].embeddings.table("C3")
+        assert bag.update.algorithm == "rowwise_adagrad"
+        assert bag.update_state()["weight"].count_nonzero() == 7
+        assert models[f"{kind} sgd"].embeddings.table("C3").update.algorithm == "sgd"
+
+
 def test_column_factors_reach_the_tensor_trains():
     models = build_models([Candidate("tt", "fp32", "sgd")], (40, 7, 19), TTOptions(1, 4, (1, 2, 8)))
-    table = models["tt"].embeddings.table("C1")
+    table = models["tt sgd"].embeddings.table("C1")
     assert (table.tt_q_shapes, table.tt_ranks) == ((1, 2, 8), (1, 4, 4, 1))
 
 
@@ -73,11 +97,11 @@ def test_the_stock_model_is_the_same_model():
     candidates = [Candidate(tables, "fp32", "sgd") for tables in ("nn", "dense")]
     models = build_models(candidates, rows, TTOptions(1, 4))
     values, dense = torch.tensor([3, 39, 3, 0, 6, 6, 18, 0, 1], dtype=torch.int32), torch.randn(3, 13)
-    torch.testing.assert_close(models["nn"](dense, values), models["dense"](dense, values))
+    torch.testing.assert_close(models["nn sgd"](dense, values), models["dense sgd"](dense, values))
     batch = (dense, values, torch.tensor([0.0, 1.0, 1.0]))
-    table = models["dense"].embeddings.table("C1").weight
+    table = models["dense sgd"].embeddings.table("C1").weight
     before = table.clone()
-    make_step(models["nn"], candidates[0], [batch])()  # trains the rows that both share
+    make_step(models["nn sgd"], candidates[0], [batch])()  # trains the rows that both share
     assert (table != before).any(1).nonzero().flatten().tolist() == [3, 39]
 
 

@@ -41,7 +41,7 @@ def samples(step: int, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def train(ours: torch.nn.Module, algorithm: str, first: int, last: int) -> None:
-    optimizer = ModelOptimizer(ours, OptimizerConfig(algorithm=algorithm, core_update="stored"))
+    optimizer = ModelOptimizer(ours, OptimizerConfig(algorithm=algorithm, table_update="stored"))
     for step in range(STEPS):
         optimizer.zero_grad()
         ours(*samples(step, first, last)).sin().mean().backward()
@@ -60,7 +60,7 @@ def work(rank: int, folder: Path) -> None:
             torch.testing.assert_close(mine.grad.to_dense(), right.grad.to_dense(), msg=f"gradient of {name}")
             torch.testing.assert_close(mine, right, msg=name)
     fused = model()
-    ModelOptimizer(fused, OptimizerConfig(core_update="fused"))
+    ModelOptimizer(fused, OptimizerConfig(table_update="fused"))
     with pytest.raises(InputError, match="would drift apart"):
         fused(*samples(0, first, last))
     with torch.no_grad():

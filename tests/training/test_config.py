@@ -64,6 +64,13 @@ def test_a_document_from_before_a_field_has_its_default():
     assert TrainingConfig.from_json(document) == recipe("criteo_kaggle")
 
 
+def test_a_document_with_a_fields_former_name():
+    document = recipe("criteo_kaggle").to_json()
+    document["optimizer"]["core_update"] = "stored"
+    del document["optimizer"]["table_update"]
+    assert TrainingConfig.from_json(document).optimizer.table_update == "stored"
+
+
 def test_unknown_names_and_documents():
     with pytest.raises(InputError, match="no recipe 'x'; choose one of criteo_kaggle"):
         recipe("x")

@@ -302,14 +302,18 @@ def run_optimizer(model: DLRM, optimizer: ModelOptimizer, part: list) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["sgd", "adagrad"])
-def test_cores_updated_in_the_backward_pass_end_the_same(algorithm):
+def test_tables_updated_in_the_backward_pass_end_the_same(algorithm):
     results = []
-    for core_update in ("fused", "stored"):
+    for table_update in ("fused", "stored"):
         model = tt_model()
-        optimizer = ModelOptimizer(model, OptimizerConfig(algorithm, 0.1, 0.05, 0.2, core_update=core_update))
+        optimizer = ModelOptimizer(
+            model, OptimizerConfig(algorithm, 0.1, 0.05, 0.2, table_update=table_update)
+        )
         run_optimizer(model, optimizer, list(batches(100)))
         assert all(
-            (p.grad is None) == (core_update == "fused") for n, p in model.named_parameters() if "core" in n
+            (p.grad is None) == (table_update == "fused")
+            for n, p in model.named_parameters()
+            if "embeddings" in n
         )
         results.append((model.state_dict(), optimizer.state_dict()))
     for fused, stored in zip(*results, strict=True):
@@ -322,7 +326,7 @@ def test_a_state_of_stored_gradients_goes_on_fused():
     """Runs from before updates were fused can be resumed."""
     whole, resumed = tt_model(), tt_model(seed=1)
     steps = list(batches(6))
-    stored = ModelOptimizer(whole, OptimizerConfig("adagrad", core_update="stored"))
+    stored = ModelOptimizer(whole, OptimizerConfig("adagrad", table_update="stored"))
     run_optimizer(whole, stored, steps[:3])
     fused = ModelOptimizer(resumed, OptimizerConfig("adagrad"))
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
@@ -337,7 +341,7 @@ def test_frozen_cores_stay_and_a_second_optimizer_starts_anew():
     frozen = model.embeddings.table("a")
     frozen.requires_grad_(False)
     before = copy.deepcopy(frozen.state_dict())
-    ModelOptimizer(model, OptimizerConfig("adagrad", core_update="stored"))
+    ModelOptimizer(model, OptimizerConfig("adagrad", table_update="stored"))
     model.embeddings.table("c").requires_grad_(False)
     run_optimizer(model, ModelOptimizer(model, OptimizerConfig("adagrad")), list(batches(2)))
     assert all(torch.equal(before[name], core) for name, core in frozen.state_dict().items())
@@ -346,6 +350,18 @@ def test_frozen_cores_stay_and_a_second_optimizer_starts_anew():
     run_optimizer(model, first, list(batches(2)))
     second = ModelOptimizer(model, OptimizerConfig("adagrad"))
     assert not any(state.any() for state in second.state_dict().values())
+
+
+def test_beside_a_frozen_table_the_others_still_learn():
+    model = small_model()
+    model.embeddings.table("a").requires_grad_(False)
+    before = copy.deepcopy(model.embeddings.state_dict())
+    optimizer = ModelOptimizer(model, OptimizerConfig("adagrad"))
+    run_optimizer(model, optimizer, list(batches(2)))
+    after = model.embeddings.state_dict()
+    assert torch.equal(after["tables.a.weight"], before["tables.a.weight"])
+    assert not torch.equal(after["tables.b.weight"], before["tables.b.weight"])
+    assert "embeddings.tables.a.weight" not in optimizer.state_dict()
 
 
 def test_the_state_names_its_parameters():
@@ -398,7 +414,7 @@ def test_gradients_of_two_batches_add_up():
     two(d0, v0).sum().backward()
     two(d1, v1).sum().backward()
     for model in (one, two):
-        ModelOptimizer(model, OptimizerConfig("adagrad", 0.1, 0.1)).step()
+        ModelOptimizer(model, OptimizerConfig("adagrad", 0.1, 0.1, table_update="stored")).step()
     assert_same_parameters(one, two, rtol=1e-9, atol=1e-12)
 
 

@@ -131,7 +131,7 @@ def test_a_resumed_run_ends_as_one_never_stopped(dataset, tmp_path, monkeypatch,
 def test_a_resumed_run_of_tensor_trains_ends_as_one_never_stopped(dataset, tmp_path, monkeypatch, algorithm):
     changes = {"optimizer.algorithm": algorithm, "checkpoint_every_s": 0.0, "epochs": 1}
     config = replaced(CONFIG, changes | {"compression.tt_tables": ("C3", "C4"), "compression.tt_rank": 4})
-    assert config.optimizer.core_update == "fused"
+    assert config.optimizer.table_update == "fused"
     check_resuming(config, 29, dataset, tmp_path, monkeypatch)
 
 
