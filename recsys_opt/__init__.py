@@ -6,20 +6,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recsys_opt.embeddings.fused_update import FusedUpdate as FusedUpdate
     from recsys_opt.embeddings.hot_rows import CachedTTEmbeddingBag as CachedTTEmbeddingBag
     from recsys_opt.embeddings.tt import TTEmbeddingBag as TTEmbeddingBag
+    from recsys_opt.embeddings.tt_budget import choose_tables as choose_tables
     from recsys_opt.models.dlrm import DLRM as DLRM
     from recsys_opt.tables import TableConfig as TableConfig
 
 __version__ = "0.1.0"
-__all__ = ["DLRM", "CachedTTEmbeddingBag", "TTEmbeddingBag", "TableConfig", "__version__"]
+__all__ = [
+    "DLRM",
+    "CachedTTEmbeddingBag",
+    "FusedUpdate",
+    "TTEmbeddingBag",
+    "TableConfig",
+    "__version__",
+    "choose_tables",
+]
 
 # Public names load on first use: `recsys-opt --help` and `recsys-opt doctor` must not need torch.
 _HOMES = {
     "CachedTTEmbeddingBag": "recsys_opt.embeddings.hot_rows",
     "DLRM": "recsys_opt.models.dlrm",
+    "FusedUpdate": "recsys_opt.embeddings.fused_update",
     "TTEmbeddingBag": "recsys_opt.embeddings.tt",
     "TableConfig": "recsys_opt.tables",
+    "choose_tables": "recsys_opt.embeddings.tt_budget",
 }
 
 

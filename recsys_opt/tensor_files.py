@@ -81,6 +81,12 @@ def tensor_dtypes(path: Path) -> dict[str, torch.dtype]:
         return {name: types[file.get_slice(name).get_dtype()] for name in file.keys()}  # noqa: SIM118
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors, without reading them."""
+    with _open(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
 def read_into(path: Path, targets: Mapping[str, Tensor]) -> None:
     """Copies a file's tensors into `targets` one at a time; names, shapes and types must be the same."""
     with _open(path) as file:

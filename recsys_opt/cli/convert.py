@@ -1,4 +1,4 @@
-"""`recsys-opt convert`: tensor trains fitted to the dense tables of a trained run, or cut to less rank."""
+"""`recsys-opt convert`: a trained run's tables fitted by tensor trains, cut to less rank, or made dense."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ EXAMPLE = """recsys-opt convert runs/dense --out runs/svd --tt-threshold 100k --
 then, to see what it costs, and to win it back:
   recsys-opt train kaggle/ --out runs/svd --evaluate-only test
   recsys-opt train kaggle/ --out runs/tuned --init-from runs/svd --core-lr 0.002 --mlp-lr 0.0005
-to cut the ranks of a run trained with tensor trains:
-  recsys-opt convert runs/tuned --out runs/rounded --tt-threshold 100k --tolerance 0.1"""
+to cut the ranks of a run trained with tensor trains, and to write out its tables:
+  recsys-opt convert runs/tuned --out runs/rounded --tt-threshold 100k --tolerance 0.1
+  recsys-opt convert runs/tuned --out runs/written"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of --tt-rank: each table gets the least ranks whose error is within this share of its "
         "norm",
     )
-    settings = parser.add_argument_group("which tables become tensor trains")
+    settings = parser.add_argument_group(
+        "what the tables of RUN2 are",
+        "A dense table that these name is fitted by TT-SVD. A tensor train that they name is rounded: cut to "
+        "the rank asked for, with the least error; zeros fill a larger one. A tensor train that they do not "
+        "name becomes a dense table again, so name all that should stay one.",
+    )
     add_config_arguments(settings, CompressionConfig, leave_out=frozenset({"tt_options"}))
 
 

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generated = parser.add_argument_group("lookups of generated tables")
     generated.add_argument("--tables", type=int, metavar="N", help="default 856")
     generated.add_argument("--batch", type=int, metavar="B", help="samples in a batch (default 65536)")
-    generated.add_argument("--batches", type=int, metavar="K", help="default 1")
+    generated.add_argument("--batches", type=int, metavar="K", help="to write (default 1)")
     generated.add_argument("--embedding-dim", type=int, metavar="D", help="default 64")
     generated.add_argument("--seed", type=int, help="default 0")
     generated.add_argument("--record", type=Path, metavar="JSON", help="also write the reuse, as a record")
@@ -71,6 +71,11 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.dataset is None:
         if args.memory_budget is not None or args.recipe is not None:
             raise InputError("--memory-budget and --recipe need a DATASET, whose tables they are about")
+        if args.batches is not None and args.out is None:
+            raise InputError(
+                f"--batches {args.batches} says how many batches to write; add --out DIR (without it, the "
+                "reuse of one batch is measured)"
+            )
         for name, default in GENERATED.items():
             if name not in given:
                 setattr(args, name, default)

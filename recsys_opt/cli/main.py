@@ -24,7 +24,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("recsys_opt.cli.doctor", "print what is installed, what works, and what to do about the rest"),
     "data": ("recsys_opt.cli.data", "prepare Criteo data, or generate data like it"),
     "train": ("recsys_opt.cli.train", "train and evaluate a DLRM"),
-    "convert": ("recsys_opt.cli.convert", "fit tensor trains to the dense tables of a trained run"),
+    "convert": (
+        "recsys_opt.cli.convert",
+        "fit tensor trains to a trained run's tables, cut their ranks, or undo them",
+    ),
     "bench": ("recsys_opt.cli.bench", "measure speed, side by side with the alternatives"),
 }
 

@@ -61,7 +61,9 @@ def run(args: argparse.Namespace) -> Outcome:
         return Outcome(_metrics_line(args.evaluate_only, metrics), metrics.to_json())
     config = replaced(_base(args), changes)
     with ConsoleProgress() as progress:
-        config, choice = with_chosen_tables(config, Dataset(args.dataset), progress)
+        choice = None
+        if not RunFolder(args.out).exists():  # one that goes on has its tables
+            config, choice = with_chosen_tables(config, Dataset(args.dataset), progress)
         if choice is not None:
             progress.finish()
             print(budget_table(choice), file=sys.stderr, flush=True)

@@ -33,10 +33,11 @@ from recsys_opt.embeddings.tt_range import (
     checked_square,
     single_pass_width,
 )
+from recsys_opt.embeddings.tt_round import table_distance, table_norm
 from recsys_opt.embeddings.tt_rows import interface_rows
 from recsys_opt.embeddings.tt_shapes import resolve_shapes
 from recsys_opt.embeddings.tt_source import RowSource, TableLike, open_table
-from recsys_opt.embeddings.tt_svd import RankRule, balance, leading_cores, padded, split
+from recsys_opt.embeddings.tt_svd import RankRule, balance, leading_cores, next_aim, padded, split
 from recsys_opt.embeddings.tt_weighted import check_row_weights, weighted_last_core
 from recsys_opt.errors import InputError
 from recsys_opt.progress import Progress, SilentProgress
@@ -160,8 +161,8 @@ def fit_cores(
 ) -> tuple[list[Tensor], FitReport]:
     """Cores for a table; what they make beyond its rows, up to prod(p), is left to chance.
 
-    ranks          of the d - 1 inner bonds; None: the least that keep the relative error within `tolerance`
-                   (or as close to it as `dtype` can), up to the next `rank_multiple`
+    ranks          of the d - 1 inner bonds; None: the least that keep the relative error of the cores as
+                   stored within `tolerance`, up to the next `rank_multiple`
     dtype          of the cores; default: the table's
     row_weights    [rows] how much each row counts: see `tt_weighted`
     returns        the cores, [n_k, q_k, r_k, r_{k+1}], of balanced size, and what was done
@@ -175,11 +176,15 @@ def fit_cores(
     aim = tolerance
     while True:
         rule = RankRule(len(p) - 1, ranks, aim, rank_multiple)
-        cores, report = _fit_once(source, p, q, ranks, rule, method, options, dtype, weights, progress)
+        wide, report = _fit_once(source, p, q, ranks, rule, method, options, dtype, weights, progress)
+        cores = [core.to(dtype or source.dtype).contiguous() for core in wide]
         report = dataclasses.replace(report, seconds=time.perf_counter() - began)
-        if tolerance is None or aim is None or report.error <= tolerance or aim < 1e-9:
+        if tolerance is None or aim is None or report.error <= tolerance:
             return cores, report
-        aim *= 0.9 * tolerance / report.error  # the type of the cores, or the end of the table, cost more
+        # The type of the cores, or the end of the table, cost more than the singular values told.
+        norm = table_norm(wide, source.num_embeddings)
+        rounding = table_distance(wide, cores, source.num_embeddings) / norm
+        aim = next_aim(tolerance, aim, report.error, rounding, cores[0].dtype)
 
 
 def _fit_once(
@@ -194,6 +199,7 @@ def _fit_once(
     weights: Tensor | None,
     progress: Progress,
 ) -> tuple[list[Tensor], FitReport]:
+    """The cores before they are stored in `dtype`, and the report of them as stored."""
     work = torch.float64 if torch.float64 in (source.dtype, dtype) or method == "exact" else torch.float32
     probes: Probes | None = None
     if method == "exact":
@@ -223,14 +229,13 @@ def _fit_once(
     cores = [*leading_cores(rest, p[:-1], q[:-1], rule, table.used), last]
     if weights is not None:
         cores[-1] = weighted_last_core(table, cores, weights)
-    cores = padded(cores, ranks)
-    cores = [core.to(dtype or source.dtype).contiguous() for core in balance(cores)]
-    wide = [core.to(work) for core in cores]
+    cores = balance(padded(cores, ranks))
+    stored = [core.to(dtype or source.dtype).to(work) for core in cores]
     weighted = None
     if probes:
-        low, error, high = _estimated(table, wide, probes)
+        low, error, high = _estimated(table, stored, probes)
     else:
-        error, weighted = _computed(table, wide, weights)
+        error, weighted = _computed(table, stored, weights)
         low = high = error
     report = FitReport(
         method=method,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recsys_opt.embeddings.tt_svd import RankRule, balance
+from recsys_opt.embeddings.tt_svd import RankRule, balance, next_aim
 from recsys_opt.errors import InputError
 
 
@@ -77,7 +77,7 @@ def round_cores(
 
     rows           of the table that exist
     ranks          of the inner bonds, or one for all; a bond that has less keeps what it has
-    tolerance      instead: the least ranks whose relative error is within it
+    tolerance      instead: the least ranks whose relative error, of cores as stored, is within it
     rank_multiple  ranks chosen by tolerance go up to the next multiple, where the table has as many
     """
     bonds = len(cores) - 1
@@ -85,8 +85,25 @@ def round_cores(
     if wanted is not None and (len(wanted) != bonds or min(wanted) < 1):
         raise InputError(f"tt_ranks = {ranks}; it must be {bonds} numbers of at least 1, or one for all")
     norm = table_norm(cores, rows)
-    rule = RankRule(bonds, wanted, tolerance, rank_multiple)
-    rule.set_norm(norm**2)
+    aim = tolerance
+    while True:
+        rule = RankRule(bonds, wanted, aim, rank_multiple)
+        rule.set_norm(norm**2)
+        wide, lost = _truncated(cores, rule)
+        rounded = [core.to(cores[0].dtype).contiguous() for core in wide]
+        error = table_distance(cores, rounded, rows) / norm if norm else 0.0
+        if tolerance is None or aim is None or error <= tolerance:
+            break
+        aim = next_aim(tolerance, aim, error, table_distance(wide, rounded, rows) / norm, cores[0].dtype)
+    return rounded, RoundReport(
+        tt_ranks=tuple(core.shape[3] for core in rounded[:-1]),
+        error=error,
+        bound=math.sqrt(lost) / norm if norm else 0.0,
+    )
+
+
+def _truncated(cores: Sequence[Tensor], rule: RankRule) -> tuple[list[Tensor], float]:
+    """Cores in float64 of the ranks that `rule` gives, and the squared singular values left out."""
     found = [core.double() for core in cores]
     for k in range(len(found) - 1, 0, -1):  # orthonormal rows, from the right
         n, q, left, right = found[k].shape
@@ -101,12 +118,7 @@ def round_cores(
         lost += float(values[rank:].square().sum())
         found[k] = u[:, :rank].view(n, q, left, rank)
         found[k + 1] = (values[:rank, None] * v[:rank]) @ found[k + 1]
-    rounded = [core.to(cores[0].dtype).contiguous() for core in balance(found)]
-    return rounded, RoundReport(
-        tt_ranks=tuple(core.shape[3] for core in rounded[:-1]),
-        error=table_distance(cores, rounded, rows) / norm if norm else 0.0,
-        bound=math.sqrt(lost) / norm if norm else 0.0,
-    )
+    return balance(found), lost
 
 
 def _boxes(cores: Sequence[Tensor], rows: int) -> Iterator[list[Tensor]]:

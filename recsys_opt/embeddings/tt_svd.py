@@ -66,6 +66,20 @@ class RankRule:
         return rank
 
 
+def next_aim(tolerance: float, aim: float, error: float, rounding: float, dtype: torch.dtype) -> float:
+    """What to truncate to where cores truncated to `aim` came out farther off than `tolerance`.
+
+    error      of the cores as they are stored
+    rounding   the part of it that storing them in `dtype` makes: no rank helps against that
+    """
+    if rounding >= tolerance or aim < 1e-9:
+        raise InputError(
+            f"tolerance = {tolerance} is out of reach: cores of {dtype} are {error:.2g} off, "
+            f"{rounding:.2g} by rounding them alone; give a larger tolerance, or cores of a wider type"
+        )
+    return min(0.9 * aim * tolerance / error, 0.99 * math.sqrt(tolerance**2 - rounding**2))
+
+
 def split(matrix: Tensor, bond: int, rule: RankRule) -> tuple[Tensor, Tensor]:
     """matrix [m, n] -> left [m, r] and right [r, n] with orthonormal rows: left right is the best of rank r.
 

@@ -22,6 +22,8 @@ from recsys_opt.progress import Progress, SilentProgress
 from recsys_opt.tables import TableConfig
 
 _SHAPES = ("tt_p_shapes", "tt_q_shapes")
+_HOLDING = ("refresh_every", "decay", "hysteresis", "write_back_limit")
+"""How a cached table chooses its held rows from now on; what it computes now is the same whatever they are."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def convert_model(
     model      a trained model; the new one takes over its MLPs and unchanged tables, without a copy
     tables     the model's tables in order, with the representation that each should have: a table that
                becomes "tt" is fitted by TT-SVD, so is one that becomes "tt_cached", with no row held yet; one
-               that becomes "dense" is written out, and the ranks of a tensor train are cut by rounding
+               that becomes "dense" is written out, and the ranks of a tensor train are cut by rounding; how a
+               table chooses the rows that it holds changes without a fit
     tolerance  the fitted tables get, instead of their tt_ranks, the least multiples of 8 whose relative error
                is within it
     """
@@ -88,6 +91,11 @@ def convert_model(
             )
         )
     progress.finish()
+    for config in tables:
+        kept = model.embeddings.table(config.name)
+        if config.name not in modules and isinstance(kept, CachedTTEmbeddingBag):
+            for name in config.options.keys() & set(_HOLDING):
+                setattr(kept, name, config.options[name])
     tables = [
         replace(
             c, options={**c.options, **modules.get(c.name, model.embeddings.table(c.name)).settled_options()}
@@ -175,12 +183,15 @@ def _check(model: DLRM, tables: Sequence[TableConfig]) -> None:
 
 
 def _is_same(old: TableConfig, new: TableConfig) -> bool:
-    """Whether a trained table already is what is wanted; shapes that nobody asks for may be any."""
+    """Whether a trained table already computes what is wanted; shapes that nobody asks for may be any."""
     ours, theirs = dict(old.options), dict(new.options)
     for options in (ours, theirs):
         ranks = options.get("tt_ranks")
         bonds = max((len(options[k]) for k in _SHAPES if options.get(k) is not None), default=3) - 1
         options["tt_ranks"] = [ranks] * bonds if isinstance(ranks, int) else ranks and list(ranks)
+    for options in (ours, theirs):
+        for key in _HOLDING:
+            options.pop(key, None)
     for key in _SHAPES:
         wanted = theirs.pop(key, None)
         had = ours.pop(key, None)

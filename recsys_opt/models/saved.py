@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from recsys_opt.models.dlrm import DLRM
 from recsys_opt.models.recipes import DLRMConfig
 from recsys_opt.run_folder import RunFolder
 from recsys_opt.tables import TableConfig
-from recsys_opt.tensor_files import read_into
+from recsys_opt.tensor_files import read_into, tensor_shapes
 
 
 def describe_model(config: DLRMConfig, model: DLRM) -> dict[str, Any]:
@@ -36,9 +36,16 @@ def describe_model(config: DLRMConfig, model: DLRM) -> dict[str, Any]:
 
 
 def model_from_description(
-    document: Mapping[str, Any], *, device: torch.device | str | None = None
+    document: Mapping[str, Any],
+    *,
+    weights: Path | None = None,
+    device: torch.device | str | None = None,
 ) -> tuple[DLRMConfig, DLRM]:
-    """The model that `describe_model` describes, newly initialised."""
+    """The model that `describe_model` describes, newly initialised.
+
+    weights  the file that will be read into it: says the factors of tensor trains that the document, of an
+             earlier version, leaves to the defaults of its time
+    """
     try:
         config = DLRMConfig(
             bottom_mlp=tuple(document["bottom_mlp"]),
@@ -49,6 +56,9 @@ def model_from_description(
         tables = [
             TableConfig(**{k: v for k, v in table.items() if k not in sizes}) for table in document["tables"]
         ]
+        if weights is not None and any(_leaves_factors_open(table) for table in tables):
+            shapes = tensor_shapes(weights)
+            tables = [_with_factors(table, shapes) for table in tables]
     except (KeyError, TypeError) as error:
         raise InputError(f"the checkpoint's model description is not one: {error!r}") from None
     return config, config.build(tables, device=device)
@@ -60,6 +70,21 @@ def load_model(run: Path | str, *, device: torch.device | str | None = None) -> 
     if found is None:
         raise InputError(f"{run} has no checkpoint; train it first: recsys-opt train DATASET --out {run}")
     folder, document = found
-    _, model = model_from_description(document["model"], device=device)
-    read_into(folder / "model.safetensors", model.state_dict())
+    weights = folder / "model.safetensors"
+    _, model = model_from_description(document["model"], weights=weights, device=device)
+    read_into(weights, model.state_dict())
     return model.eval()
+
+
+def _leaves_factors_open(table: TableConfig) -> bool:
+    return "tt_ranks" in table.options and "tt_q_shapes" not in table.options
+
+
+def _with_factors(table: TableConfig, shapes: Mapping[str, Sequence[int]]) -> TableConfig:
+    """The table with the factors that its cores, [n, q, r, r'] each, have in a file."""
+    if not _leaves_factors_open(table):
+        return table
+    prefix = f"embeddings.tables.{table.name}."
+    cores = [shape for key, shape in sorted(shapes.items()) if key.startswith(prefix) and ".cores." in key]
+    own = {"tt_p_shapes": [shape[0] for shape in cores], "tt_q_shapes": [shape[1] for shape in cores]}
+    return replace(table, options={**table.options, **own} if cores else table.options)

@@ -2,7 +2,8 @@
 
     config, choice = with_chosen_tables(replaced(config, {"compression.memory_budget": 20_000_000}), dataset)
 
-The choice is kept in `compression.tt_options`, so a run that goes on has the tables that it began with.
+The choice is kept in `compression.tt_options`, so a run that goes on has the tables that it began with, and
+counts nothing again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from recsys_opt.embeddings.tt_spectra import losses_by_spectra
 from recsys_opt.models.recipes import table_configs
 from recsys_opt.models.saved import load_model
 from recsys_opt.progress import Progress
+from recsys_opt.run_folder import RunFolder
 from recsys_opt.training.config import TrainingConfig
 from recsys_opt.training.optimizers import OptimizerConfig
 
@@ -31,6 +33,14 @@ def with_chosen_tables(
     choice = choose_for_dataset(config, dataset, budget, progress)
     compression = dataclasses.replace(config.compression, tt_options=choice.tt_options())
     return dataclasses.replace(config, compression=compression), choice
+
+
+def with_tables_of(config: TrainingConfig, run: RunFolder) -> TrainingConfig:
+    """`config`, to go on with a run: with what the run's budget came to, where `config` leaves that open."""
+    if config.compression.memory_budget is None or config.compression.tt_options:
+        return config
+    chosen = TrainingConfig.from_json(run.description()["config"]).compression.tt_options
+    return dataclasses.replace(config, compression=dataclasses.replace(config.compression, tt_options=chosen))
 
 
 def choose_for_dataset(

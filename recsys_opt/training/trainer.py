@@ -23,7 +23,7 @@ from recsys_opt.integrations.tensorboard import ScalarWriter, open_scalar_writer
 from recsys_opt.models.saved import describe_model, model_from_description
 from recsys_opt.progress import Progress, SilentProgress
 from recsys_opt.run_folder import MetricsLog, RunFolder
-from recsys_opt.training.budget import with_chosen_tables
+from recsys_opt.training.budget import with_chosen_tables, with_tables_of
 from recsys_opt.training.checkpoint import (
     Checkpoint,
     Position,
@@ -87,7 +87,10 @@ def train(
             raise InputError(
                 f"{run.path} already holds a run; add --resume to go on with it, or choose another folder"
             )
-        config, _ = with_chosen_tables(config, dataset, progress)
+        if run.exists():
+            config = with_tables_of(config, run)
+        else:
+            config, _ = with_chosen_tables(config, dataset, progress)
         return _Training(config, dataset, run, progress or SilentProgress()).to_the_end()
 
 
@@ -105,7 +108,9 @@ class _Training:
         self.device = _device(config.device)
         checkpoint = self._compatible_checkpoint()
         if checkpoint:
-            _, self.model = model_from_description(checkpoint.model, device=self.device)
+            _, self.model = model_from_description(
+                checkpoint.model, weights=checkpoint.path / "model.safetensors", device=self.device
+            )
         else:
             self.model = initial_model(config, dataset.info.sparse_columns, self.device, progress)
         self.optimizer = ModelOptimizer(self.model, config.optimizer)

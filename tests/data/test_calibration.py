@@ -185,4 +185,5 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["data", "calibrate", "x.tsv", "--out", "y.txt"]) == 2
     assert main(["data", "calibrate", "x.tsv", "--out", "y.json", "--cardinalities", "a,b"]) == 2
     assert main(["data", "tables", "--tables", "2", "--batch", "64", "--out", str(tmp_path / "t")]) == 0
+    assert main(["data", "tables", "--tables", "2", "--batch", "64", "--batches", "3"]) == 2
     assert "published" in capsys.readouterr().out

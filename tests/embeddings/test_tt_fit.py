@@ -1,3 +1,4 @@
+import copy
 import math
 import resource
 import subprocess
@@ -104,8 +105,22 @@ def test_a_tolerance_counts_the_rounding_of_the_cores():
     table = planted(SHAPES[2], 4, 0.0)
     bag = fit(iter(table.split(99)), tolerance=0.01, num_embeddings=2800, dtype=torch.bfloat16)
     assert bag.fit_error <= 0.01
-    coarse = fit(table, tolerance=1e-4, dtype=torch.bfloat16)  # beyond the type: as close as it goes
-    assert 1e-4 < coarse.fit_error < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_tolerance_near_what_half_precision_can_keep(dtype):
+    """Truncation gets what rounding leaves of the tolerance; less than the rounding is refused."""
+    table = planted(SHAPES[1], 4, 0.0)
+    at_best = fit(table, 4, shape=SHAPES[1], dtype=dtype).fit_error
+    table += at_best * table.std() * torch.randn(table.shape, generator=torch.Generator().manual_seed(3))
+    bag = fit(table, tolerance=1.3 * at_best, shape=SHAPES[1], dtype=dtype)
+    assert relative_error(copy.deepcopy(bag).double(), table) == pytest.approx(bag.fit_error, rel=1e-3)
+    assert bag.fit_error <= 1.3 * at_best
+    assert max(bag.tt_ranks) > 4  # the rank alone that was planted is farther off
+    with pytest.raises(
+        InputError, match=rf"tolerance = 0.0001 is out of reach: cores of {dtype} are .* wider"
+    ):
+        fit(table, tolerance=1e-4, shape=SHAPES[1], dtype=dtype)
 
 
 def test_ranks_go_up_to_multiples():

@@ -111,3 +111,22 @@ def test_nothing_to_do():
 def test_other_tables_are_refused(asked, message):
     with pytest.raises(InputError, match=message):
         convert_model(model(), asked)
+
+
+def test_how_rows_are_held_changes_without_a_fit():
+    def cached(**more):
+        options = {"tt_ranks": 8, "cache_rows": 9, **more}
+        return [DENSE[0], TableConfig("large", 900, 8, representation="tt_cached", options=options)]
+
+    old, _ = convert_model(model(), cached(refresh_every=2))
+    dense, ids = batch()
+    old.train()
+    for _ in range(5):  # rows are held by then
+        old(dense, ids).sum().backward()
+    table = old.embeddings.table("large")
+    assert int((table.hot.keys >= 0).sum()) > 0
+    new, fits = convert_model(old, cached(refresh_every=50, decay=0.5))
+    assert fits == []
+    assert new.embeddings.table("large") is table
+    assert (table.refresh_every, table.decay) == (50, 0.5)
+    assert new.embeddings.configs[1].options["refresh_every"] == 50

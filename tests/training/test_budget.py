@@ -35,6 +35,21 @@ def test_a_run_has_the_chosen_tables_and_goes_on_with_them(data, tmp_path, monke
     monkeypatch.setattr("recsys_opt.training.budget.count_access", lambda *a, **k: pytest.fail("counted"))
     again = train(config, data.path, tmp_path / "run", resume=True)
     assert again.test == result.test
+    # Nor does the configuration that it was started with.
+    again = train(CONFIG, data.path, tmp_path / "run", resume=True)
+    assert again.test == result.test
+    with pytest.raises(InputError, match="memory_budget: 20000 -> 30000"):
+        train(
+            replaced(CONFIG, {"compression.memory_budget": 30_000}), data.path, tmp_path / "run", resume=True
+        )
+
+
+def test_a_budget_for_which_all_tables_stay_dense_is_not_counted_again(data, tmp_path, monkeypatch):
+    config = replaced(CONFIG, {"compression.memory_budget": 10_000_000})
+    result = train(config, data.path, tmp_path / "run")
+    assert result.embedding_bytes == result.dense_embedding_bytes
+    monkeypatch.setattr("recsys_opt.training.budget.count_access", lambda *a, **k: pytest.fail("counted"))
+    assert train(config, data.path, tmp_path / "run", resume=True).test == result.test
 
 
 def test_resuming_with_another_budget_is_refused(data, tmp_path):
