@@ -23,7 +23,7 @@ from recsys_opt.tables import TableConfig
 
 _SHAPES = ("tt_p_shapes", "tt_q_shapes")
 _HOLDING = ("refresh_every", "decay", "hysteresis", "write_back_limit")
-"""How a cached table chooses its held rows from now on; what it computes now is the same whatever they are."""
+"""How a cached table chooses its held rows from now on; it computes the same now, whatever they are."""
 
 
 @dataclass(frozen=True)
