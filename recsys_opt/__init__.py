@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from recsys_opt.models.dlrm import DLRM as DLRM
     from recsys_opt.tables import TableConfig as TableConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "DLRM",
     "CachedTTEmbeddingBag",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import recsys_opt
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -21,6 +23,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     subprocess.run([*pip, *build], check=True, env={**os.environ, "PATH": path})
     (wheel,) = folder.glob("*.whl")
+    assert wheel.name.startswith(f"recsys_opt-{recsys_opt.__version__}-")
     names = zipfile.ZipFile(wheel).namelist()
     assert "recsys_opt/librecsys_opt.so" in names
     assert "recsys_opt/py.typed" in names
@@ -28,6 +31,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "site")
     return folder / "site"
+
+
+def test_the_changelog_begins_with_the_version():
+    first = next(line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## "))
+    version, _, state = first.removeprefix("## ").partition(" ")
+    base, _, development = recsys_opt.__version__.partition(".dev")
+    assert (version, state) == (base, "(unreleased)" if development else "")
 
 
 def run_installed(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="dense,tt",
         help="with commas between, the first is what the others are compared with: dense; tt, tensor trains "
         "of rank --tt-rank; tt8, of rank 8, or any other; tt8@2x1x8, with these column factors; tt8+cache, "
-        "with frequent rows held dense; svd8, the trained dense tables fitted by tensor trains of rank 8; "
+        "with frequent rows held dense; tt8+bf16 and dense+bf16, trained with --precision bf16; svd8, the "
+        "trained dense tables fitted by tensor trains of rank 8; "
         "svd8+tuned, and trained on from there; dense+tuned, the dense model trained on likewise; budget4MB, "
         "what --memory-budget 4MB chooses, and uniform4MB, one rank for the largest tables at as many bytes "
         "(default dense,tt)",
@@ -147,6 +148,11 @@ def run(args: argparse.Namespace) -> Outcome:
 
 
 def _variant(name: str, args: argparse.Namespace, config: TrainingConfig, dataset: Dataset) -> Variant:
+    if name.endswith("+bf16"):
+        exact = _variant(name.removesuffix("+bf16"), args, config, dataset)
+        if exact.after_dense or "precision" in exact.changes:
+            raise InputError(f"--variants: {name!r}; +bf16 goes with what is trained from the start, once")
+        return Variant(name, {**exact.changes, "precision": "bf16"})
     tuned = name.endswith("+tuned")
     if name == "dense":
         return DENSE
@@ -166,8 +172,8 @@ def _variant(name: str, args: argparse.Namespace, config: TrainingConfig, datase
     if found is None:
         raise InputError(
             f"--variants {args.variants}: there is no variant {name!r}; choose dense, tt, tt8, "
-            "tt8@2x1x8, tt8+cache, svd8, svd8+tuned, dense+tuned, with any rank for 8, budget4MB, "
-            "uniform4MB, with any size"
+            "tt8@2x1x8, tt8+cache, tt8+bf16, dense+bf16, svd8, svd8+tuned, dense+tuned, with any rank for 8, "
+            "budget4MB, uniform4MB, with any size"
         )
     rank = found[1] or found[4]
     changes: dict[str, Any] = {} if rank is None else {"compression.tt_rank": int(rank)}

@@ -159,13 +159,16 @@ def test_a_record_of_other_shapes_is_not_gone_on_with(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_column_factors_are_a_variant(tmp_path):
+def test_column_factors_and_precision_are_variants(tmp_path):
     data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
-    variants = ["tt4", "tt4@1x1x8", "tt@2x2x2+cache"]
+    variants = ["tt4", "tt4@1x1x8", "tt@2x2x2+cache", "tt4+bf16"]
     flags = ["bench", "quality", str(data.path), "--variants", ",".join(variants), "--seeds", "1", *SMALL]
     assert main([*flags, "--record", str(path)]) == 0
     rows = {r["variant"]: r for r in json.loads(path.read_text())["rows"]}
     assert list(rows) == variants
+    assert rows["tt4+bf16"]["tensor_trains"] == rows["tt4"]["tensor_trains"]
+    assert rows["tt4+bf16"]["test_logloss"] == pytest.approx(rows["tt4"]["test_logloss"], abs=0.01)
+    assert rows["tt4+bf16"]["test_logloss"] != rows["tt4"]["test_logloss"]
     assert rows["tt4"]["embedding_bytes"] != rows["tt@2x2x2+cache"]["embedding_bytes"]
     # SMALL's dimension is 8, of which 1 x 1 x 8 are the default factors: the same model.
     assert rows["tt4"]["test_auc"] == rows["tt4@1x1x8"]["test_auc"]
@@ -216,6 +219,10 @@ def test_refusals(tmp_path, capsys):
     assert main(["bench", "quality", str(data.path), "--seeds", "0"]) == 2
     assert main(["bench", "quality", str(data.path), "--variants", "dense,dense"]) == 2
     assert main(["bench", "quality", str(data.path), "--variants", "svd+tuned"]) == 2
+    for name in ("svd8+bf16", "tt8+bf16+bf16", "dense+tuned+bf16"):
+        capsys.readouterr()
+        assert main(["bench", "quality", str(data.path), "--variants", name]) == 2
+        assert "trained from the start, once" in capsys.readouterr().err
     assert main(["bench", "quality", str(data.path), "--tune-rate", "0.1", "0.1"]) == 2
     assert "none twice" in capsys.readouterr().err
     assert main(["bench", "quality", str(data.path), "--resume"]) == 2
