@@ -75,6 +75,12 @@ def candidate_cells(ids: Tensor, cells: int) -> Tensor:
     return torch.stack([g & (cells - 1), _logical_shift(g, 32) & (cells - 1)])
 
 
+def _count_up(counters: Tensor, places: Tensor) -> None:
+    """Adds 1 for every place, up to the largest number that a counter holds."""
+    sums = counters.long().index_add_(0, places, torch.ones_like(places))
+    counters.copy_(sums.clamp_(max=torch.iinfo(counters.dtype).max))
+
+
 def count_(
     hot_counts: Sequence[Tensor],
     counts: Sequence[Tensor],
@@ -97,12 +103,12 @@ def count_(
         part = slice(bounds[t * batch] + phase, bounds[(t + 1) * batch], stride)
         ids, own = indices[part].long(), slots[part].long()
         hits = own[own >= 0]
-        hot_counts[t].index_add_(0, hits, torch.ones_like(hits, dtype=torch.int32))
+        _count_up(hot_counts[t], hits)
         ids = ids[own == COLD]
         cold.append(ids)
         exact = counts[t].shape[0] == 1
         places = ids if exact else counters(ids, counts[t].shape[1]).flatten()
-        counts[t].view(-1).index_add_(0, places, torch.ones_like(places, dtype=torch.int32))
+        _count_up(counts[t].view(-1), places)
     for t, ids in enumerate(cold):
         if not candidates[t].numel():
             continue

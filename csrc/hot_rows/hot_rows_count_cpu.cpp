@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 
 #include "hot_rows/hot_rows.h"
@@ -17,16 +18,21 @@ struct Table {
   int64_t width, cells, stride;
 };
 
+// Adds 1, up to the largest number that the counter holds.
+void count_one(int32_t& counter) {
+  counter += counter < std::numeric_limits<int32_t>::max();
+}
+
 template <typename Index>
 void count(const Table& t, const Index* indices, const int32_t* slots, int64_t begin, int64_t end) {
   for (int64_t k = begin; k < end; k += t.stride) {
     const int32_t slot = slots[k];
     if (slot >= 0)
-      ++t.hot_counts[slot];
+      count_one(t.hot_counts[slot]);
     else if (slot == kCold && t.cells == 0)
-      ++t.counts[indices[k]];
+      count_one(t.counts[indices[k]]);
     else if (slot == kCold)
-      for (const int64_t at : places(indices[k], t.width, t.cells).counter) ++t.counts[at];
+      for (const int64_t at : places(indices[k], t.width, t.cells).counter) count_one(t.counts[at]);
   }
 }
 

@@ -1,16 +1,17 @@
 #pragma once
 // What the CUDA kernels of hot rows share.
 #include <algorithm>
-#include <stdexcept>
 
 #include "hot_rows/hot_rows.h"
-#include "tt/cuda_intrinsics.cuh"
+#include "one_device.h"
+#include "tt/tt_bounds_cuda.cuh"
 
 namespace recsys_opt::hot_rows {
 
 constexpr int kThreads = 256;
 constexpr int kTablesPerLaunch = 48;  // their descriptions are a kernel's argument, 4 KB at most
 
+using tt::BoundsKind;
 using tt::Grid;
 using tt::launch;
 using tt::OnDevice;
@@ -19,14 +20,26 @@ inline int64_t blocks_for(int64_t threads) {
   return std::max<int64_t>(1, (threads + kThreads - 1) / kThreads);
 }
 
-// Ends the program on the device, after a message.
-inline __device__ void stop() {
-#ifdef RECSYS_OPT_SIMT
-  throw std::runtime_error("a kernel has stopped the device");
-#else
-  __trap();
-#endif
-}
+// How kernels treat ids, offsets and slots out of range: as those of tensor trains do, by the same
+// setting and into the same record (tt/tt_bounds_cuda.cuh).
+struct Bounds {
+  tt::BoundsCheck mode;
+  tt::BoundsRecord* record;
+
+  // Begins an op: raises what earlier ones on the device noted.
+  static Bounds begin(int device) {
+    tt::raise_noted_errors(device);
+    return {static_cast<tt::BoundsCheck>(tt::cuda_settings().bounds), tt::bounds_record(device)};
+  }
+
+  // Whether value is in [0, limit), as far as that is looked at; notes it otherwise.
+  __device__ bool holds(BoundsKind kind, int64_t position, int64_t value, int64_t limit,
+                        int64_t table) const {
+    if (mode == tt::BoundsCheck::kTrust || (value >= 0 && value < limit)) return true;
+    tt::note_error(record, {static_cast<int64_t>(kind), position, value, limit, table});
+    return false;
+  }
+};
 
 // Writes `value` where `expected` is, at once; returns what was there.
 inline __device__ int32_t exchange_if(int32_t* address, int32_t expected, int32_t value) {
@@ -36,6 +49,14 @@ inline __device__ int32_t exchange_if(int32_t* address, int32_t expected, int32_
   return there;
 #else
   return atomicCAS(address, expected, value);
+#endif
+}
+
+inline __device__ void lower_to(int32_t* address, int32_t value) {
+#ifdef RECSYS_OPT_SIMT
+  *address = std::min(*address, value);
+#else
+  if (value < *address) atomicMin(address, value);
 #endif
 }
 
@@ -63,15 +84,21 @@ inline Numbers numbers(const Tensor& tensor) {
   return {tensor.const_data_ptr<int64_t>(), narrow};
 }
 
-// Where bags begin; without offsets every bag has one id.
+// Where bags begin, held to the lookups there are, whatever the offsets say; without offsets every
+// bag has one id.
 struct Bags {
   const int64_t* offsets;
+  int64_t ids;
 
-  __device__ int64_t operator[](int64_t bag) const { return offsets ? offsets[bag] : bag; }
+  __device__ int64_t operator[](int64_t bag) const {
+    if (offsets == nullptr) return bag;
+    const int64_t offset = offsets[bag];
+    return offset < 0 ? 0 : offset < ids ? offset : ids;
+  }
 };
 
-inline Bags bags(const std::optional<Tensor>& offsets) {
-  return {offsets ? offsets->const_data_ptr<int64_t>() : nullptr};
+inline Bags bags(const std::optional<Tensor>& offsets, int64_t ids) {
+  return {offsets ? offsets->const_data_ptr<int64_t>() : nullptr, ids};
 }
 
 }  // namespace recsys_opt::hot_rows

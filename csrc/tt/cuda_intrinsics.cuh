@@ -6,7 +6,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <limits>
+#include <mutex>
+#include <set>
 #include <type_traits>
+#include <utility>
 
 #ifdef RECSYS_OPT_SIMT
 #include "simt.h"
@@ -17,10 +21,11 @@
 #include <torch/csrc/stable/macros.h>
 #endif
 
-// Where the ops are registered.
+// Where the ops are registered. On the host for every kind of tensor, so that checks of devices see
+// those that are not on one.
 #ifdef RECSYS_OPT_SIMT
 #define TT_OPS_LIBRARY recsys_opt_simt
-#define TT_OPS_DEVICE CPU
+#define TT_OPS_DEVICE CompositeExplicitAutograd
 #else
 #define TT_OPS_LIBRARY recsys_opt
 #define TT_OPS_DEVICE CUDA
@@ -134,39 +139,6 @@ inline __device__ int count_bits(unsigned x) {
 
 // --- the host's side ---
 
-struct Grid {
-  int64_t x;
-  int64_t y = 1;
-};
-
-// Launches `kernel` on `stream`; nothing is launched for an empty grid.
-template <typename... P>
-void launch(void (*kernel)(P...), Grid grid, int threads, int64_t shared_bytes, cudaStream_t stream,
-            const std::type_identity_t<P>&... arguments) {
-  if (grid.x <= 0 || grid.y <= 0) return;
-  const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
-#ifdef RECSYS_OPT_SIMT
-  simt::run(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
-#else
-  if (shared_bytes > 48 << 10) {
-    STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shared_bytes)));
-  }
-  void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
-  STD_CUDA_CHECK(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), blocks, dim3(threads),
-                                  pointers, static_cast<size_t>(shared_bytes), stream));
-#endif
-}
-
-inline void clear_async(void* memory, int64_t bytes, cudaStream_t stream) {
-#ifdef RECSYS_OPT_SIMT
-  simt::clear(memory, bytes);
-#else
-  STD_CUDA_CHECK(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream));
-#endif
-}
-
 struct DeviceLimits {
   int multiprocessors;
   int64_t shared_bytes;  // of a block, by choice
@@ -181,6 +153,66 @@ inline DeviceLimits device_limits() {
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   return {count, bytes};
+#endif
+}
+
+constexpr int64_t kSharedByDefault = 48 << 10;  // dynamic shared memory that needs no leave
+
+// Lets the kernel have as much dynamic shared memory as a block can get. The attribute belongs to
+// the kernel and the device, not to a launch: set for each launch, it could be lowered by another
+// thread before this one's launch. So it is set once, to the most.
+inline void allow_shared_memory(const void* kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  int device = 0;
+#ifndef RECSYS_OPT_SIMT
+  STD_CUDA_CHECK(cudaGetDevice(&device));
+#endif
+  const std::lock_guard lock(mutex);
+  if (allowed.count({kernel, device})) return;
+#ifdef RECSYS_OPT_SIMT
+  simt::allow_shared(kernel, simt::kSharedBytes);
+#else
+  cudaFuncAttributes attributes;
+  STD_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+  const auto most = device_limits().shared_bytes - static_cast<int64_t>(attributes.sharedSizeBytes);
+  STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(most)));
+#endif
+  allowed.emplace(kernel, device);
+}
+
+struct Grid {
+  int64_t x;
+  int64_t y = 1;
+};
+
+// Launches `kernel` on `stream`; nothing is launched for an empty grid.
+template <typename... P>
+void launch(void (*kernel)(P...), Grid grid, int threads, int64_t shared_bytes, cudaStream_t stream,
+            const std::type_identity_t<P>&... arguments) {
+  if (grid.x <= 0 || grid.y <= 0) return;
+  STD_TORCH_CHECK(grid.x <= std::numeric_limits<int32_t>::max() && grid.y <= 65535,
+                  "recsys_opt: one call needs ", grid.x, " x ", grid.y,
+                  " blocks, a CUDA launch has at most 2^31 - 1 x 65535; call it for fewer bags or "
+                  "tables at a time");
+  const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
+  const void* const address = reinterpret_cast<const void*>(kernel);
+  if (shared_bytes > kSharedByDefault) allow_shared_memory(address);
+#ifdef RECSYS_OPT_SIMT
+  simt::run(address, blocks, threads, shared_bytes, [&] { kernel(arguments...); });
+#else
+  void* pointers[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
+  STD_CUDA_CHECK(cudaLaunchKernel(address, blocks, dim3(threads), pointers,
+                                  static_cast<size_t>(shared_bytes), stream));
+#endif
+}
+
+inline void clear_async(void* memory, int64_t bytes, cudaStream_t stream) {
+#ifdef RECSYS_OPT_SIMT
+  simt::clear(memory, bytes);
+#else
+  STD_CUDA_CHECK(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream));
 #endif
 }
 

@@ -17,71 +17,52 @@ PartialSums run(Call& call, const Tensor& grad, void* grad_weights) {
 
   Level<Acc> top{}, below{};
   top.order = kTop;
-  top.width = product_width(call, kTop);
-  top.grad_left_width = product_width(call, kTop, true);
   below.order = kInner;
-  below.width = product_width(call, kInner);
-  below.grad_left_width = product_width(call, kInner, true);
-  Acc* partial[kOrders] = {};
+  top.backward = below.backward = true;
+  Acc* of_units[kOrders] = {};
   call.lay_out([&](Workspace& workspace) {
     const int64_t n = call.batch.num_indices;
     layout_plan(call, workspace, result.orders);
-    top.slot = workspace.take<int>(n);
-    top.products = workspace.take<Acc>(n * top.width);
-    top.grad_left = workspace.take<Acc>(three ? n * top.grad_left_width : 0);
+    top.slot = workspace.take<int64_t>(n);
+    top.nodes = workspace.take<Acc>(most_in_nodes(call, kTop, true));
     if (four) {
-      below.slot = workspace.take<int>(n);
-      below.products = workspace.take<Acc>(n * below.width);
-      below.grad_left = workspace.take<Acc>(n * below.grad_left_width);
+      below.slot = workspace.take<int64_t>(n);
+      below.nodes = workspace.take<Acc>(most_in_nodes(call, kInner, true));
     }
     for (const int o : result.orders) {
-      result.width[o] = slice_width(call, o);
-      partial[o] = workspace.take<Acc>(call.batch.order[o].max_units * result.width[o]);
-      result.partial[o] = partial[o];
+      of_units[o] = workspace.take<Acc>(most_in_sums(call, o));
+      result.of_units[o] = of_units[o];
     }
   });
   make_plan(call);
 
   top.grad = grad.const_data_ptr();
   top.grad_weights = grad_weights;
-  top.partial = partial[kTop];
-  top.partial_width = result.width[kTop];
+  top.sums = of_units[kTop];
   if (four) {
     inner_forward<T, kTensor>(call, below);
-    top.left_products = below.products;
+    top.left_nodes = below.nodes;
     top.left_slot = below.slot;
-    top.left_width = below.width;
   }
   launch_level(level_backward_kernel<T, kTensor, true>, call, top, true);
-  const int* const top_sorted = call.batch.order[kTop].sorted;
   if (four) {
-    below.upper_grad = top.grad_left;
-    below.upper_width = top.grad_left_width;
+    below.upper_nodes = top.nodes;
     below.upper_slot = top.slot;
-    below.upper_sorted = top_sorted;
-    below.partial = partial[kInner];
-    below.partial_width = result.width[kInner];
+    below.sums = of_units[kInner];
     inner_backward<T, kTensor>(call, below);
   }
 
   UnitSums<Acc> sums{};
   sums.top_slot = top.slot;
-  sums.top_sorted = top_sorted;
-  sums.products = top.products;
-  sums.width = top.width;
+  sums.top_nodes = top.nodes;
   sums.grad = grad.const_data_ptr();
-  sums.top_grad_left = top.grad_left;
-  sums.top_grad_left_width = top.grad_left_width;
   sums.inner_slot = below.slot;
-  sums.inner_sorted = call.batch.order[kInner].sorted;
-  sums.inner_grad_left = below.grad_left;
-  sums.inner_grad_left_width = below.grad_left_width;
+  sums.inner_nodes = below.nodes;
   const auto launch_sums = [&](auto kernel, int order) {
     sums.order = order;
-    sums.partial = partial[order];
-    sums.partial_width = result.width[order];
-    launch(kernel, {unit_blocks(call, order)}, kSumThreads, kSumThreads * sizeof(Acc), call.stream,
-           call.tables, call.batch, sums);
+    sums.sums = of_units[order];
+    launch(kernel, {unit_blocks(call, order)}, kSumThreads, sum_shared_bytes(sizeof(Acc)),
+           call.stream, call.tables, call.batch, sums);
   };
   launch_sums(unit_sums_kernel<T, true>, kLast);
   if (three) launch_sums(unit_sums_kernel<T, false>, kFirst);

@@ -6,11 +6,10 @@
 
 namespace recsys_opt::tt {
 
-// What the levels leave, by order: partial sums [max_units, width] of the units' slices.
+// What the levels leave, by order: partial sums of the units' slices.
 struct PartialSums {
   std::vector<int> orders;
-  void* partial[kOrders] = {};
-  int64_t width[kOrders] = {};
+  void* of_units[kOrders] = {};
 };
 
 // Plans the batch and runs its levels and sums (tt_backward_cuda.cu).
@@ -20,7 +19,7 @@ PartialSums run_backward(Call& call, const Tensor& grad, void* grad_weights);
 template <typename T, typename Rule>
 void finish_slices(const Call& call, const PartialSums& sums, const Rule& rule) {
   for (const int o : sums.orders) {
-    const SliceSums slices{o, sums.partial[o], sums.width[o]};
+    const SliceSums slices{o, sums.of_units[o]};
     const int64_t blocks =
         std::min<int64_t>(call.batch.order[o].groups, int64_t{call.limits.multiprocessors} * 16);
     launch(slices_kernel<T, Rule>, {blocks}, kSumThreads, kSumThreads * sizeof(Accumulator<T>),

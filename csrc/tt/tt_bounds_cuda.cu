@@ -72,10 +72,12 @@ std::vector<int64_t> take_noted(int device) {
   const unsigned long long count = count_of(mine.record), fresh = count - mine.reported;
   if (fresh == 0) return {0, 0, 0, 0, 0, 0};
   // Kernels note errors in any order: of those kept, offsets before ids, and the first of its kind.
-  const auto before = [](const BoundsError& a, const BoundsError& b) {
-    const bool a_id = a.kind == static_cast<int64_t>(BoundsKind::kIndex);
-    const bool b_id = b.kind == static_cast<int64_t>(BoundsKind::kIndex);
-    return a_id != b_id ? b_id : a.position < b.position;
+  const auto of_offsets = [](const BoundsError& e) {
+    return e.kind >= static_cast<int64_t>(BoundsKind::kOffset) &&
+           e.kind <= static_cast<int64_t>(BoundsKind::kFirstOffset);
+  };
+  const auto before = [&](const BoundsError& a, const BoundsError& b) {
+    return of_offsets(a) != of_offsets(b) ? of_offsets(a) : a.position < b.position;
   };
   BoundsError e = mine.record->noted[mine.reported % kNotedErrors];
   for (unsigned long long i = 1; i < fresh && i < kNotedErrors; ++i) {
@@ -134,21 +136,38 @@ void raise_noted_errors(int device) {
   if (cuda_settings().bounds != static_cast<int64_t>(BoundsCheck::kCheck)) return;
   const std::vector<int64_t> e = take_noted(device);
   if (e[0] == 0) return;
-  const auto kind = static_cast<BoundsKind>(e[1]);
-  const char* const before = "tt_embedding_bag: an earlier call on this CUDA device met ";
-  const char* const remedy =
-      "; they counted for nothing (recsys_opt.ops.tt_bounds_check chooses what happens to them)";
-  if (kind == BoundsKind::kIndex) {
-    STD_TORCH_CHECK(false, before, e[0], " ids or offsets out of range, among them indices[", e[2],
-                    "] = ", e[3], ", outside the table's ", e[4], " rows (table ", e[5], ")",
-                    remedy);
+  const auto at = [&](const char* name, int64_t position) {
+    return std::string(name) + "[" + std::to_string(position) + "]";
+  };
+  const auto found = [&](const char* name) {
+    return at(name, e[2]) + " = " + std::to_string(e[3]);
+  };
+  const std::string limit = std::to_string(e[4]), table = " (table " + std::to_string(e[5]) + ")";
+  std::string example;
+  switch (static_cast<BoundsKind>(e[1])) {
+    case BoundsKind::kIndex:
+      example = found("indices") + ", outside the table's " + limit + " rows" + table;
+      break;
+    case BoundsKind::kOffset:
+      example = found("offsets") + ", outside the " + limit + " indices";
+      break;
+    case BoundsKind::kOffsetOrder:
+      example = found("offsets") + ", less than " + at("offsets", e[2] - 1) + " = " + limit;
+      break;
+    case BoundsKind::kFirstOffset:
+      example = found("offsets") + ", where the first bag must start at 0";
+      break;
+    case BoundsKind::kSlot:
+      example = found("slots") + ", outside the table's " + limit + " slots" + table;
+      break;
+    case BoundsKind::kKey:
+      example = found("keys") + ", held by " + at("keys", e[4]) + " already";
+      break;
   }
-  if (kind == BoundsKind::kOffset) {
-    STD_TORCH_CHECK(false, before, e[0], " ids or offsets out of range, among them offsets[", e[2],
-                    "] = ", e[3], ", outside the ", e[4], " indices", remedy);
-  }
-  STD_TORCH_CHECK(false, before, e[0], " ids or offsets out of range, among them offsets[", e[2],
-                  "] = ", e[3], ", less than offsets[", e[2] - 1, "] = ", e[4], remedy);
+  STD_TORCH_CHECK(false, "recsys_opt: an earlier call on this CUDA device met ", e[0],
+                  " ids or offsets out of range, among them ", example,
+                  "; they counted for nothing (recsys_opt.ops.tt_bounds_check chooses what happens "
+                  "to them)");
 }
 
 }  // namespace recsys_opt::tt

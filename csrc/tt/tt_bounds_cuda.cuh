@@ -5,19 +5,29 @@
 //   check  a bad id counts for nothing; the next call (or tt_bounds_report) raises the error
 //   clamp  a bad id counts for nothing and is counted
 //   trust  ids and offsets are not checked: a bad one reads or writes outside the tables
+//
+// Bad offsets: a bag that ends before it begins is empty, ids before the first bag are of no bag.
 #include "cuda_intrinsics.cuh"
 
 namespace recsys_opt::tt {
 
 enum class BoundsCheck : int { kCheck = 0, kClamp = 1, kTrust = 2 };
 
-enum class BoundsKind : int64_t { kIndex = 0, kOffset = 1, kOffsetOrder = 2 };
+// What is wrong, and the error's limit.
+enum class BoundsKind : int64_t {
+  kIndex = 0,        // outside the table's rows
+  kOffset = 1,       // outside the indices
+  kOffsetOrder = 2,  // less than the offset before
+  kFirstOffset = 3,  // not 0
+  kSlot = 4,         // of a held row: outside the slots
+  kKey = 5,          // held twice: the other slot
+};
 
 struct BoundsError {
   int64_t kind;
-  int64_t position;  // in indices or offsets
+  int64_t position;  // in indices, offsets, slots or keys
   int64_t value;
-  int64_t limit;  // the table's rows; the number of indices; the offset before
+  int64_t limit;
   int64_t table;
 };
 
@@ -34,6 +44,21 @@ inline __device__ void note_error(BoundsRecord* record, const BoundsError& error
   record->noted[place % kNotedErrors] = error;
   __threadfence_system();
   atomicAdd_system(&record->count, 1ull);
+}
+
+// offsets[c] of a call with `count` indices; `table` is that of bag c.
+template <typename Offsets>
+inline __device__ void check_offset(const Offsets& offsets, int64_t c, int64_t count, int64_t table,
+                                    BoundsRecord* record) {
+  const int64_t value = offsets[c];
+  if (value < 0 || value > count) {
+    note_error(record, {static_cast<int64_t>(BoundsKind::kOffset), c, value, count, table});
+  } else if (c == 0 && value != 0) {
+    note_error(record, {static_cast<int64_t>(BoundsKind::kFirstOffset), c, value, 0, table});
+  } else if (c > 0 && value < offsets[c - 1]) {
+    note_error(record,
+               {static_cast<int64_t>(BoundsKind::kOffsetOrder), c, value, offsets[c - 1], table});
+  }
 }
 
 // --- host functions of tt_bounds_cuda.cu ---

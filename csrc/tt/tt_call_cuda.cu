@@ -1,4 +1,6 @@
 // A call's arguments as the kernels take them.
+#include <algorithm>
+
 #include "tt_bounds_cuda.cuh"
 #include "tt_cuda.cuh"
 
@@ -20,6 +22,18 @@ int64_t keys_of(const Table& table, int order) {
   return keys;
 }
 
+// Whether the levels' work on core k, laid out in shared memory (tt_level_cuda.cuh), has sizes that
+// int holds: the largest tile, rows padded by at most 11.
+bool fits_int(const Table& table, int k, int64_t columns) {
+  constexpr int64_t kTileRows = 32, kPadding = 11;
+  const int64_t left_rows = columns / table.q[k];
+  const int64_t nodes = std::max<int64_t>(1, kTileRows / left_rows);
+  const int64_t left = nodes * left_rows * (table.r[k] + kPadding);
+  const int64_t products = nodes * columns * (table.r[k + 1] + kPadding);
+  const int64_t slice = table.q[k] * table.r[k] * (table.r[k + 1] + kPadding);
+  return left + 2 * products + 2 * slice < std::numeric_limits<int>::max();
+}
+
 DeviceTable device_table(const Table& table, const std::vector<Tensor>& cores) {
   constexpr int64_t kLargest = std::numeric_limits<int>::max();
   DeviceTable t{};
@@ -28,11 +42,11 @@ DeviceTable device_table(const Table& table, const std::vector<Tensor>& cores) {
     const Tensor& core = cores[table.first_core + k];
     const int64_t slice = table.q[k] * table.r[k] * table.r[k + 1];
     dim *= table.q[k];
-    STD_TORCH_CHECK(table.n[k] < kLargest && slice < kLargest && dim * table.r[k + 1] < kLargest,
-                    "tt_embedding_bag: core ", k, " of a table is [", table.n[k], ", ", table.q[k],
-                    ", ", table.r[k], ", ", table.r[k + 1],
-                    "]; on CUDA its rows, and the elements of a slice and of a product, must be "
-                    "fewer than 2^31");
+    STD_TORCH_CHECK(table.n[k] < kLargest && fits_int(table, k, dim), "tt_embedding_bag: core ", k,
+                    " of a table is [", table.n[k], ", ", table.q[k], ", ", table.r[k], ", ",
+                    table.r[k + 1],
+                    "]; on CUDA its rows, and the elements of a slice and of a product with room "
+                    "to work on them, must be fewer than 2^31");
     t.core[k] = core.const_data_ptr();
     t.n[k] = static_cast<int>(table.n[k]);
     t.q[k] = static_cast<int>(table.q[k]);

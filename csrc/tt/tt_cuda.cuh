@@ -10,7 +10,7 @@
 //   1. plan    (tt_plan_cuda.cu)    which id each lookup has, checked; lookups sorted in up to four
 //                                   orders, each cut into units
 //   2. levels  (tt_level_cuda.cuh)  a block takes a unit: lookups that share a slice of one core
-//   3. sums    (tt_pool_cuda.cuh, tt_sums_cuda.cuh)  bags of several rows; gradients of the slices
+//   3. sums    (pool_kernel, tt_sums_cuda.cuh)  bags of several rows; gradients of the slices
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "cuda_intrinsics.cuh"
+#include "one_device.h"
 #include "tt_embedding_bag.h"
 
 namespace recsys_opt::tt {
@@ -56,7 +57,7 @@ struct DeviceTable {
   int dim;
   int owner;        // where gradients of tables with the same cores are added: the first of them
   int next_shared;  // the next of them, or -1
-  int aligned;      // bit k: slices of core k, and of its gradient, start at 16 bytes
+  int aligned;      // bit k: every slice of core k starts at 16 bytes
 };
 
 // Tables that travel in the kernels' parameters; more of them lie in a buffer.
@@ -110,6 +111,7 @@ struct Order {
   int64_t* group_start;  // [groups + 1] into sorted
   int64_t* unit_start;   // [groups + 1]
   int* unit_group;       // [max_units]
+  int64_t* unit_sums;    // [max_units] where the unit's sums begin among those of the order
 };
 
 // A call's batch and where its parts lie in the workspace.
@@ -120,11 +122,27 @@ struct Batch {
   int64_t batch_size;
   int64_t bags;  // tables * batch_size
   int64_t columns;
-  const void* weights;  // [N] or null
-  Lookup* lookups;      // [N]
-  int* bag_count;       // [bags] lookups that count; where any table averages
+  const void* weights;        // [N] or null
+  Lookup* lookups;            // [N]
+  int* bag_count;             // [bags] lookups that count; where any table averages
+  unsigned long long* taken;  // [kRooms] elements taken of the rooms that blocks share
   Order order[kOrders];
 };
+
+// Rooms in the workspace out of which blocks take what they need, each node or unit as much as its
+// table's shapes ask for. Who lies where depends on the order of blocks, what is computed does not.
+inline __host__ __device__ int room_of_nodes(int order) {
+  return order;
+}
+inline __host__ __device__ int room_of_sums(int order) {
+  return kOrders + order;
+}
+constexpr int kRooms = 2 * kOrders;
+
+inline __device__ int64_t take_room(const Batch& batch, int room, int64_t elements) {
+  return static_cast<int64_t>(
+      atomicAdd(batch.taken + room, static_cast<unsigned long long>(elements)));
+}
 
 // The factor of lookup i's row.
 template <typename T>
@@ -178,9 +196,11 @@ class Workspace {
     return static_cast<T*>(part);
   }
 
-  void allocate(const Tensor& like) {
+  void allocate([[maybe_unused]] const Tensor& like) {
 #ifndef RECSYS_OPT_SIMT
     memory_ = torch::stable::new_empty(like, {size_}, ScalarType::Byte);
+#else
+    simt::note_workspace(size_);
 #endif
     allocated_ = true;
     size_ = 0;
@@ -206,7 +226,19 @@ class Workspace {
 #endif
 };
 
-// --- host functions of tt_plan_cuda.cu ---
+// --- host functions of tt_call_cuda.cu and tt_plan_cuda.cu ---
+
+// Refuses tensors on several devices; before anything else is done with them.
+inline OneDevice check_devices(const char* op, const Tensor& indices, const Tensor& offsets,
+                               const std::vector<Tensor>& cores,
+                               const std::optional<Tensor>& per_sample_weights) {
+  STD_TORCH_CHECK(!cores.empty(), op, ": no cores given");
+  return OneDevice(op, "cores[0]", cores[0])
+      .with("cores", cores)
+      .with("indices", indices)
+      .with("offsets", offsets)
+      .with("per_sample_weights", per_sample_weights);
+}
 
 // The call's arguments as kernels take them; keeps the tensors whose memory it names.
 struct Call {

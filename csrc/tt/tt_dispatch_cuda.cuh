@@ -2,6 +2,7 @@
 // What the forward and the backward pass share on the host: element types, sizes of buffers, and
 // the launch of a level.
 #include <algorithm>
+#include <cmath>
 
 #include "tt_bounds_cuda.cuh"
 #include "tt_level_cuda.cuh"
@@ -28,29 +29,68 @@ void dispatch(ScalarType type, F&& f) {
   }
 }
 
-// Elements of a node's product at a level, or of its left product, over all tables; rounded up so
-// that every slot begins at 16 bytes.
-inline int64_t product_width(const Call& call, int order, bool left = false) {
-  int64_t width = 0;
-  for (const DeviceTable& t : call.all_tables) {
-    if (!takes_part(order, t.d)) continue;
-    const Tile tile = tile_of(t, order, false, 4);
-    const int64_t product = int64_t{tile.rows} * tile.r;
-    const int64_t before = int64_t{tile.left_rows} * tile.r_left;
-    width = std::max(width, left ? before : product);
+// How much a table takes of a room that the tables of a call share: `width` elements for each of
+// its first `things` lookups, then `width` for every `each`-th.
+struct Share {
+  int64_t width, things;
+  double each;
+};
+
+// The most elements that `lookups` lookups can take, however they are divided among the tables: how
+// many a table has only the device knows. Each goes where the next one costs most.
+inline int64_t most_elements(int64_t lookups, const std::vector<Share>& shares) {
+  struct Part {
+    double cost;  // of a lookup
+    int64_t lookups;
+  };
+  std::vector<Part> parts;
+  for (const Share& share : shares) {
+    const double later = 1 / share.each;
+    // Things are min(lookups, `things` + lookups / each).
+    const double full = later < 1 ? std::ceil(static_cast<double>(share.things) / (1 - later)) : 0;
+    const auto width = static_cast<double>(share.width);
+    const bool all = later >= 1 || full >= static_cast<double>(lookups);
+    parts.push_back({width, all ? lookups : static_cast<int64_t>(full)});
+    if (!all) parts.push_back({width * later, lookups});
   }
-  return ceil_divide(width, 4) * 4;
+  std::sort(parts.begin(), parts.end(),
+            [](const Part& a, const Part& b) { return a.cost > b.cost; });
+  int64_t left = lookups, total = 0;
+  for (const Part& part : parts) {
+    const int64_t taken = std::min(left, part.lookups);
+    total += static_cast<int64_t>(std::ceil(part.cost * static_cast<double>(taken)));
+    left -= taken;
+  }
+  return total;
 }
 
-// Elements of an order's largest slice.
-inline int64_t slice_width(const Call& call, int order) {
-  int64_t width = 0;
+// Elements of the nodes of a level. A table has no more nodes than prefixes, but for those that a
+// chunk or a unit cuts.
+inline int64_t most_in_nodes(const Call& call, int order, bool backward) {
+  const double run = call.batch.order[order].run;
+  std::vector<Share> shares;
+  for (const DeviceTable& t : call.all_tables) {
+    if (!takes_part(order, t.d)) continue;
+    int64_t prefixes = 1;
+    for (int k = 0; k <= core_of(order, t.d); ++k) prefixes *= t.n[k];
+    const NodeRoom room = node_room(t, order);
+    shares.push_back(
+        {room.product + (backward ? room.left : 0), prefixes, 1 / (1.0 / kChunk + 1 / run)});
+  }
+  return most_elements(call.batch.num_indices, shares);
+}
+
+// Elements of the sums of an order's units: of a slice each. A table has no more units than slices,
+// but for those of slices with more lookups than a unit holds.
+inline int64_t most_in_sums(const Call& call, int order) {
+  const double run = call.batch.order[order].run;
+  std::vector<Share> shares;
   for (const DeviceTable& t : call.all_tables) {
     if (!takes_part(order, t.d)) continue;
     const int k = core_of(order, t.d);
-    width = std::max(width, int64_t{t.q[k]} * t.r[k] * t.r[k + 1]);
+    shares.push_back({int64_t{t.q[k]} * t.r[k] * t.r[k + 1], t.n[k], run});
   }
-  return width;
+  return most_elements(call.batch.num_indices, shares);
 }
 
 // Elements of the largest product in a lookup's chain.

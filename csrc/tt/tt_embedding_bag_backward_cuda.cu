@@ -12,7 +12,8 @@ std::vector<Tensor> tt_embedding_bag_backward_cuda(
     std::vector<int64_t> cores_per_table, std::vector<int64_t> num_embeddings,
     std::vector<int64_t> pooling_modes, std::vector<int64_t> padding_idx,
     std::optional<Tensor> per_sample_weights, bool weights_grad) {
-  STD_TORCH_CHECK(!cores.empty(), "tt_embedding_bag_backward: no cores given");
+  check_devices("tt_embedding_bag_backward", indices, offsets, cores, per_sample_weights)
+      .with("grad", grad);
   const OnDevice device(cores[0]);
   Call call(indices, offsets, cores, cores_per_table, num_embeddings, pooling_modes, padding_idx,
             per_sample_weights, device);

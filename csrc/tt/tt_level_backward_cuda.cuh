@@ -37,16 +37,17 @@ inline __device__ void add_up_rows(const Batch& batch, const DeviceTable& table,
 
 // The same below the top: the sum over the lookups that begin a node of the level above.
 template <typename Acc>
-inline __device__ void add_up_nodes(const Tile& tile, const Level<Acc>& level, const Chunk& chunk,
-                                    int begin, int end, Acc* grad_products) {
+inline __device__ void add_up_nodes(const DeviceTable& table, const Tile& tile,
+                                    const Level<Acc>& level, const Chunk& chunk, int begin, int end,
+                                    Acc* grad_products) {
   const int size = tile.rows * tile.r;
+  const int64_t upper_product = node_room(table, kTop).product;
   for (int x = threadIdx.x; x < (end - begin) * size; x += blockDim.x) {
     const int node = begin + x / size, e = x % size;
     Acc sum = 0;
     for (int i = chunk.node_begin[node]; i < chunk.node_begin[node + 1]; ++i) {
       const int64_t slot = level.upper_slot[chunk.index[i]];
-      if (level.upper_sorted[slot] != chunk.index[i]) continue;
-      sum += level.upper_grad[slot * level.upper_width + e];
+      if (slot >= 0) sum += level.upper_nodes[slot + upper_product + e];
     }
     grad_products[((node - begin) * tile.rows + e / tile.r) * tile.product_stride + e % tile.r] =
         sum;
@@ -128,7 +129,13 @@ __global__ __launch_bounds__(kLevelThreads, kLevelBlocks) void level_backward_ke
     const Parts<Acc> parts(tile);
     const Chunk& chunk = *parts.chunk;
     const T* slice = slice_of<T>(table, tile.core, unit.index);
-    Acc* const partial = level.partial + u * level.partial_width;
+    const int64_t room = level.room(table), product_room = node_room(table, level.order).product;
+    if (threadIdx.x == 0) {
+      parts.chunk->sums = take_room(batch, room_of_sums(level.order), tile.slice_size());
+      order.unit_sums[u] = parts.chunk->sums;
+    }
+    __syncthreads();
+    Acc* const partial = level.sums + chunk.sums;
     Acc* const sums = tile.sums_near ? parts.grad_slice : partial;
     const int sums_stride = tile.sums_near ? tile.product_stride : tile.r;
     bool add = false;
@@ -137,22 +144,25 @@ __global__ __launch_bounds__(kLevelThreads, kLevelBlocks) void level_backward_ke
             (table.aligned >> tile.core & 1) != 0);
     }
     for (int64_t first = unit.begin; first < unit.end; first += kChunk) {
-      const int nodes = load_chunk<T>(batch, order, table, first, unit.end, *parts.chunk,
-                                      kTopLevel ? level.slot : nullptr);
+      const int nodes = load_chunk<T>(batch, order, table, first, unit.end, *parts.chunk);
+      if (threadIdx.x == 0) {
+        parts.chunk->slot = kTopLevel ? take_room(batch, room_of_nodes(level.order), nodes * room)
+                                      : level.slot[chunk.index[0]];  // as the forward pass has it
+      }
       for (int begin = 0; begin < nodes; begin += tile.nodes) {
         const int end = begin + tile.nodes < nodes ? begin + tile.nodes : nodes;
         gather_left<T>(table, tile, level, chunk, begin, end, parts.left);
         if constexpr (kTopLevel) {
           add_up_rows<T>(batch, table, tile, level, chunk, begin, end, parts.grad_products);
         } else {
-          add_up_nodes(tile, level, chunk, begin, end, parts.grad_products);
+          add_up_nodes(table, tile, level, chunk, begin, end, parts.grad_products);
         }
         copies_wait();
         __syncthreads();
         if constexpr (kTopLevel) {
           multiply_level<T, kTensor>(table, tile, slice, end - begin, parts.left, parts.slice,
                                      parts.products);
-          write_products(tile, level, chunk, first, begin, end, parts.products);
+          write_products(tile, level, chunk, room, begin, end, parts.products);
           if (level.grad_weights) {
             write_weight_gradients<T>(batch, table, tile, level, chunk, chunk.node_begin[begin],
                                       chunk.node_begin[end], begin, parts.products);
@@ -168,13 +178,13 @@ __global__ __launch_bounds__(kLevelThreads, kLevelBlocks) void level_backward_ke
         const int size = tile.left_rows * tile.r_left;
         for (int x = threadIdx.x; x < (end - begin) * size; x += blockDim.x) {
           const int node = x / size, e = x % size;
-          const int64_t slot = first + chunk.node_begin[begin + node];
-          level.grad_left[slot * level.grad_left_width + e] =
+          level.nodes[chunk.slot + (begin + node) * room + product_room + e] =
               parts.left[(node * tile.left_rows + e / tile.r_left) * tile.left_stride +
                          e % tile.r_left];
         }
         __syncthreads();
       }
+      if constexpr (kTopLevel) write_slots(chunk, nodes, room, level.slot);
     }
     if (!tile.sums_near) continue;
     for (int x = threadIdx.x; x < tile.slice_size(); x += blockDim.x) {

@@ -105,7 +105,9 @@ struct Chunk {
   int node[kChunk];
   int node_begin[kChunk + 1];      // the node's first lookup, of the chunk
   unsigned heads[kChunk / kWarp];  // lookups that begin a node
-  int padding;
+  int unused;
+  int64_t slot;  // of its first node; those of the others follow
+  int64_t sums;  // of the unit
 };
 static_assert(sizeof(Chunk) % 16 == 0);
 
@@ -113,19 +115,34 @@ inline int64_t level_shared_bytes(const Tile& tile, int64_t element_bytes) {
   return static_cast<int64_t>(sizeof(Chunk)) + tile.size * element_bytes;
 }
 
-// What a level reads and writes besides the plan. Products and gradients of nodes lie in slots: a
-// node's slot is the place of its first lookup, of its chunk, in the level's order.
+// Elements that a node takes in memory: its product, and behind it the gradient of its left product
+// (none where that is 1), each rounded up so that all begin at 16 bytes.
+struct NodeRoom {
+  int64_t product, left;
+};
+
+inline __host__ __device__ NodeRoom node_room(const DeviceTable& table, int order) {
+  const int core = core_of(order, table.d);
+  int64_t left_rows = 1;
+  for (int k = 0; k < core; ++k) left_rows *= table.q[k];
+  const int64_t product = left_rows * table.q[core] * table.r[core + 1];
+  const int64_t left = core == 0 ? 0 : left_rows * table.r[core];
+  return {(product + 3) / 4 * 4, (left + 3) / 4 * 4};
+}
+
+// What a level reads and writes besides the plan. A node of a chunk of lookups has a slot in the
+// level's room, where its product begins.
 template <typename Acc>
 struct Level {
   int order;
-  int* slot;  // [N] of each lookup's node; written here
+  // [N] the slot of each lookup's node; ~slot where another lookup of the chunk begins the node.
+  // Null: products are not kept.
+  int64_t* slot;
+  Acc* nodes;  // the room
+  bool backward;
 
-  const Acc* left_products;  // [N, left_width] of the level before; null: core 0 (or 1 itself)
-  const int* left_slot;      // [N]
-  int64_t left_width;
-
-  Acc* products;  // [N, width] written, if not null
-  int64_t width;
+  const Acc* left_nodes;  // of the level before; null: there is none
+  const int64_t* left_slot;
 
   // forward, top level
   void* out;  // [B, columns]
@@ -133,22 +150,23 @@ struct Level {
   int64_t row_width;
 
   // backward
-  const void* grad;       // [B, columns], at the top
-  void* grad_weights;     // [N] or null
-  const Acc* upper_grad;  // [N, upper_width] from the level above, below the top
-  int64_t upper_width;
-  const int* upper_slot;    // [N]
-  const int* upper_sorted;  // [N] the order of the level above
-  Acc* grad_left;           // [N, grad_left_width] of each node's left product
-  int64_t grad_left_width;
-  Acc* partial;  // [max_units, partial_width] of the unit's slice
-  int64_t partial_width;
+  const void* grad;        // [B, columns], at the top
+  void* grad_weights;      // [N] or null
+  const Acc* upper_nodes;  // of the level above, below the top
+  const int64_t* upper_slot;
+  Acc* sums;  // of the units' slices
+
+  // Elements of a node's slot.
+  __device__ int64_t room(const DeviceTable& table) const {
+    const NodeRoom node = node_room(table, order);
+    return node.product + (backward ? node.left : 0);
+  }
 };
 
 // Loads lookups [first, end) of the order, at most a chunk; returns how many distinct nodes.
 template <typename T>
 inline __device__ int load_chunk(const Batch& batch, const Order& order, const DeviceTable& table,
-                                 int64_t first, int64_t end, Chunk& chunk, int* slot) {
+                                 int64_t first, int64_t end, Chunk& chunk) {
   const int i = threadIdx.x, lane = i % kWarp;
   const int count = static_cast<int>(end - first < kChunk ? end - first : kChunk);
   const bool in = i < count;
@@ -176,10 +194,22 @@ inline __device__ int load_chunk(const Batch& batch, const Order& order, const D
   }
   if (i == 0) chunk.node_begin[nodes] = count;
   __syncthreads();
-  if (in && slot) {
-    slot[chunk.index[i]] = static_cast<int>(first + chunk.node_begin[chunk.node[i]]);
-  }
   return nodes;
+}
+
+// Notes where the nodes of the chunk lie. A thread writes what it alone has loaded, so the next
+// chunk need not wait.
+inline __device__ void write_slots(const Chunk& chunk, int nodes, int64_t room, int64_t* slot) {
+  const int i = threadIdx.x;
+  if (i >= chunk.node_begin[nodes]) return;
+  const int node = chunk.node[i];
+  const int64_t mine = chunk.slot + node * room;
+  slot[chunk.index[i]] = chunk.node_begin[node] == i ? mine : ~mine;
+}
+
+inline __device__ int64_t slot_of(const int64_t* slot, int index) {
+  const int64_t found = slot[index];
+  return found < 0 ? ~found : found;
 }
 
 // Copies [rows, columns] next to each other in global memory to shared memory; to be waited for.
@@ -214,7 +244,7 @@ inline __device__ void gather_left(const DeviceTable& table, const Tile& tile,
   const int rows = tile.left_rows, size = rows * tile.r_left;
   constexpr int kVector = 16 / static_cast<int>(sizeof(Acc));
   bool by_vector = tile.r_left % kVector == 0;
-  if (level.left_products == nullptr || tile.core == 1) {
+  if (tile.core == 1) {
     by_vector = by_vector && std::is_same<T, Acc>::value && (table.aligned & 1);
   }
   const int step = by_vector ? kVector : 1, per_node = size / step;
@@ -229,8 +259,7 @@ inline __device__ void gather_left(const DeviceTable& table, const Tile& tile,
       else
         *to = static_cast<Acc>(*from);
     } else {
-      const Acc* from =
-          level.left_products + level.left_slot[chunk.index[i]] * level.left_width + e;
+      const Acc* from = level.left_nodes + slot_of(level.left_slot, chunk.index[i]) + e;
       if (by_vector)
         copy_async<16>(to, from);
       else

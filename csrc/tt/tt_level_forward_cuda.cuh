@@ -91,12 +91,11 @@ inline __device__ void write_rows(const Batch& batch, const DeviceTable& table, 
 // Products of the chunk's nodes [begin, end) to their slots.
 template <typename Acc>
 inline __device__ void write_products(const Tile& tile, const Level<Acc>& level, const Chunk& chunk,
-                                      int64_t first, int begin, int end, const Acc* products) {
+                                      int64_t room, int begin, int end, const Acc* products) {
   const int size = tile.rows * tile.r;
   for (int x = threadIdx.x; x < (end - begin) * size; x += blockDim.x) {
     const int node = x / size, e = x % size;
-    const int64_t slot = first + chunk.node_begin[begin + node];
-    level.products[slot * level.width + e] =
+    level.nodes[chunk.slot + (begin + node) * room + e] =
         products[(node * tile.rows + e / tile.r) * tile.product_stride + e % tile.r];
   }
 }
@@ -115,13 +114,16 @@ __global__ __launch_bounds__(kLevelThreads, kLevelBlocks) void level_forward_ker
     const Tile tile = tile_of(table, level.order, false, sizeof(Acc));
     const Parts<Acc> parts(tile);
     const T* slice = slice_of<T>(table, tile.core, unit.index);
+    const int64_t room = level.room(table);
     if (tile.whole) {
       stage(parts.slice, tile.product_stride, slice, tile.q * tile.r_left, tile.r,
             (table.aligned >> tile.core & 1) != 0);
     }
     for (int64_t first = unit.begin; first < unit.end; first += kChunk) {
-      const int nodes =
-          load_chunk<T>(batch, order, table, first, unit.end, *parts.chunk, level.slot);
+      const int nodes = load_chunk<T>(batch, order, table, first, unit.end, *parts.chunk);
+      if (!kTopLevel && threadIdx.x == 0) {
+        parts.chunk->slot = take_room(batch, room_of_nodes(level.order), nodes * room);
+      }
       for (int begin = 0; begin < nodes; begin += tile.nodes) {
         const int end = begin + tile.nodes < nodes ? begin + tile.nodes : nodes;
         gather_left<T>(table, tile, level, *parts.chunk, begin, end, parts.left);
@@ -133,10 +135,11 @@ __global__ __launch_bounds__(kLevelThreads, kLevelBlocks) void level_forward_ker
           write_rows<T>(batch, table, tile, level, *parts.chunk, parts.chunk->node_begin[begin],
                         parts.chunk->node_begin[end], begin, parts.products);
         } else {
-          write_products(tile, level, *parts.chunk, first, begin, end, parts.products);
+          write_products(tile, level, *parts.chunk, room, begin, end, parts.products);
         }
         __syncthreads();
       }
+      if constexpr (!kTopLevel) write_slots(*parts.chunk, nodes, room, level.slot);
     }
   }
 }

@@ -24,17 +24,6 @@ __device__ int64_t bag_of(const Batch& batch, int64_t i) {
   return batch.offsets[low] <= i && i < batch.offsets[low + 1] ? low : -1;
 }
 
-__device__ void check_offset(const Batch& batch, int64_t c, BoundsRecord* record) {
-  const int64_t value = batch.offsets[c], n = batch.num_indices;
-  const int64_t table = c < batch.bags ? c / batch.batch_size : batch.bags / batch.batch_size - 1;
-  if (value < 0 || value > n) {
-    note_error(record, {static_cast<int64_t>(BoundsKind::kOffset), c, value, n, table});
-  } else if (c > 0 && value < batch.offsets[c - 1]) {
-    note_error(record, {static_cast<int64_t>(BoundsKind::kOffsetOrder), c, value,
-                        batch.offsets[c - 1], table});
-  }
-}
-
 __device__ int64_t key_of(int order, const DeviceTable& table, const Lookup& lookup) {
   const int core = core_of(order, table.d);
   int64_t key = lookup.digit[core];
@@ -44,12 +33,16 @@ __device__ int64_t key_of(int order, const DeviceTable& table, const Lookup& loo
   return table.key_base[order] + key;
 }
 
-// Thread i: lookup i's record and its keys; offsets[i] checked.
+// Thread i: lookup i's record and its keys; offsets[i] checked; the rooms made empty.
 __global__ void keys_kernel(const __grid_constant__ Tables tables,
                             const __grid_constant__ Batch batch, const __grid_constant__ Sort sort,
                             BoundsCheck mode, BoundsRecord* record) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (mode != BoundsCheck::kTrust && i <= batch.bags) check_offset(batch, i, record);
+  if (i < kRooms) batch.taken[i] = 0;
+  if (mode != BoundsCheck::kTrust && i <= batch.bags) {
+    const int64_t bag = i < batch.bags ? i : i - 1;
+    check_offset(batch.offsets, i, batch.num_indices, bag / batch.batch_size, record);
+  }
   if (i >= batch.num_indices) return;
   Lookup lookup{};
   lookup.table = -1;
@@ -219,6 +212,7 @@ void layout_plan(Call& call, Workspace& workspace, const std::vector<int>& order
   Batch& batch = call.batch;
   const int64_t n = batch.num_indices;
   batch.lookups = workspace.take<Lookup>(n);
+  batch.taken = workspace.take<unsigned long long>(kRooms);
   if (call.any_mean()) batch.bag_count = workspace.take<int>(batch.bags);
   if (call.args.size() > kTablesByValue) {
     call.table_buffer = workspace.take<DeviceTable>(call.args.size());
@@ -227,8 +221,8 @@ void layout_plan(Call& call, Workspace& workspace, const std::vector<int>& order
   for (int o : orders) {
     Order& order = batch.order[o];
     order.used = true;
-    order.run = static_cast<int>(run);
-    order.max_units = std::min(n, order.groups) + n / run;
+    order.run = static_cast<int>(std::min(run, std::max<int64_t>(n, 1)));
+    order.max_units = std::min(n, order.groups) + n / order.run;
     order.sorted_keys = workspace.take<int64_t>(n);
     order.spare_keys = workspace.take<int64_t>(n);
     order.sorted = workspace.take<int>(n);
@@ -236,6 +230,7 @@ void layout_plan(Call& call, Workspace& workspace, const std::vector<int>& order
     order.group_start = workspace.take<int64_t>(order.groups + 1);
     order.unit_start = workspace.take<int64_t>(order.groups + 1);
     order.unit_group = workspace.take<int>(order.max_units);
+    order.unit_sums = workspace.take<int64_t>(order.max_units);
   }
   const int64_t blocks = std::max<int64_t>(1, ceil_divide(n, kTile));
   call.sort_counts = workspace.take<int>(kOrders * kDigits * blocks);

@@ -7,23 +7,20 @@ namespace recsys_opt::tt {
 
 constexpr int kSumThreads = 128;
 
-// What the sums of units read. Nodes lie in the slots of a level.
+inline int64_t sum_shared_bytes(int64_t element_bytes) {
+  return 16 + kSumThreads * element_bytes;
+}
+
+// What the sums of units read: the nodes of the top level, and of the inner one of four cores.
 template <typename Acc>
 struct UnitSums {
-  int order;            // kLast or kFirst
-  const int* top_slot;  // [N]
-  const int* top_sorted;
-  const Acc* products;  // [N, width] of the top level's nodes
-  int64_t width;
-  const void* grad;          // [B, columns]
-  const Acc* top_grad_left;  // [N, top_grad_left_width] of three cores: gradients of core 0
-  int64_t top_grad_left_width;
-  const int* inner_slot;  // [N] of four cores likewise, from the inner level
-  const int* inner_sorted;
-  const Acc* inner_grad_left;
-  int64_t inner_grad_left_width;
-  Acc* partial;  // [max_units, partial_width]
-  int64_t partial_width;
+  int order;                // kLast or kFirst
+  const int64_t* top_slot;  // [N]
+  const Acc* top_nodes;
+  const void* grad;  // [B, columns]
+  const int64_t* inner_slot;
+  const Acc* inner_nodes;
+  Acc* sums;  // of the units
 };
 
 // Element (j, p) of the last core's slice from lookup i: factor . sum over m of g[m, j] C[m, p]
@@ -33,7 +30,7 @@ inline __device__ Acc last_gradient(const Batch& batch, const DeviceTable& table
   const int top = table.d - 1, q = table.q[top], r = table.r[top];
   const T* grad = static_cast<const T*>(sums.grad) +
                   batch.lookups[i].bag % batch.batch_size * batch.columns + table.column + j;
-  const Acc* product = sums.products + sums.top_slot[i] * sums.width + p;
+  const Acc* product = sums.top_nodes + slot_of(sums.top_slot, i) + p;
   Acc sum = 0;
   for (int m = 0; m < rows; ++m) sum += static_cast<Acc>(grad[m * q]) * product[m * r];
   return factor_of<T>(batch, table, i) * sum;
@@ -45,9 +42,9 @@ inline __device__ Acc first_gradient(const DeviceTable& table, const UnitSums<Ac
                                      int e) {
   const bool inner = table.d == 4;
   const int64_t slot = (inner ? sums.inner_slot : sums.top_slot)[i];
-  if ((inner ? sums.inner_sorted : sums.top_sorted)[slot] != i) return Acc(0);
-  return inner ? sums.inner_grad_left[slot * sums.inner_grad_left_width + e]
-               : sums.top_grad_left[slot * sums.top_grad_left_width + e];
+  if (slot < 0) return Acc(0);
+  const int64_t product = node_room(table, inner ? kInner : kTop).product;
+  return (inner ? sums.inner_nodes : sums.top_nodes)[slot + product + e];
 }
 
 // Block: units of the order. Where a slice has fewer elements than the block has threads, several
@@ -57,7 +54,8 @@ __global__ __launch_bounds__(kSumThreads) void unit_sums_kernel(
     const __grid_constant__ Tables tables, const __grid_constant__ Batch batch,
     const __grid_constant__ UnitSums<Accumulator<T>> sums) {
   using Acc = Accumulator<T>;
-  Acc* const shared = reinterpret_cast<Acc*>(dynamic_shared());  // [kSumThreads]
+  int64_t* const begin = reinterpret_cast<int64_t*>(dynamic_shared());  // of the unit's sums
+  Acc* const shared = reinterpret_cast<Acc*>(dynamic_shared() + 16);    // [kSumThreads]
   const Order& order = batch.order[sums.order];
   const int64_t units = order.unit_start[order.groups];
   for (int64_t u = blockIdx.x; u < units; u += gridDim.x) {
@@ -68,6 +66,13 @@ __global__ __launch_bounds__(kSumThreads) void unit_sums_kernel(
     int rows = 1;
     for (int k = 0; k < table.d - 1; ++k) rows *= table.q[k];
     const int sharers = size < kSumThreads ? kSumThreads / size : 1;
+    __syncthreads();  // the unit before is done with what follows
+    if (threadIdx.x == 0) {
+      *begin = take_room(batch, room_of_sums(sums.order), size);
+      order.unit_sums[u] = *begin;
+    }
+    __syncthreads();
+    Acc* const to = sums.sums + *begin;
     for (int first = 0; first < size; first += kSumThreads) {
       const int e = sharers > 1 ? threadIdx.x % size : first + threadIdx.x;
       const int sharer = sharers > 1 ? threadIdx.x / size : 0;
@@ -83,7 +88,6 @@ __global__ __launch_bounds__(kSumThreads) void unit_sums_kernel(
           }
         }
       }
-      Acc* const to = sums.partial + u * sums.partial_width;
       if (sharers == 1) {
         if (e < size) to[e] = sum;
         continue;
@@ -103,8 +107,7 @@ __global__ __launch_bounds__(kSumThreads) void unit_sums_kernel(
 // sum(e) is element e's gradient, 0 in slices that no lookup used.
 struct SliceSums {
   int order;
-  const void* partial;  // [max_units, partial_width] accumulators
-  int64_t partial_width;
+  const void* sums;  // accumulators
 };
 
 // A slice of a core, as a rule sees it. begin: its first element in the core.
@@ -137,7 +140,7 @@ __global__ __launch_bounds__(kSumThreads) void slices_kernel(const __grid_consta
                                                              const __grid_constant__ Rule rule) {
   using Acc = Accumulator<T>;
   const Order& order = batch.order[sums.order];
-  const Acc* const partial = static_cast<const Acc*>(sums.partial);
+  const Acc* const partial = static_cast<const Acc*>(sums.sums);
   const auto ready = rule.prepare();
   for (int64_t g = blockIdx.x; g < order.groups; g += gridDim.x) {
     const int first = table_of_group(tables, sums.order, g);
@@ -159,7 +162,7 @@ __global__ __launch_bounds__(kSumThreads) void slices_kernel(const __grid_consta
       for (int t = first; t >= 0; t = tables[t].next_shared) {
         const int64_t group = tables[t].group_base[sums.order] + slice.index;
         for (int64_t u = order.unit_start[group]; u < order.unit_start[group + 1]; ++u) {
-          total += partial[u * sums.partial_width + e];
+          total += partial[order.unit_sums[u] + e];
         }
       }
       return total;

@@ -27,8 +27,7 @@ def tt_embedding_bag(
 
     indices             [N] int32 or int64 ids, feature-major
     offsets             [T * B + 1] int32 or int64; bag c = t * B + b is indices[offsets[c] : offsets[c + 1]];
-                        the first is 0, ids after the last are of no bag and not looked at (a first offset
-                        above 0 is refused on the CPU; on CUDA the ids before it are of no bag)
+                        the first is 0, ids after the last are of no bag and not looked at
     cores               of table 0, then of table 1, ...; core k is [n_k, q_k, r_k, r_{k+1}]
     cores_per_table     T numbers from 2 to 4
     num_embeddings      T numbers; ids are below them

@@ -63,6 +63,10 @@ def tt_bounds_check(mode: str | None = None) -> str:
     clamp  they count for nothing; `tt_bounds_report` counts them
     trust  nothing is checked: a bad id may read, and a fused update write, outside the tables
 
+    It holds for the tensor trains and for the rows held dense beside them. A bag whose offsets are bad is
+    empty or ends where the ids end; a first offset above 0 leaves the ids before it to no bag. A replayed
+    CUDA graph notes errors, too; nothing raises them but the next call outside graphs, or a report.
+
     The CPU kernels always refuse them at once.
     """
     if mode is not None and mode not in TT_BOUNDS_CHECKS:
@@ -81,12 +85,15 @@ def tt_bounds_report(device: torch.device | int | None = None) -> BoundsReport:
     count, kind, position, value, limit, table = found
     if not count:
         return BoundsReport(0, "")
-    if kind == 0:
-        example = f"indices[{position}] = {value} is outside the table's {limit} rows (table {table})"
-    elif kind == 1:
-        example = f"offsets[{position}] = {value} is outside the {limit} indices"
-    else:
-        example = f"offsets[{position}] = {value} is less than offsets[{position - 1}] = {limit}"
+    # By BoundsKind of csrc/tt/tt_bounds_cuda.cuh.
+    example = (
+        f"indices[{position}] = {value} is outside the table's {limit} rows (table {table})",
+        f"offsets[{position}] = {value} is outside the {limit} indices",
+        f"offsets[{position}] = {value} is less than offsets[{position - 1}] = {limit}",
+        f"offsets[{position}] = {value}; the first bag must start at 0",
+        f"slots[{position}] = {value} is outside the table's {limit} slots (table {table})",
+        f"keys[{position}] = {value} is held by keys[{limit}] already",
+    )[kind]
     return BoundsReport(count, example)
 
 

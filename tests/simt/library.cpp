@@ -37,12 +37,17 @@ int64_t overruns() {
   return simt::take_overruns();
 }
 
+int64_t workspace_bytes() {
+  return simt::workspace_bytes();
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(recsys_opt_simt, m) {
   m.def("guarded(Tensor tensor) -> Tensor");
   m.def("set_order(int order, int seed) -> ()");
   m.def("overruns() -> int");
+  m.def("workspace_bytes() -> int");
 #include "schemas.inc"
 }
 
@@ -50,4 +55,5 @@ STABLE_TORCH_LIBRARY_IMPL(recsys_opt_simt, CompositeExplicitAutograd, m) {
   m.impl("guarded", TORCH_BOX(&guarded));
   m.impl("set_order", TORCH_BOX(&set_order));
   m.impl("overruns", TORCH_BOX(&overruns));
+  m.impl("workspace_bytes", TORCH_BOX(&workspace_bytes));
 }

@@ -60,7 +60,9 @@ int current;
 bool in_fibre = false;
 const std::function<void()>* the_body;
 unsigned char* shared;
+std::unordered_map<const void*, int64_t> allowed_shared;
 int64_t overruns;
+int64_t last_workspace;
 std::string failure;
 
 void fibre_main() {
@@ -216,8 +218,19 @@ void set_order(Order order, uint64_t seed) {
   random_numbers.seed(seed);
 }
 
-void run(dim3 grid, int threads, int64_t shared_bytes, const std::function<void()>& body) {
+void allow_shared(const void* kernel, int64_t bytes) {
   const std::lock_guard lock(running);
+  if (!allowed_shared.emplace(kernel, bytes).second) {
+    throw std::runtime_error("simt: a kernel's shared memory is set a second time");
+  }
+}
+
+void run(const void* kernel, dim3 grid, int threads, int64_t shared_bytes,
+         const std::function<void()>& body) {
+  const std::lock_guard lock(running);
+  if (shared_bytes > kSharedByDefault && allowed_shared[kernel] < shared_bytes) {
+    throw std::runtime_error("simt: a kernel takes more shared memory than it is allowed");
+  }
   if (threads % kLanes != 0 || threads > 1024) throw std::runtime_error("simt: odd block size");
   if (shared_bytes > kSharedBytes) throw std::runtime_error("simt: too much shared memory");
   install_handler();
@@ -322,6 +335,14 @@ void release(void* memory) {
   for (const auto* p = begin + region.bytes; p < last; ++p) clean &= *p == kPoison;
   munmap(region.base, region.mapped);
   if (!clean) ++overruns;
+}
+
+void note_workspace(int64_t bytes) {
+  last_workspace = bytes;
+}
+
+int64_t workspace_bytes() {
+  return last_workspace;
 }
 
 int64_t take_overruns() {

@@ -36,6 +36,12 @@ T atomicAdd(T* address, T value) {
   return old;
 }
 template <typename T>
+T atomicMin(T* address, T value) {
+  const T old = *address;
+  *address = value < old ? value : old;
+  return old;
+}
+template <typename T>
 T atomicAdd_system(T* address, T value) {
   return atomicAdd(address, value);
 }
@@ -44,11 +50,16 @@ namespace simt {
 
 constexpr int kMultiprocessors = 3;  // few, so that persistent blocks take several turns
 constexpr int64_t kSharedBytes = 100 << 10;
+constexpr int64_t kSharedByDefault = 48 << 10;
 
 enum class Order { kForward, kBackward, kRandom };
 void set_order(Order order, uint64_t seed);
 
-void run(dim3 grid, int threads, int64_t shared_bytes, const std::function<void()>& body);
+// Launches of a kernel may then take so much shared memory; as on a device it is the kernel's, so
+// to ask again would race with other threads' launches: it is refused.
+void allow_shared(const void* kernel, int64_t bytes);
+void run(const void* kernel, dim3 grid, int threads, int64_t shared_bytes,
+         const std::function<void()>& body);
 
 unsigned char* shared_memory();
 void copy_async(void* shared, const void* global, int bytes);
@@ -66,5 +77,8 @@ void clear(void* memory, int64_t bytes);
 void* guarded(int64_t bytes);
 void release(void* memory);
 int64_t take_overruns();  // since the last call
+
+void note_workspace(int64_t bytes);  // of a call
+int64_t workspace_bytes();           // of the last one
 
 }  // namespace simt
