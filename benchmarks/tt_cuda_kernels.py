@@ -3,18 +3,21 @@
   direct     up to how many lookups a forward pass is faster without a plan (`ops.tt_direct_lookups`)
   run        lookups of a unit (`run` in csrc/tt/tt_bounds_cuda.cuh)
   precision  time and error of fp32, tf32, fp16 and bf16 cores, and of fp64
-  tables     26 tables in one call beside 26 calls
+  tables     26 tables of Criteo Kaggle's sizes in one call beside 26 calls, and the memory that takes
 
 Times are of CUDA graphs that hold a call for each of several batches, by CUDA events; median of the replays.
 Errors are ||result - exact|| / ||exact||, exact by the float64 kernels.
 
-    python benchmarks/tt_cuda_kernels.py OUT.json [--quick]
+    python benchmarks/tt_cuda_kernels.py OUT.json [--quick | --dry-run]
 """
 
 import argparse
+import math
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,14 @@ from torch import Tensor
 from recsys_opt import ops
 from recsys_opt.bench.record import write_record
 from recsys_opt.bench.tt_cases import Settings, draw_ids
+from recsys_opt.embeddings.tt_shapes import row_factors
 
 ROWS, P, Q, RANK = 10_131_227, (200, 220, 250), (2, 2, 4), 32
-BATCHES, REPLAYS = 8, 15
+# Criteo Kaggle's tables; their cardinalities are published with its DLRM.
+KAGGLE_ROWS = (
+    *(1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194),
+    *(27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572),
+)
 PRECISIONS = {
     "fp64": (torch.float64, False),
     "fp32": (torch.float32, False),
@@ -37,31 +45,104 @@ PRECISIONS = {
 Op = Callable[[Tensor], Any]
 
 
-def make_cores(tables: int, dtype: torch.dtype) -> list[Tensor]:
-    bonds, generator = (1, RANK, RANK, 1), torch.Generator("cuda").manual_seed(0)
-    return [
-        (torch.randn(P[k], Q[k], bonds[k], bonds[k + 1], generator=generator, device="cuda") / RANK**0.5)
-        .to(torch.float16)  # the same numbers in every precision but bf16
-        .to(dtype)
-        for _ in range(tables)
-        for k in range(len(P))
-    ]
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured, and where."""
+
+    device: str
+    batch: int
+    small: int
+    table_batches: tuple[int, ...]
+    direct: tuple[int, ...]
+    runs: tuple[int, ...]
+    batches: int = 8
+    replays: int = 15
 
 
-def options(tables: int) -> tuple[list[int], ...]:
-    return [len(P)] * tables, [ROWS] * tables, [0] * tables, [-1] * tables
+FULL = Scale(
+    "cuda",
+    65536,
+    512,
+    (2048, 32768),
+    (32, 128, 256, 512, 1024, 2048, 4096, 16384),
+    (64, 128, 256, 512, 1024),
+)
+DRY = Scale("cpu", 64, 8, (16,), (8, 16), (64, 256), batches=2, replays=2)
 
 
-def batches(kind: str, batch: int, tables: int = 1) -> list[Tensor]:
-    drawn = [
-        [draw_ids(kind, batch, Settings(num_embeddings=ROWS), seed * tables + t) for t in range(tables)]
-        for seed in range(BATCHES)
-    ]
-    return [torch.cat(of_tables).cuda() for of_tables in drawn]
+@dataclass(frozen=True)
+class Trains:
+    """Tables of one call."""
+
+    rows: tuple[int, ...]
+    factors: tuple[tuple[int, ...], ...]
+
+    @property
+    def options(self) -> tuple[list[int], ...]:
+        """cores_per_table, num_embeddings, pooling_modes, padding_idx."""
+        n = len(self.rows)
+        return [len(Q)] * n, list(self.rows), [0] * n, [-1] * n
+
+    def cores(self, dtype: torch.dtype, device: str) -> list[Tensor]:
+        bonds, generator = (1, RANK, RANK, 1), torch.Generator(device).manual_seed(0)
+        return [
+            (torch.randn(p[k], Q[k], bonds[k], bonds[k + 1], generator=generator, device=device) / RANK**0.5)
+            .to(torch.float16)  # the same numbers in every precision but bf16
+            .to(dtype)
+            for p in self.factors
+            for k in range(len(Q))
+        ]
+
+    def batches(self, kind: str, batch: int, scale: Scale) -> list[Tensor]:
+        drawn = [
+            [
+                draw_ids(kind, batch, Settings(num_embeddings=rows), seed * len(self.rows) + t)
+                for t, rows in enumerate(self.rows)
+            ]
+            for seed in range(scale.batches)
+        ]
+        return [torch.cat(of_tables).to(scale.device) for of_tables in drawn]
+
+    def forward(self, cores: list[Tensor]) -> Op:
+        def run(ids: Tensor) -> Tensor:
+            result: Tensor = torch.ops.recsys_opt.tt_embedding_bag(
+                ids, _offsets(ids), cores, *self.options, None
+            )
+            return result
+
+        return run
+
+    def backward(self, cores: list[Tensor], grad: Tensor) -> Op:
+        def run(ids: Tensor) -> Any:
+            op = torch.ops.recsys_opt.tt_embedding_bag_backward
+            return op(grad, ids, _offsets(ids), cores, *self.options, None, False)
+
+        return run
+
+    def update(self, cores: list[Tensor], grad: Tensor) -> Op:
+        """Backward and SGD in one."""
+        rates = torch.tensor([1e-3, 1e-8, 0.9, 0.999, 0.0, 1.0], dtype=torch.float64, device=grad.device)
+
+        def run(ids: Tensor) -> Any:
+            op = torch.ops.recsys_opt.tt_embedding_bag_backward_update
+            return op(grad, ids, _offsets(ids), cores, [], *self.options, None, False, 0, rates)
+
+        return run
 
 
-def microseconds(op: Op, ids: Sequence[Tensor]) -> dict[str, float]:
-    """The median time of op(batch)."""
+LARGEST = Trains((ROWS,), (P,))
+KAGGLE = Trains(KAGGLE_ROWS, tuple(P if rows == ROWS else row_factors(rows, 3) for rows in KAGGLE_ROWS))
+
+
+def milliseconds(op: Op, ids: Sequence[Tensor], scale: Scale) -> Iterator[float]:
+    """Of each pass over the batches."""
+    if scale.device == "cpu":
+        for _ in range(scale.replays):
+            began_s = time.perf_counter()
+            for batch in ids:
+                op(batch)
+            yield 1e3 * (time.perf_counter() - began_s)
+        return
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -73,63 +154,56 @@ def microseconds(op: Op, ids: Sequence[Tensor]) -> dict[str, float]:
         for batch in ids:
             op(batch)
     graph.replay()
-    times = []
-    for _ in range(REPLAYS):
+    for _ in range(scale.replays):
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         began.record()
         graph.replay()
         ended.record()
         ended.synchronize()
-        times.append(1000 * began.elapsed_time(ended) / len(ids))
-    ordered = sorted(times)
+        yield began.elapsed_time(ended)
+
+
+def microseconds(op: Op, ids: Sequence[Tensor], scale: Scale) -> dict[str, float]:
+    """The median time of op(batch)."""
+    ordered = sorted(1000 * ms / len(ids) for ms in milliseconds(op, ids, scale))
     return {
-        "median_us": round(statistics.median(times), 2),
+        "median_us": round(statistics.median(ordered), 2),
         "p20_us": round(ordered[len(ordered) // 5], 2),
         "p80_us": round(ordered[-1 - len(ordered) // 5], 2),
     }
 
 
-def forward_op(cores: list[Tensor], tables: int = 1) -> Op:
-    def run(ids: Tensor) -> Tensor:
-        result: Tensor = torch.ops.recsys_opt.tt_embedding_bag(
-            ids, _offsets(ids), cores, *options(tables), None
-        )
-        return result
-
-    return run
-
-
-def backward_op(cores: list[Tensor], grad: Tensor, tables: int = 1) -> Op:
-    def run(ids: Tensor) -> Any:
-        op = torch.ops.recsys_opt.tt_embedding_bag_backward
-        return op(grad, ids, _offsets(ids), cores, *options(tables), None, False)
-
-    return run
+def peak_mib(op: Op, ids: Tensor) -> float | None:
+    """Most memory that a call takes besides what there is already; None on a CPU."""
+    if ids.device.type != "cuda":
+        return None
+    op(ids)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    op(ids)
+    torch.cuda.synchronize()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
 
 
-def update_op(cores: list[Tensor], grad: Tensor, tables: int = 1) -> Op:
-    numbers = torch.tensor([1e-3, 1e-8, 0.9, 0.999, 0.0, 1.0], dtype=torch.float64, device="cuda")
-
-    def run(ids: Tensor) -> Any:
-        op = torch.ops.recsys_opt.tt_embedding_bag_backward_update
-        return op(grad, ids, _offsets(ids), cores, [], *options(tables), None, False, 0, numbers)
-
-    return run
-
-
-_known_offsets: dict[int, Tensor] = {}
+_known_offsets: dict[tuple[int, torch.device], Tensor] = {}
 
 
 def _offsets(ids: Tensor) -> Tensor:
     """One id a bag."""
-    count = ids.numel()
-    if count not in _known_offsets:
-        _known_offsets[count] = torch.arange(count + 1, device="cuda")
-    return _known_offsets[count]
+    key = ids.numel(), ids.device
+    if key not in _known_offsets:
+        _known_offsets[key] = torch.arange(ids.numel() + 1, device=ids.device)
+    return _known_offsets[key]
 
 
 @contextmanager
-def setting(name: str, value: int):
+def setting(name: str, value: int, scale: Scale) -> Iterator[None]:
+    """Changes a setting of the CUDA kernels."""
+    if scale.device == "cpu":
+        yield
+        return
     before = torch.ops.recsys_opt.tt_cuda_setting(name, value)
     try:
         yield
@@ -137,32 +211,34 @@ def setting(name: str, value: int):
         torch.ops.recsys_opt.tt_cuda_setting(name, before)
 
 
-def gradient(batch: int, dtype: torch.dtype, tables: int = 1) -> Tensor:
-    generator = torch.Generator("cuda").manual_seed(1)
-    return torch.randn(batch, 16 * tables, generator=generator, device="cuda").to(dtype)
+def gradient(batch: int, dtype: torch.dtype, scale: Scale, tables: int = 1) -> Tensor:
+    generator = torch.Generator(scale.device).manual_seed(1)
+    columns = math.prod(Q) * tables
+    return torch.randn(batch, columns, generator=generator, device=scale.device).to(dtype)
 
 
-def sweep_direct(sizes: Sequence[int]) -> list[dict[str, Any]]:
-    op, rows = forward_op(make_cores(1, torch.float32)), []
-    for batch in sizes:
-        ids = batches("zipf", batch)
+def sweep_direct(scale: Scale) -> list[dict[str, Any]]:
+    op, rows = LARGEST.forward(LARGEST.cores(torch.float32, scale.device)), []
+    for batch in scale.direct:
+        ids = LARGEST.batches("zipf", batch, scale)
         for path, most in (("direct", batch), ("planned", 0)):
-            with setting("direct_lookups", most):
+            with setting("direct_lookups", most, scale):
                 row = {"sweep": "direct", "work": "forward", "batch_size": batch, "path": path}
-                rows.append({**row, **microseconds(op, ids)})
+                rows.append({**row, **microseconds(op, ids, scale)})
     return rows
 
 
-def sweep_run(runs: Sequence[int]) -> list[dict[str, Any]]:
-    cores, rows = make_cores(1, torch.float32), []
+def sweep_run(scale: Scale) -> list[dict[str, Any]]:
+    cores, rows = LARGEST.cores(torch.float32, scale.device), []
     for kind in ("zipf", "uniform"):
-        ids = batches(kind, 65536)
-        grad = gradient(65536, torch.float32)
-        for run in runs:
-            with setting("run", run):
-                for work, op in (("forward", forward_op(cores)), ("backward", backward_op(cores, grad))):
-                    row = {"sweep": "run", "run": run, "work": work, "ids": kind, "batch_size": 65536}
-                    rows.append({**row, **microseconds(op, ids)})
+        ids = LARGEST.batches(kind, scale.batch, scale)
+        grad = gradient(scale.batch, torch.float32, scale)
+        works = {"forward": LARGEST.forward(cores), "backward": LARGEST.backward(cores, grad)}
+        for run in scale.runs:
+            with setting("run", run, scale):
+                for work, op in works.items():
+                    row = {"sweep": "run", "run": run, "work": work, "ids": kind, "batch_size": scale.batch}
+                    rows.append({**row, **microseconds(op, ids, scale)})
     return rows
 
 
@@ -171,70 +247,92 @@ def errors(got: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
     return [float(f"{((a.double() - b).norm() / b.norm()).item():.3g}") for a, b in pairs]
 
 
-def precisions() -> list[dict[str, Any]]:
+def precisions(scale: Scale) -> list[dict[str, Any]]:
     rows = []
-    for batch in (512, 65536):
-        ids = batches("zipf", batch)
+    for batch in (scale.small, scale.batch):
+        ids = LARGEST.batches("zipf", batch, scale)
         for name, (dtype, tf32) in PRECISIONS.items():
-            cores, grad = make_cores(1, dtype), gradient(batch, dtype)
+            cores, grad = LARGEST.cores(dtype, scale.device), gradient(batch, dtype, scale)
             doubles = [core.double() for core in cores]
             exact = [
-                forward_op(doubles)(ids[0]),
-                *backward_op(doubles, grad.double())(ids[0]),
+                LARGEST.forward(doubles)(ids[0]),
+                *LARGEST.backward(doubles, grad.double())(ids[0]),
             ]
-            with setting("tf32", int(tf32)):
-                ops_ = {
-                    "forward": forward_op(cores),
-                    "backward": backward_op(cores, grad),
-                    "backward+sgd": update_op([core.clone() for core in cores], grad),
+            with setting("tf32", int(tf32), scale):
+                works = {
+                    "forward": LARGEST.forward(cores),
+                    "backward": LARGEST.backward(cores, grad),
+                    "backward+sgd": LARGEST.update([core.clone() for core in cores], grad),
                 }
-                got = [ops_["forward"](ids[0]), *ops_["backward"](ids[0])]
+                got = [works["forward"](ids[0]), *works["backward"](ids[0])]
                 found = errors(got, exact)
-                for work, op in ops_.items():
+                for work, op in works.items():
                     row = {"sweep": "precision", "precision": name, "work": work, "batch_size": batch}
-                    rows.append({**row, **microseconds(op, ids), "errors_output_and_cores": found})
+                    rows.append({**row, **microseconds(op, ids, scale), "errors_output_and_cores": found})
     return rows
 
 
-def many_tables(batch: int, tables: int = 26) -> list[dict[str, Any]]:
-    cores, rows = make_cores(tables, torch.float32), []
-    ids, grad = batches("zipf", batch, tables), gradient(batch, torch.float32, tables)
-    alone = [grad[:, 16 * t : 16 * (t + 1)].contiguous() for t in range(tables)]
+def many_tables(batch: int, scale: Scale) -> list[dict[str, Any]]:
+    tables = len(KAGGLE.rows)
+    cores, rows = KAGGLE.cores(torch.float32, scale.device), []
+    ids, grad = KAGGLE.batches("zipf", batch, scale), gradient(batch, torch.float32, scale, tables)
+    columns = math.prod(Q)
+    grads = [grad[:, columns * t : columns * (t + 1)].contiguous() for t in range(tables)]
+    alone = [Trains(KAGGLE.rows[t : t + 1], KAGGLE.factors[t : t + 1]) for t in range(tables)]
+    own = [cores[len(Q) * t : len(Q) * (t + 1)] for t in range(tables)]
 
     def one_by_one(make: Callable[[int], Op]) -> Op:
         each = [make(t) for t in range(tables)]
         return lambda i: [op(part) for op, part in zip(each, i.split(batch), strict=True)]
 
     works = {
-        ("forward", "one call"): forward_op(cores, tables),
-        ("forward", "a call each"): one_by_one(lambda t: forward_op(cores[3 * t : 3 * t + 3])),
-        ("backward", "one call"): backward_op(cores, grad, tables),
-        ("backward", "a call each"): one_by_one(lambda t: backward_op(cores[3 * t : 3 * t + 3], alone[t])),
+        ("forward", "one call"): KAGGLE.forward(cores),
+        ("forward", "a call each"): one_by_one(lambda t: alone[t].forward(own[t])),
+        ("backward", "one call"): KAGGLE.backward(cores, grad),
+        ("backward", "a call each"): one_by_one(lambda t: alone[t].backward(own[t], grads[t])),
+        ("backward+sgd", "one call"): KAGGLE.update(cores, grad),
+        ("backward+sgd", "a call each"): one_by_one(lambda t: alone[t].update(own[t], grads[t])),
     }
     for (work, how), op in works.items():
         row = {"sweep": "tables", "tables": tables, "work": work, "how": how, "batch_size": batch}
-        rows.append({**row, **microseconds(op, ids)})
+        peak = {"peak_mib": peak_mib(op, ids[0])}
+        rows.append({**row, **microseconds(op, ids, scale), **peak})
     return rows
+
+
+def once(scale: Scale) -> None:
+    """Each kernel's largest work once, for a profiler."""
+    ids, cores = LARGEST.batches("zipf", scale.batch, scale)[0], LARGEST.cores(torch.float32, scale.device)
+    grad = gradient(scale.batch, torch.float32, scale)
+    for tf32 in (0, 1):
+        with setting("tf32", tf32, scale):
+            LARGEST.forward(cores)(ids)
+            LARGEST.update(cores, grad)(ids)
+    LARGEST.backward(cores, grad)(ids)
+    LARGEST.forward(cores)(ids[: scale.small])
+    if scale.device != "cpu":
+        torch.cuda.synchronize()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--quick", action="store_true", help="one pass over the kernels, for a profiler")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="everything in small by the CPU kernels, to test this script"
+    )
     arguments = parser.parse_args()
-    if not (torch.cuda.is_available() and ops.has_cuda_kernel("tt_embedding_bag")):
+    scale = DRY if arguments.dry_run else FULL
+    if scale.device == "cuda" and not (torch.cuda.is_available() and ops.has_cuda_kernel("tt_embedding_bag")):
         raise SystemExit("tt_cuda_kernels: needs a CUDA GPU and a build with the CUDA kernels")
     if arguments.quick:
-        ids, cores = batches("zipf", 65536)[0], make_cores(1, torch.float32)
-        forward_op(cores)(ids)
-        backward_op(cores, gradient(65536, torch.float32))(ids)
-        forward_op(cores)(ids[:512])
-        torch.cuda.synchronize()
+        once(scale)
         return
-    rows = sweep_direct((32, 128, 256, 512, 1024, 2048, 4096, 16384))
-    rows += sweep_run((64, 128, 256, 512, 1024))
-    rows += precisions()
-    rows += many_tables(2048)
+    rows = sweep_direct(scale)
+    rows += sweep_run(scale)
+    rows += precisions(scale)
+    for batch in scale.table_batches:
+        rows += many_tables(batch, scale)
     write_record(arguments.out, "tt_cuda_kernels", rows)
     for row in rows:
         print("  ".join(f"{key}={value}" for key, value in row.items()))

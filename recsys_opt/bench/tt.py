@@ -22,7 +22,8 @@ from recsys_opt.bench.tt_candidates import (
     storage_bytes,
     works_of,
 )
-from recsys_opt.bench.tt_cases import Case, Settings, draw_batches
+from recsys_opt.bench.tt_cases import GRAPHS, Case, Settings, draw_batches
+from recsys_opt.bench.tt_graphs import check_cuda, graph_task
 from recsys_opt.bench.tt_roofline import count_distinct, need_of
 from recsys_opt.progress import Progress
 
@@ -40,6 +41,8 @@ class Result:
 def run(preset: Sequence[Settings], progress: Progress) -> Result:
     """Measures the machine's ceilings, then every case."""
     device = preset[0].device
+    if device.startswith("cuda"):
+        check_cuda(device)
     before = torch.get_num_threads()
     rows: list[dict[str, Any]] = []
     ceilings = _ceilings(preset, progress)
@@ -102,7 +105,10 @@ def _measure(
             and (name != "torch" or gathered_bytes(case, work) <= MOST_GATHERED_BYTES)
         ]
         modules = tables.of(case, names)
-        tasks = {name: make_task(work, m, case, batches, upstream) for name, m in modules.items()}
+        tasks = {
+            name: (graph_task if name in GRAPHS else make_task)(work, module, case, batches, upstream)
+            for name, module in modules.items()
+        }
         turns = take_turns(tasks, rounds=settings.rounds, block_s=settings.block_ms / 1e3, clock=clock)
         for name, found in turns.items():
             figures = _figures(found, turns.get("dense"))

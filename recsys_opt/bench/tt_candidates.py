@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from recsys_opt import reference
 from recsys_opt.bench.measure import Task
-from recsys_opt.bench.tt_cases import Case, Shape
+from recsys_opt.bench.tt_cases import GRAPHS, Case, Shape
 from recsys_opt.embeddings.fused_update import FusedUpdate, FusesUpdate
 from recsys_opt.embeddings.registry import build_embedding
 from recsys_opt.embeddings.tt import TTEmbeddingBag
@@ -56,9 +56,9 @@ class Tables:
             if name in ("dense", "fbgemm"):
                 if name not in self._tables:
                     self._tables[name] = _dense_table(name, *table, self._device)
-            elif name not in self._trains:
-                self._trains[name] = _train(name, case, self._device)
-        return {name: (self._tables | self._trains)[name] for name in names}
+            elif (own := GRAPHS.get(name, name)) not in self._trains:
+                self._trains[own] = _train(own, case, self._device)
+        return {name: (self._tables | self._trains)[GRAPHS.get(name, name)] for name in names}
 
 
 def _dense_table(name: str, rows: int, columns: int, device: str) -> nn.Module:
@@ -95,6 +95,8 @@ def _train(name: str, case: Case, device: str) -> nn.Module:
 
 def works_of(name: str, works: Sequence[str]) -> tuple[str, ...]:
     """Those of `works` that a candidate can do."""
+    if name in GRAPHS:
+        return tuple(w for w in works_of(GRAPHS[name], works) if w != "backward")
     if name == "tt-fused":  # its lookups are those of "tt"
         return tuple(w for w in works if w != "forward")
     return tuple(w for w in works if w == "forward" or name not in FROZEN)

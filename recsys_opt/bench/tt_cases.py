@@ -22,10 +22,14 @@ CANDIDATES = {
     "torch": "a tensor train by gathers and batched products in torch, torch's SGD",
     "tt": "TTEmbeddingBag, torch's SGD",
     "tt-fused": "TTEmbeddingBag, its SGD in the backward pass",
+    "tt-graph": "tt as a CUDA graph; not the backward pass alone",
+    "tt-fused-graph": "tt-fused as a CUDA graph; step only",
     "tt-cores": "TTEmbeddingBag frozen to its cores; forward only",
     "tt-prefix": "TTEmbeddingBag frozen to prefixes; forward only",
     "tt-dense": "TTEmbeddingBag frozen to the dense table; forward only",
 }
+GRAPHS = {"tt-graph": "tt", "tt-fused-graph": "tt-fused"}
+"""Candidates that replay another's calls as a CUDA graph."""
 POOL_LOOKUPS = 1 << 21
 """Lookups in the batches that a candidate cycles through: at 64 bytes a row, four times a 32 MiB cache."""
 FEWEST_BATCHES, MOST_BATCHES = 4, 4096
@@ -86,7 +90,7 @@ class Settings:
     block_ms: float = 30.0
     device: str = "cpu"
     candidates: tuple[str, ...] = tuple(
-        c for c in CANDIDATES if c != "fbgemm" or importlib.util.find_spec("fbgemm_gpu")
+        c for c in CANDIDATES if c not in GRAPHS and (c != "fbgemm" or importlib.util.find_spec("fbgemm_gpu"))
     )
 
     def __post_init__(self) -> None:
@@ -107,6 +111,9 @@ class Settings:
             for name in values:
                 if name not in known:
                     raise InputError(f"there is no {what} {name!r}; choose from {', '.join(known)}")
+        for name in self.candidates:
+            if name in GRAPHS and not self.device.startswith("cuda"):
+                raise InputError(f"candidate {name!r} is a CUDA graph; device = {self.device!r} must be cuda")
 
     def shapes(self) -> Iterator[Shape]:
         """The tables."""
@@ -133,7 +140,7 @@ class Settings:
 def floors(base: Settings) -> list[Settings]:
     """What the README quotes: Kaggle's largest table, and a look in every other direction."""
     main = replace(base, ranks=(32,), batch_sizes=(2048, 16384, 65536), works=("forward", "step"))
-    less = tuple(c for c in base.candidates if c in ("dense", "torch", "tt", "tt-fused"))
+    less = tuple(c for c in base.candidates if c in ("dense", "torch", "tt", "tt-fused", *GRAPHS))
     two = (2048, 65536)
     zipf = replace(main, ids=("zipf",), batch_sizes=two, candidates=less, rounds=max(3, base.rounds // 2))
     return [

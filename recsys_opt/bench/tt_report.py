@@ -11,7 +11,7 @@ from recsys_opt.report.figure import figure
 from recsys_opt.report.svg import Series, chart
 
 Row = Mapping[str, Any]
-_DRAWN = ("dense", "fbgemm", "torch", "tt", "tt-fused", "tt-prefix")
+_DRAWN = ("dense", "fbgemm", "torch", "tt", "tt-fused", "tt-prefix", "tt-graph", "tt-fused-graph")
 _NAMES = {
     "dense": "nn.EmbeddingBag",
     "fbgemm": "FBGEMM",
@@ -19,6 +19,8 @@ _NAMES = {
     "tt": "TTEmbeddingBag",
     "tt-fused": "TTEmbeddingBag, fused SGD",
     "tt-prefix": "frozen to prefixes",
+    "tt-graph": "TTEmbeddingBag, CUDA graph",
+    "tt-fused-graph": "fused SGD, CUDA graph",
 }
 _HEADS = {"tt-cores": "cores", "tt-prefix": "prefix", "tt-dense": "whole"}
 _TABLE = ("device", "num_embeddings", "embedding_dim", "shapes", "work")

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from recsys_opt.bench.ceilings import Ceilings
-from recsys_opt.bench.tt_candidates import GatheredTT, Tables, make_task
-from recsys_opt.bench.tt_cases import POOL_LOOKUPS, PRESETS, Settings, draw_batches, draw_ids
+from recsys_opt.bench.tt_candidates import GatheredTT, Tables, make_task, works_of
+from recsys_opt.bench.tt_cases import GRAPHS, POOL_LOOKUPS, PRESETS, Settings, draw_batches, draw_ids
+from recsys_opt.bench.tt_graphs import graph_task
 from recsys_opt.bench.tt_report import text
 from recsys_opt.cli.main import main
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.errors import InputError
+from recsys_opt.ops import has_cuda_kernel
 
 
 def test_bench_tt_writes_every_case(tmp_path, capsys):
@@ -108,6 +110,54 @@ def test_the_fused_candidate_is_updated_without_gradients():
     after = [module(batch, torch.arange(8)).detach() for module in modules.values()]
     torch.testing.assert_close(after[0], after[1])
     assert not torch.equal(after[0], before)
+
+
+def test_graphs_are_of_a_gpu_alone():
+    with pytest.raises(InputError, match="'tt-graph' is a CUDA graph; device = 'cpu' must be cuda"):
+        Settings(candidates=("tt-graph",))
+    assert not set(GRAPHS) & set(Settings().candidates)
+    settings = Settings(num_embeddings=5000, device="cuda", candidates=("tt-graph", "tt-fused-graph"))
+    assert [works_of(name, settings.works) for name in GRAPHS] == [("forward", "step"), ("step",)]
+    for make in PRESETS.values():
+        assert all({"tt-graph"} <= set(s.candidates) for s in make(settings))
+
+
+def test_capturing_needs_a_gpu():
+    """It says so before anything runs."""
+    case = next(Settings(num_embeddings=5000, batch_sizes=(8,)).cases())
+    (module,) = Tables("cpu").of(case, ["tt-graph"]).values()
+    before = [core.detach().clone() for core in module.cores]
+    batches, upstream = [torch.arange(8) * 600], torch.randn(8, 16)
+    with pytest.raises(InputError, match="device = 'cpu'; only what runs on a CUDA GPU can be a CUDA graph"):
+        graph_task("step", module, case, batches, upstream)
+    assert all(map(torch.equal, before, module.cores))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named(capsys):
+    assert main(["bench", "tt", "--device", "cuda", "--rows", "100", "--candidates", "tt", "tt-graph"]) == 2
+    assert "finds no CUDA GPU here" in capsys.readouterr().err
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and has_cuda_kernel("tt_embedding_bag")), reason="needs a GPU"
+)
+@pytest.mark.parametrize("name", ["tt-graph", "tt-fused-graph"])
+def test_a_replayed_step_trains_as_a_call_does(name):
+    case = next(Settings(num_embeddings=5000, batch_sizes=(64,), device="cuda").cases())
+    upstream = torch.randn(64, 16, device="cuda")
+    batches = [torch.randint(0, 5000, (64,), device="cuda") for _ in range(4)]
+    graphed, plain = (Tables("cuda").of(case, [name])[name] for _ in range(2))
+    replayed = graph_task("step", graphed, case, batches, upstream)
+    eager = make_task("step", plain, case, batches, upstream)
+    with torch.no_grad():  # the warm-ups before the capture trained it
+        for mine, other in zip(graphed.core_tensors(), plain.core_tensors(), strict=True):
+            other.copy_(mine)
+    for _ in range(6):
+        replayed.run()
+        eager.run()
+    torch.testing.assert_close(list(graphed.core_tensors()), list(plain.core_tensors()))
 
 
 def test_zipf_ids_follow_the_power_law():
