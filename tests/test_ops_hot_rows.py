@@ -232,3 +232,21 @@ def test_gradcheck():
         return ops.hot_rows_bag(base, case.weights, slots, case.offsets, factors, [0, 0])
 
     assert torch.autograd.gradcheck(run, (case.base.requires_grad_(), factors))
+
+
+def test_gradients_by_atomics_are_refused_where_determinism_is_asked_for():
+    """As they are made on CUDA; here of CPU tensors, whose own gradients are deterministic."""
+    case = Case([2, 2], 0)
+    arguments = (case.base, case.weights, case.split()[0], case.offsets, None, [0, 0])
+    want = ops._weight_gradients(*arguments)
+    try:
+        torch.use_deterministic_algorithms(True)
+        with pytest.raises(RuntimeError, match="added by atomics on CUDA"):
+            ops._weight_gradients_by_atomics(*arguments)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with pytest.warns(UserWarning, match="added by atomics on CUDA"):
+            got = ops._weight_gradients_by_atomics(*arguments)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for mine, right in zip(got, want, strict=True):
+        torch.testing.assert_close(mine.to_dense(), right.to_dense())

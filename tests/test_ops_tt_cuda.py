@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -222,6 +223,47 @@ def test_the_tensors_device_not_the_current_one():
     assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(want, got, strict=True))
 
 
+def test_tensors_of_two_devices_are_refused():
+    case = one_table(100)
+    case.offsets = case.offsets.cpu()
+    with pytest.raises(RuntimeError, match=r"tt_embedding_bag: offsets is on cpu, cores\[0\] on cuda:0"):
+        case.call(ops.tt_embedding_bag)
+
+
+def test_threads_that_need_more_and_less_shared_memory():
+    """The attribute is the kernel's: what one thread sets must do for the other's launch."""
+    ops.tt_direct_lookups(0)
+    large, small = one_table(300, ranks=(96, 96)), one_table(300, ranks=(48, 48))
+    wants = [case.results(ops.tt_embedding_bag) for case in (large, small)]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(50):
+            for want, got in zip(
+                wants, pool.map(lambda c: c.results(ops.tt_embedding_bag), (large, small)), strict=True
+            ):
+                assert all(map(torch.equal, want, got))
+
+
+def test_memory_follows_what_each_table_needs():
+    """A wide table of few prefixes beside one of many lookups."""
+    narrow = one_table(60_000, (40, 30, 20), (1, 1, 2), (2, 2))
+    wide = one_table(60_000, (2, 2, 5), (4, 4, 4), (64, 64))
+    both = Case(
+        torch.cat([narrow.indices, wide.indices]),
+        torch.arange(120_001, device="cuda"),
+        [*narrow.cores, *wide.cores],
+        {name: narrow.options[name] + wide.options[name] for name in OPTIONS},
+        upstream=torch.cat([narrow.upstream, wide.upstream], dim=1),
+    )
+    both.results(ops.tt_embedding_bag)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    both.results(ops.tt_embedding_bag)
+    torch.cuda.synchronize()
+    widest = 4 * (16 * 64 + 4 * 64)  # bytes of a node of the wide table
+    assert torch.cuda.max_memory_allocated() - before < 120_000 * widest / 4
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_opcheck(weighted):
     case = one_table(50, (4, 3, 5), (2, 3, 2), (3, 2), torch.float64)
@@ -298,6 +340,7 @@ BAD = [
     ([-1, 3], [0, 1, 2], r"indices\[0\] = -1, outside"),
     ([1, 2], [0, 2, 1], r"offsets\[2\] = 1, less than offsets\[1\] = 2"),
     ([1, 2], [0, 10**12, 2], r"offsets\[1\] = 1000000000000, outside the 2 indices"),
+    ([1, 2], [1, 1, 2], r"offsets\[0\] = 1, where the first bag must start at 0"),
 ]
 
 

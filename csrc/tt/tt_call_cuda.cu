@@ -25,13 +25,13 @@ int64_t keys_of(const Table& table, int order) {
 // Whether the levels' work on core k, laid out in shared memory (tt_level_cuda.cuh), has sizes that
 // int holds: the largest tile, rows padded by at most 11.
 bool fits_int(const Table& table, int k, int64_t columns) {
-  constexpr int64_t kTileRows = 32, kPadding = 11;
+  constexpr int64_t kTileRows = 32, kPadding = 11, kChunk = 64, kLargest = (int64_t{1} << 31) - 1;
   const int64_t left_rows = columns / table.q[k];
   const int64_t nodes = std::max<int64_t>(1, kTileRows / left_rows);
   const int64_t left = nodes * left_rows * (table.r[k] + kPadding);
   const int64_t products = nodes * columns * (table.r[k + 1] + kPadding);
   const int64_t slice = table.q[k] * table.r[k] * (table.r[k + 1] + kPadding);
-  return left + 2 * products + 2 * slice < std::numeric_limits<int>::max();
+  return left + 2 * products + 2 * slice < kLargest && kChunk * columns < kLargest;
 }
 
 DeviceTable device_table(const Table& table, const std::vector<Tensor>& cores) {

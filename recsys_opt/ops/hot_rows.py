@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -140,7 +141,8 @@ def hot_rows_bag(
 
     base                [B, sum D_t] the sums of the cold rows
     weights             T x [K_t, D_t] the hot rows; their gradients are sparse, one entry per looked-up slot
-                        on the CPU and per slot on CUDA, where no size may depend on the ids
+                        on the CPU and, where no size may depend on the ids, K_t entries on CUDA: those beyond
+                        the looked-up slots add 0 to one of them (to slot 0 where there is none)
     slots               [N] int32 of `hot_rows_split`
     offsets             [T * B + 1] int64 of all lookups; None: one id per bag
     per_sample_weights  [N] factors of the rows; sum pooling only
@@ -184,8 +186,20 @@ def _weight_gradients(
     ]
 
 
-for _device in ("CPU", "CUDA"):
-    torch.library.impl("recsys_opt::hot_rows_bag_weight_gradients", _device, _weight_gradients)
+def _weight_gradients_by_atomics(*arguments: Any) -> list[Tensor]:
+    if torch.are_deterministic_algorithms_enabled():
+        message = (
+            "the gradients of held rows are added by atomics on CUDA: rows that several lookups share differ "
+            "in the last bits from run to run; deterministic are TTEmbeddingBag, and the CPU"
+        )
+        if not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError(f"{message}; or torch.use_deterministic_algorithms(True, warn_only=True)")
+        warnings.warn(message, stacklevel=2)
+    return _weight_gradients(*arguments)
+
+
+torch.library.impl("recsys_opt::hot_rows_bag_weight_gradients", "CPU", _weight_gradients)
+torch.library.impl("recsys_opt::hot_rows_bag_weight_gradients", "CUDA", _weight_gradients_by_atomics)
 
 
 @fake("recsys_opt::hot_rows_bag")

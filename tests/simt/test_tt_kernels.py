@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recsys_opt import ops as public_ops
 from recsys_opt import reference
 from tests.simt import ops
 from tests.test_ops_tt_update import ALGORITHMS, Step, numbers
@@ -149,22 +148,6 @@ def test_a_batch_of_several_sorting_tiles():
             check(case)
 
 
-def test_more_tables_than_travel_by_value():
-    rng = random.Random(0)
-    parts = []
-    for t in range(60):
-        d = 2 + t % 3
-        shape = [rng.randint(1, 5) for _ in range(d)]
-        parts.append(one_table(6, shape, [2] * d, [3] * (d - 1), dtype=torch.float64, seed=t))
-    case = joined(parts)
-    for path in (PLANNED, DIRECT):
-        with ops.running(**path):
-            check(case)
-
-
-# --- memory ---
-
-
 def joined(parts: list[Case]) -> Case:
     """One call of the parts' tables, of equal batches."""
     lengths = torch.cat([part.offsets.diff() for part in parts])
@@ -178,91 +161,17 @@ def joined(parts: list[Case]) -> Case:
     )
 
 
-def backward_workspace(case: Case) -> int:
-    """Bytes that the backward pass takes besides its results."""
-    out = case.call(ops.tt_embedding_bag)
-    torch.autograd.grad(out, case.cores, case.upstream)
-    bytes_: int = ops.library().workspace_bytes()
-    return bytes_
-
-
-def test_a_wide_table_of_few_prefixes_does_not_pay_for_every_lookup_of_the_call():
-    """Memory is for the most nodes that any division of the lookups among the tables can have."""
-    n = 1500
-    narrow = one_table(n, (40, 30, 20), (1, 1, 2), (2, 2))
-    wide = one_table(n, (2, 2, 5), (2, 4, 2), (16, 32))  # 4 prefixes of 256 + 32 elements
-    with ops.running(direct_lookups=0):
-        alone, both = backward_workspace(narrow), backward_workspace(joined([narrow, wide]))
-        check(joined([narrow, wide]))
-    plan = 2 * n * (32 + 3 * 24 + 8) + 100_000
-    cut = 2 * n * (1 / 64 + 1 / 256)
-    assert both < alone + plan + 4 * 288 * (4 + cut) + 2 * 4 * 2048 * (4 + 2 * n / 256)
-    assert both < 2 * n * 4 * 288 / 2, "half of what the widest node for every lookup would take"
-
-
-@pytest.mark.parametrize("run", [1, 40, 64, 65, 256])
-@pytest.mark.parametrize("four", [False, True])
-def test_nodes_that_chunks_and_units_cut_have_their_room(run, four):
-    """Two prefixes, hundreds of lookups: every chunk of them begins a node of its own."""
-    p, q, ranks = ((1, 2, 1, 3), (2, 1, 2, 2), (3, 5, 4)) if four else ((2, 1, 3), (2, 2, 2), (5, 3))
-    case = one_table(700, p, q, ranks, dtype=torch.float64)
-    case.indices[:] = 0
-    case.indices[650:] = case.options["num_embeddings"][0] - 1
-    with ops.running("backward", direct_lookups=0, run=run):
-        check(case)
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 99), RUNS)
-def test_lookups_in_any_one_of_the_tables_have_their_room(seed, run):
-    """The host knows how many lookups a call has, not which table has them."""
-    rng = random.Random(seed)
+def test_more_tables_than_travel_by_value():
+    rng = random.Random(0)
     parts = []
-    full = rng.randrange(4)
-    for t in range(4):
-        d = rng.choice((2, 3, 3, 4))
-        shape = [rng.randint(1, 6) for _ in range(d)]
-        part = one_table(
-            120, shape, [rng.randint(1, 3) for _ in range(d)], [rng.randint(1, 9)] * (d - 1), seed=t
-        )
-        lengths = torch.zeros(120, dtype=torch.int64)
-        if t == full:
-            lengths[rng.randrange(100) :][:20] = 6
-        part.offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        part.indices = part.indices[: part.offsets[-1]]
-        parts.append(part)
-    with ops.running("random", seed, direct_lookups=0, run=run):
-        check(joined(parts))
-
-
-def test_few_lookups_in_very_many_or_very_long_bags_are_planned():
-    """A block per bag, and a bag's lookups one after the other, would cost more than a plan."""
-    empty = one_table(2)
-    empty.offsets = torch.zeros(9001, dtype=torch.int64)
-    empty.offsets[-1] = 2
-    empty.upstream = torch.ones(9000, 12)
-    long = one_table(300)
-    long.offsets = torch.tensor([0, 300])
-    long.upstream = torch.ones(1, 12)
-    usual = one_table(300)
-    for case, planned in ((empty, True), (long, True), (usual, False)):
-        with ops.running(direct_lookups=512), torch.no_grad():
-            out = case.call(ops.tt_embedding_bag)
-            bytes_ = ops.library().workspace_bytes()
-        with ops.running(direct_lookups=0), torch.no_grad():
-            torch.testing.assert_close(out, case.call(ops.tt_embedding_bag), rtol=1e-5, atol=1e-5)
-            assert (bytes_ == ops.library().workspace_bytes()) == planned
-
-
-def test_shapes_beyond_what_a_block_can_index_are_refused():
-    with ops.running(), pytest.raises(RuntimeError, match=r"must be fewer than 2\^31"):
-        ops.library().tt_embedding_bag(
-            torch.tensor([0]),
-            torch.tensor([0, 1]),
-            [torch.empty(1, 1 << 20, 1, 1), torch.empty(1, 200, 1, 1)],
-            *([2], [1], [0], [-1]),
-            None,
-        )
+    for t in range(60):
+        d = 2 + t % 3
+        shape = [rng.randint(1, 5) for _ in range(d)]
+        parts.append(one_table(6, shape, [2] * d, [3] * (d - 1), dtype=torch.float64, seed=t))
+    case = joined(parts)
+    for path in (PLANNED, DIRECT):
+        with ops.running(**path):
+            check(case)
 
 
 @settings(max_examples=25, deadline=None)
@@ -320,106 +229,3 @@ def test_updates_of_shared_cores_add_their_gradients_first(algorithm):
         op(*step.arguments(mine * 2, own * 2))
         results.append([*mine, *own])
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
-
-
-# --- ids and offsets out of range ---
-
-
-def bad_call(indices: list[int], offsets: list[int]) -> Case:
-    case = one_table(dtype=torch.float64)
-    case.indices, case.offsets = torch.tensor(indices), torch.tensor(offsets)
-    return case
-
-
-BAD = [
-    ([0, 60, 5], [0, 1, 2, 3], r"indices\[1\] = 60, outside the table's 60 rows \(table 0\)", [0, -1, 5]),
-    ([-1, 3], [0, 1, 2], r"indices\[0\] = -1, outside the table's 60 rows", [-1, 3]),
-    ([2**62, 3], [0, 2, 2], r"indices\[0\] = 4611686018427387904, outside", [-1, 3]),
-    ([1, 2], [0, 2, 1], r"offsets\[2\] = 1, less than offsets\[1\] = 2", None),
-    ([1, 2], [0, 1, 3], r"offsets\[2\] = 3, outside the 2 indices", None),
-    ([1, 2], [0, 10**12, 2], r"offsets\[1\] = 1000000000000, outside the 2 indices", None),
-    ([1, 2], [-(10**12), 1, 2], r"offsets\[0\] = -1000000000000, outside the 2 indices", None),
-    ([1, 2], [1, 1, 2], r"offsets\[0\] = 1, where the first bag must start at 0", None),
-]
-
-
-@pytest.mark.parametrize("path", [PLANNED, DIRECT], ids=["planned", "direct"])
-@pytest.mark.parametrize(("indices", "offsets", "message", "kept"), BAD)
-def test_bad_values_are_raised_by_the_next_call(indices, offsets, message, kept, path):
-    case = bad_call(indices, offsets)
-    good = one_table(dtype=torch.float64)
-    with ops.running(bounds=0, **path):
-        out = case.call(ops.tt_embedding_bag)
-        assert out.isfinite().all()
-        with pytest.raises(RuntimeError, match=message):
-            good.call(ops.tt_embedding_bag)
-        good.call(ops.tt_embedding_bag)  # once
-        out.sum().backward()
-        with pytest.raises(RuntimeError, match=message):
-            good.call(ops.tt_embedding_bag)
-
-
-@pytest.mark.parametrize(("indices", "offsets", "message", "kept"), BAD)
-def test_clamped_values_count_for_nothing_and_are_counted(indices, offsets, message, kept):
-    case = bad_call(indices, offsets)
-    ops.library().tt_bounds_report(0)
-    for path in (PLANNED, DIRECT):
-        with ops.running(bounds=1, **path):
-            out = case.call(ops.tt_embedding_bag)
-            grads = torch.autograd.grad(out.sum(), case.cores)
-        count, *_ = ops.library().tt_bounds_report(0)
-        assert count >= 2
-        assert all(t.isfinite().all() for t in (out, *grads))
-        assert ops.library().tt_bounds_report(0)[0] == 0
-        if kept is None:
-            continue
-        lengths = torch.tensor(offsets).diff()
-        bags = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        valid = torch.tensor(kept) >= 0
-        good = replace(
-            case,
-            indices=torch.tensor(kept)[valid],
-            offsets=torch.cat([torch.zeros(1), torch.bincount(bags[valid], minlength=len(lengths))]).cumsum(
-                0
-            ),
-        )
-        good.offsets = good.offsets.long()
-        want = good.call(reference.tt_embedding_bag)
-        torch.testing.assert_close(out, want)
-        torch.testing.assert_close(grads, torch.autograd.grad(want.sum(), case.cores))
-
-
-def test_trusted_values_are_not_looked_at():
-    case = one_table(dtype=torch.float64)
-    with ops.running(bounds=2, direct_lookups=0):
-        check(case)
-    assert ops.library().tt_bounds_report(0) == [0] * 6
-
-
-def test_many_bad_ids_are_counted():
-    case = bad_call([60 + i for i in range(50)], list(range(51)))
-    ops.library().tt_bounds_report(0)
-    with ops.running(bounds=1, direct_lookups=0):
-        out = case.call(ops.tt_embedding_bag)
-    report = ops.library().tt_bounds_report(0)
-    assert not out.any()
-    assert report[0] == 50
-    assert report[3] == report[2] + 60
-
-
-def test_trusting_a_bad_id_reads_outside_and_the_shim_sees_it():
-    case = bad_call([-(10**6)], [0, 1])
-    with ops.running(bounds=2, **DIRECT), pytest.raises(RuntimeError, match="outside every buffer"):
-        case.call(ops.tt_embedding_bag)
-
-
-def test_settings_refuse_what_they_do_not_know():
-    with pytest.raises(RuntimeError, match="there is no setting 'speed'"):
-        ops.library().tt_cuda_setting("speed", 1)
-    with pytest.raises(RuntimeError, match="bounds = 3; it is 0"):
-        ops.library().tt_cuda_setting("bounds", 3)
-    assert ops.library().tt_cuda_setting("bounds", -1) == 0
-
-
-def test_algorithms_have_the_kernels_numbers():
-    assert public_ops.TT_ALGORITHMS == {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2, "adam": 3}
