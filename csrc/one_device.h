@@ -29,29 +29,34 @@ class OneDevice {
  public:
   using Tensor = torch::stable::Tensor;
 
-  OneDevice(const char* op, std::string name, const Tensor& first)
-      : op_(op), name_(std::move(name)), device_(first.device()) {}
+  // The first tensor, by which the others are judged.
+  OneDevice(const char* op, const char* name, const Tensor& first)
+      : op_(op), name_(name), device_(first.device()) {}
 
-  const OneDevice& with(const std::string& name, const Tensor& tensor) const {
-    const torch::stable::Device other = tensor.device();
-    STD_TORCH_CHECK(other == device_, op_, ": ", name, " is on ", device_name(other), ", ", name_,
-                    " on ", device_name(device_),
-                    "; all tensors of a call must be on one device: move them with .to()");
+  const OneDevice& with(const char* name, const Tensor& tensor) const {
+    if (tensor.device() != device_) refuse(name, tensor);
     return *this;
   }
-  const OneDevice& with(const std::string& name, const std::optional<Tensor>& tensor) const {
+  const OneDevice& with(const char* name, const std::optional<Tensor>& tensor) const {
     return tensor ? with(name, *tensor) : *this;
   }
   const OneDevice& with(const char* name, const std::vector<Tensor>& tensors) const {
     for (size_t i = 0; i < tensors.size(); ++i) {
-      with(std::string(name) + "[" + std::to_string(i) + "]", tensors[i]);
+      if (tensors[i].device() == device_) continue;
+      refuse(std::string(name) + "[" + std::to_string(i) + "]", tensors[i]);
     }
     return *this;
   }
 
  private:
+  void refuse(const std::string& name, const Tensor& tensor) const {
+    STD_TORCH_CHECK(false, op_, ": ", name, " is on ", device_name(tensor.device()), ", ", name_,
+                    " on ", device_name(device_),
+                    "; all tensors of a call must be on one device: move them with .to()");
+  }
+
   const char* op_;
-  std::string name_;
+  const char* name_;
   torch::stable::Device device_;
 };
 

@@ -7,6 +7,13 @@
 // caller's stream, so a call can be captured in a CUDA graph. No sum is atomic: results are the
 // same to the bit in every run.
 //
+// Memory of N lookups: 32 bytes each for the plan and 24 each per order; in the forward pass the
+// widest table's row each, in fp32; in the backward pass nodes and sums of units. A table has at
+// most min(lookups, prefixes + lookups / 64 + lookups / run) nodes, and min(lookups, slices +
+// lookups / run) sums in an order. How many of the N lookups a table has only the device knows, so
+// room is for the division of N that needs most (most_elements in tt_dispatch_cuda.cuh), and blocks
+// take theirs as they come.
+//
 //   1. plan    (tt_plan_cuda.cu)    which id each lookup has, checked; lookups sorted in up to four
 //                                   orders, each cut into units
 //   2. levels  (tt_level_cuda.cuh)  a block takes a unit: lookups that share a slice of one core
