@@ -32,10 +32,13 @@ struct BackwardScratch {
         products(w.block_nodes(k) * w.width[k]),
         grads(w.block_nodes(k) * w.width[k]),
         transposed(k >= 2 ? w.core_slice(k - 1) : 0),
-        table_rows(w.grad_weights ? kTableRows * w.table->dim : 0),
-        grad_rows(kTableRows * w.table->dim),
         grad_slice(w.updates() && !w.adds() ? w.core_slice(k - 1) : 0),
         packed(again(w, k) && (w.adds() || w.kernels->pack) ? w.core_slice(k - 1) : 0) {}
+
+  static T* rows_memory(Array<T>& memory, int64_t size) {
+    if (memory.size() < size) memory = Array<T>(2 * size);
+    return memory.data();
+  }
 
   static bool again(const Work<T>& w, int k) { return k > 1 && k == w.top() && !w.products[k]; }
 
@@ -80,7 +83,7 @@ void point_gradients(Work<T>& w, int k, int64_t begin, int64_t end, int64_t part
   T* first_core = k == 2 ? part_sums(w, 0, part) : nullptr;
   int64_t row = 0;
   for (int64_t u = begin; u < end; ++u) {
-    T* parent = k == 2 ? first_core + w.level(k).parent_key[u] * w.width[1]
+    T* parent = k == 2 ? first_core + w.level(k).parent[u] * w.width[1]
                        : w.grad_parents[k].data() + u * w.width[k - 1];
     for (int64_t i = 0; i < m; ++i, ++row) {
       scratch.grad_parents[row] = parent + i * r;
@@ -108,15 +111,16 @@ void transpose_slice(const Work<T>& w, int k, int64_t group, T* out) {
                              w.table->r[k], out);
 }
 
-// The gradients of the per-sample weights of lookups [begin, end), from their rows.
+// The gradients of the per-sample weights of rows [begin, end).
 template <typename T>
-void weight_gradients(Work<T>& w, int64_t begin, int64_t end, int64_t first_row, const T* rows,
-                      const T* grad_out, int64_t columns) {
+void weight_gradients(Work<T>& w, int64_t begin, int64_t end, const T* rows, const T* grad_out,
+                      int64_t columns) {
   const TablePlan& plan = *w.plan;
-  for (int64_t c = begin; c < end; ++c) {
-    w.grad_weights[plan.begin + plan.lookup[c]] =
-        w.kernels->dot(grad_out + plan.bag[c] * columns + w.table->column,
-                       rows + (plan.row[c] - first_row) * w.table->dim, w.table->dim);
+  for (int64_t row = begin; row < end; ++row, rows += w.table->dim) {
+    for (int32_t c = plan.row_start[row]; c < plan.row_start[row + 1]; ++c) {
+      w.grad_weights[plan.begin + plan.lookup[c]] = w.kernels->dot(
+          grad_out + plan.bag()[c] * columns + w.table->column, rows, w.table->dim);
+    }
   }
 }
 
@@ -126,19 +130,26 @@ template <typename T>
 void backward_rows(Work<T>& w, int64_t begin, int64_t end, const T* products, const T* grad_out,
                    int64_t columns, T* grads, T* grad_last, BackwardScratch<T>& scratch) {
   const int top = w.top();
-  const int32_t* starts = w.plan->row_start.data();
-  const TableRows rows = w.table_rows(begin);
+  const int32_t* starts = w.level(top).child_start.data();
+  const TableRows rows = w.table_rows();
   const Lookups<T> lookups = w.lookups(columns, w.adds() ? -w.update[0].rule->lr : T(1));
-  const int64_t until = w.level(top).child_start[end];
-  for (int64_t i = w.level(top).child_start[begin]; i < until; i += kTableRows) {
-    const int64_t next = std::min(i + kTableRows, until);
-    w.kernels->gather(lookups, starts[i], starts[next], i, next - i, grad_out + w.table->column,
-                      scratch.grad_rows.data());
-    w.kernels->rows_backward(rows, i, next, products, w.core[top], scratch.grad_rows.data(), grads,
-                             grad_last);
-    if (!w.grad_weights) continue;
-    w.kernels->rows_forward(rows, i, next, products, w.core[top], scratch.table_rows.data());
-    weight_gradients(w, starts[i], starts[next], i, scratch.table_rows.data(), grad_out, columns);
+  const int64_t width = w.width[top], dim = w.table->dim;
+  // Whole nodes at a time, of about kTableRows rows; those of a node may be more.
+  while (begin < end) {
+    int64_t next = begin + 1;
+    while (next < end && starts[next + 1] - starts[begin] <= kTableRows) ++next;
+    const int64_t count = starts[next] - starts[begin];
+    T* grad_rows = scratch.rows_memory(scratch.grad_rows, count * dim);
+    w.kernels->gather(lookups, starts[begin], starts[next], grad_out + w.table->column, grad_rows);
+    w.kernels->rows_backward(rows, begin, next, products, w.core[top], grad_rows, grads, grad_last);
+    if (w.grad_weights) {
+      T* table_rows = scratch.rows_memory(scratch.table_rows, count * dim);
+      w.kernels->rows_forward(rows, begin, next, products, w.core[top], table_rows);
+      weight_gradients(w, starts[begin], starts[next], table_rows, grad_out, columns);
+    }
+    products += (next - begin) * width;
+    grads += (next - begin) * width;
+    begin = next;
   }
 }
 
@@ -258,7 +269,7 @@ void mark_used(Work<T>& w) {
   }
   for (int64_t i = 0; i < w.plan->rows; ++i) w.used[top][w.plan->row_last[i]] = 1;
   if (top == 1) return;
-  for (int64_t u = 0; u < w.level(2).nodes; ++u) w.used[0][w.level(2).parent_key[u]] = 1;
+  for (int64_t u = 0; u < w.level(2).nodes; ++u) w.used[0][w.level(2).parent[u]] = 1;
 }
 
 }  // namespace
@@ -320,7 +331,7 @@ std::vector<Tensor> backward(const Tensor* kept, Tensor grad, Tensor indices, Te
   }
   if (weights_grad) grads.push_back(torch::stable::new_zeros(grad, {args.num_indices}));
   THO_DISPATCH_V2(compute, "tt_embedding_bag_backward_cpu", AT_WRAP([&] {
-                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights, true,
+                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights,
                                         kept ? &kept_tables<scalar_t>(*kept, args) : nullptr);
                     for (Work<scalar_t>& w : call.work) {
                       for (int k = 0; k < w.table->d; ++k) {

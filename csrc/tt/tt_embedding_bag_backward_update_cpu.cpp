@@ -128,7 +128,7 @@ Tensor backward_update(const Tensor* kept, Tensor grad, Tensor indices, Tensor o
   if (per_sample_weights) per_sample_weights = contiguous_as(*per_sample_weights, compute);
   Tensor result = torch::stable::new_zeros(grad, {weights_grad ? args.num_indices : 0});
   THO_DISPATCH_V2(compute, "tt_embedding_bag_backward_update_cpu", AT_WRAP([&] {
-                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights, true,
+                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights,
                                         kept ? &kept_tables<scalar_t>(*kept, args) : nullptr);
                     if (weights_grad) call.want_weight_gradients(result);
                     backward_update(call, update, cores, states, hyperparameters, grad);

@@ -5,7 +5,6 @@
 #include <tuple>
 
 #include "tt_kept.h"
-#include "tt_two_cores.h"
 #include "tt_work.h"
 
 namespace recsys_opt::tt {
@@ -22,9 +21,10 @@ void forward_chunk(Work<T>& w, const Chunk& chunk, T* out, int64_t columns) {
   const int top = w.top();
   const Level& level = w.level(top);
   const int64_t width = w.width[top], dim = w.table->dim;
+  const TableRows table_rows = w.table_rows();
   const Lookups<T> lookups = w.lookups(columns, T(1));
   BlockRows<T> rows(w, top);
-  Array<T> products(w.block_nodes(top) * width), some(kTableRows * dim);
+  Array<T> products(w.block_nodes(top) * width);
   Array<T> packed(packed_size(w, top));
   const T* slice = nullptr;
   for_each_block(w, top, chunk, [&](int64_t g, int64_t begin, int64_t end) {
@@ -35,15 +35,12 @@ void forward_chunk(Work<T>& w, const Chunk& chunk, T* out, int64_t columns) {
       multiply_block(w, top, g, slice, rows, rows.point(w, top, begin, end, target));
       block = target;
     }
-    const TableRows table_rows = w.table_rows(begin);
-    const int64_t until = level.child_start[end];
-    for (int64_t i = level.child_start[begin]; i < until; i += kTableRows) {
-      const int64_t next = std::min(i + kTableRows, until);
-      T* values = plan.one_per_bag ? some.data() : w.rows.data() + i * dim;
-      w.kernels->rows_forward(table_rows, i, next, block, w.core[top], values);
-      if (!plan.one_per_bag) continue;
-      w.kernels->scatter(lookups, plan.row_start[i], plan.row_start[next], i, values,
-                         out + w.table->column);
+    if (plan.one_per_bag) {
+      w.kernels->bags_forward(table_rows, lookups, begin, end, block, w.core[top],
+                              out + w.table->column);
+    } else {
+      w.kernels->rows_forward(table_rows, begin, end, block, w.core[top],
+                              w.rows.data() + level.child_start[begin] * dim);
     }
   });
 }
@@ -73,11 +70,10 @@ template <typename T>
 void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets,
              const std::vector<Tensor>& cores, const std::optional<Tensor>& weights, Tensor& output,
              std::optional<Tensor>* kept) {
-  Call<T> call(args, indices, offsets, cores, weights, kept != nullptr);
+  Call<T> call(args, indices, offsets, cores, weights);
   T* out = output.mutable_data_ptr<T>();
   multiply_inner_levels(call);
   for (Work<T>& w : call.work) {
-    if (!w.plan) continue;
     const int top = w.top();
     const int64_t size = w.level(top).nodes * w.width[top];
     if (kept && top > 1 && size * static_cast<int64_t>(sizeof(T)) <= kKeptProductBytes) {
@@ -97,15 +93,12 @@ void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets
     forward_chunk(call.work[chunks[c].table], chunks[c], out, args.columns);
   });
   const int64_t blocks = (args.batch_size + kBagsPerTask - 1) / kBagsPerTask;
-  std::vector<Fault> faults(args.size() * blocks);
-  for_each_task(args.size() * blocks, [&](int64_t i) {
+  const bool several = std::any_of(call.work.begin(), call.work.end(),
+                                   [](const Work<T>& w) { return !w.plan->one_per_bag; });
+  for_each_task(several ? args.size() * blocks : 0, [&](int64_t i) {
     const int64_t t = i / blocks, begin = i % blocks * kBagsPerTask;
     const int64_t end = std::min(begin + kBagsPerTask, args.batch_size);
     const Work<T>& w = call.work[t];
-    if (!w.plan) {
-      faults[i] = look_up_two_cores(w, t, args, indices, offsets, begin, end, out);
-      return;
-    }
     if (w.plan->one_per_bag) return;
     if (offsets.scalar_type() == ScalarType::Int) {
       const auto* starts = offsets.const_data_ptr<int32_t>() + t * args.batch_size;
@@ -115,7 +108,6 @@ void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets
       pool_bags(w, starts, begin, end, out, args.columns);
     }
   });
-  check_faults(faults);
   if (kept) *kept = keep(call);
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 // Ids and offsets of a batch on the CPU: what is wrong with them, and their digits.
+#include <bit>
 #include <cstdint>
 #include <string>
 
@@ -18,17 +19,25 @@ struct Fault {
 class Divider {
  public:
   explicit Divider(uint64_t divisor)
-      : divisor_(divisor), magic_(divisor > 1 ? UINT64_MAX / divisor + 1 : 0) {}
+      : divisor_(divisor),
+        magic_(divisor > 1 ? UINT64_MAX / divisor + 1 : 0),
+        small_shift_(31 + std::bit_width(divisor - 1)),
+        small_magic_(divisor >> 31 ? 0 : ((uint64_t{1} << small_shift_) + divisor - 1) / divisor) {}
   uint64_t quotient(uint64_t x) const {
     if (divisor_ == 1) return x;
     if ((x | divisor_) >> 32) return x / divisor_;
     return static_cast<uint64_t>((static_cast<unsigned __int128>(magic_) * x) >> 64);
   }
+  // Of x < 2^31 by a divisor < 2^31 (Granlund and Montgomery, "Division by invariant integers using
+  // multiplication", 1994, theorem 4.2).
+  uint64_t small_quotient(uint64_t x) const { return (x * small_magic_) >> small_shift_; }
   uint64_t divisor() const { return divisor_; }
 
  private:
   uint64_t divisor_;
   uint64_t magic_;
+  int small_shift_;
+  uint64_t small_magic_;
 };
 
 inline Fault id_fault(const Table& table, int64_t t, int64_t position, int64_t id) {

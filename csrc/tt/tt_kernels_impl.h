@@ -161,9 +161,10 @@ const Kernels<T>* kernels_of_width() {
                                  pack_transposed<T, W>,
                                  product<T, W>,
                                  outer_product<T, W>,
+                                 nullptr,
                                  rows_forward<T, W>,
+                                 bags_forward<T, W>,
                                  rows_backward<T, W>,
-                                 scatter<T, W>,
                                  gather<T, W>,
                                  axpy<T, W>,
                                  dot<T, W>};

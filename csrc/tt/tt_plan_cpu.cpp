@@ -3,34 +3,64 @@
 #include <cstring>
 #include <utility>
 
+#include "simd.h"
 #include "tt_ids.h"
 #include "tt_plan.h"
 
 namespace recsys_opt::tt {
 namespace {
 
-template <typename Key>
-struct Item {
-  Key key;
+// What is sorted: a key, and where it comes from. Keys of up to 32 bits share a word with that.
+using Narrow = uint64_t;
+struct Wide {
+  uint64_t key;
   uint32_t source;
 };
+inline uint64_t key_of(Narrow item) {
+  return item & UINT32_MAX;
+}
+inline uint64_t key_of(const Wide& item) {
+  return item.key;
+}
+inline int32_t source_of(Narrow item) {
+  return static_cast<int32_t>(item >> 32);
+}
+inline int32_t source_of(const Wide& item) {
+  return static_cast<int32_t>(item.source);
+}
+inline void set(Narrow& item, uint64_t key, int64_t source) {
+  item = key | static_cast<uint64_t>(source) << 32;
+}
+inline void set(Wide& item, uint64_t key, int64_t source) {
+  item = {key, static_cast<uint32_t>(source)};
+}
 
 // Sorts by key, stable, in passes over its digits. Returns the buffer (items or spare) that holds
 // the result.
-template <typename Key>
-Item<Key>* radix_sort(Item<Key>* items, Item<Key>* spare, int64_t count, int bits) {
+template <typename Item>
+Item* radix_sort(Item* items, Item* spare, int64_t count, int bits) {
   constexpr int widest = 8;  // the ends of 256 runs stay in the L1 cache
   const int passes = std::max(1, (bits + widest - 1) / widest);
   const int width = (bits + passes - 1) / passes;
   const int64_t buckets = int64_t{1} << width;
-  std::vector<uint32_t> counts(passes * buckets, 0);
-  for (int64_t i = 0; i < count; ++i) {
-    for (int p = 0; p < passes; ++p) {
-      ++counts[p * buckets + ((items[i].key >> (p * width)) & (buckets - 1))];
+  const uint64_t mask = buckets - 1;
+  uint32_t counts[8 << widest];
+  std::fill_n(counts, passes * buckets, 0u);
+  if (passes == 3) {
+    for (int64_t i = 0; i < count; ++i) {
+      const uint64_t key = key_of(items[i]);
+      ++counts[key & mask];
+      ++counts[buckets + (key >> width & mask)];
+      ++counts[2 * buckets + (key >> 2 * width & mask)];
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      const uint64_t key = key_of(items[i]);
+      for (int p = 0; p < passes; ++p) ++counts[p * buckets + (key >> (p * width) & mask)];
     }
   }
   for (int p = 0; p < passes; ++p) {
-    uint32_t* at = counts.data() + p * buckets;
+    uint32_t* at = counts + p * buckets;
     uint32_t sum = 0;
     bool sorted = false;  // all keys have the same digit
     for (int64_t d = 0; d < buckets; ++d) {
@@ -39,150 +69,242 @@ Item<Key>* radix_sort(Item<Key>* items, Item<Key>* spare, int64_t count, int bit
     }
     if (sorted) continue;
     for (int64_t i = 0; i < count; ++i) {
-      spare[at[(items[i].key >> (p * width)) & (buckets - 1)]++] = items[i];
+      spare[at[key_of(items[i]) >> (p * width) & mask]++] = items[i];
     }
     std::swap(items, spare);
   }
   return items;
 }
 
-// Level k from its children's keys (i_0 .. i_{k-1} as one number).
-void build_level(const Table& table, int k, const Array<int64_t>& keys, Level& level) {
-  const int64_t count = keys.size();
-  uint64_t parents = 1;
-  for (int j = 0; j + 1 < k; ++j) parents *= table.n[j];
-  const Divider last(table.n[k - 1]), by_parents(parents);
-  Array<Item<uint64_t>> items(count), spare(count);
-  for (int64_t c = 0; c < count; ++c) {
-    const auto key = static_cast<uint64_t>(keys[c]);
-    const uint64_t parent = last.quotient(key);
-    items[c] = {(key - parent * last.divisor()) * parents + parent, static_cast<uint32_t>(c)};
+// Bits of the numbers below n.
+int bits_below(uint64_t n) {
+  return std::bit_width(n - 1);
+}
+
+// The sort key of an id (i_0 .. i_{d-1}): i_{d-2} first (the group), then i_0 .. i_{d-3} as one
+// number (the parent), then i_{d-1}; each in bits of its own.
+struct Keys {
+  Divider last, group;
+  int last_bits, parent_bits, group_bits;
+
+  explicit Keys(const Table& table)
+      : last(table.n[table.d - 1]),
+        group(table.n[table.d - 2]),
+        last_bits(bits_below(table.n[table.d - 1])),
+        group_bits(bits_below(table.n[table.d - 2])) {
+    uint64_t parents = 1;
+    for (int k = 0; k + 2 < table.d; ++k) parents *= table.n[k];
+    parent_bits = bits_below(parents);
   }
-  const int bits = std::bit_width(parents * table.n[k - 1] - 1);
-  const Item<uint64_t>* sorted = radix_sort(items.data(), spare.data(), count, bits);
+
+  int bits() const { return last_bits + parent_bits + group_bits; }
+  uint64_t key(uint64_t id) const {
+    return key(id, last.quotient(id), [&](uint64_t prefix) { return group.quotient(prefix); });
+  }
+  // For ids below 2^31: without branches.
+  uint64_t small_key(uint64_t id) const {
+    return key(id, last.small_quotient(id),
+               [&](uint64_t prefix) { return group.small_quotient(prefix); });
+  }
+
+ private:
+  template <typename Parent>
+  ALWAYS_INLINE uint64_t key(uint64_t id, uint64_t prefix, const Parent& parent_of) const {
+    const uint64_t parent = parent_of(prefix);
+    return ((prefix - parent * group.divisor()) << parent_bits | parent) << last_bits |
+           (id - prefix * last.divisor());
+  }
+};
+
+// Items of `count` ids. Returns whether all are below `rows`; the items count only then.
+template <typename Index>
+ALWAYS_INLINE bool make_items_body(const Index* ids, int64_t count, uint64_t rows, const Keys& made,
+                                   Narrow* items) {
+  const Keys keys = made;
+  uint64_t wrong = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids[i]));
+    wrong |= id >= rows ? 1 : 0;
+    items[i] = (keys.small_key(id) & UINT32_MAX) | static_cast<uint64_t>(i) << 32;
+  }
+  return wrong == 0;
+}
+SIMD_CLONES bool make_items(const int32_t* ids, int64_t count, uint64_t rows, const Keys& keys,
+                            Narrow* items) {
+  return make_items_body(ids, count, rows, keys, items);
+}
+SIMD_CLONES bool make_items(const int64_t* ids, int64_t count, uint64_t rows, const Keys& keys,
+                            Narrow* items) {
+  return make_items_body(ids, count, rows, keys, items);
+}
+
+// Whether every bag has just one index.
+template <typename Offset>
+ALWAYS_INLINE bool ones_body(const Offset* offsets, int64_t bags) {
+  uint64_t other = 0;
+  const auto begin = static_cast<int64_t>(offsets[0]);
+  for (int64_t b = 1; b <= bags; ++b) other |= static_cast<int64_t>(offsets[b]) ^ (begin + b);
+  return other == 0;
+}
+SIMD_CLONES bool all_ones(const int32_t* offsets, int64_t bags) {
+  return ones_body(offsets, bags);
+}
+SIMD_CLONES bool all_ones(const int64_t* offsets, int64_t bags) {
+  return ones_body(offsets, bags);
+}
+
+// A level's nodes and groups from its nodes' keys: the last index above `parent_bits` bits of the
+// parent. parents: receives the latter.
+template <typename Parent>
+void number_groups(const uint64_t* keys, int64_t nodes, int parent_bits, Level& level,
+                   Parent* parents) {
+  const uint64_t mask = (uint64_t{1} << parent_bits) - 1;
+  level.nodes = nodes;
+  level.group_index = Array<int32_t>(nodes);
+  level.group_start = Array<int32_t>(nodes + 1);
+  level.group_start[0] = 0;
+  int64_t g = -1;
+  uint64_t last = UINT64_MAX;
+  for (int64_t u = 0; u < nodes; ++u) {
+    const uint64_t index = keys[u] >> parent_bits;
+    g += index != last;
+    last = index;
+    parents[u] = static_cast<Parent>(keys[u] & mask);
+    level.group_index[g] = static_cast<int32_t>(index);
+    level.group_start[g + 1] = static_cast<int32_t>(u + 1);
+  }
+  level.groups = g + 1;
+}
+
+// Level k of a table of four cores from the prefixes of its children.
+void build_level(const Table& table, const Array<uint64_t>& prefixes, Level& level, Level& above) {
+  const int64_t count = prefixes.size();
+  const Divider last(table.n[1]);
+  const int parent_bits = bits_below(table.n[0]);
+  Array<Wide> items(count), spare(count);
+  for (int64_t c = 0; c < count; ++c) {
+    const uint64_t parent = last.quotient(prefixes[c]);
+    set(items[c], (prefixes[c] - parent * last.divisor()) << parent_bits | parent, c);
+  }
+  const int bits = parent_bits + bits_below(table.n[1]);
+  const Wide* sorted = radix_sort(items.data(), spare.data(), count, bits);
 
   level.child = Array<int32_t>(count);
   level.child_start = Array<int32_t>(count + 1);
-  level.parent_key = Array<int64_t>(count);
-  level.group_index = Array<int64_t>(count);
-  level.group_start = Array<int32_t>(count + 1);
+  level.child_start[0] = 0;
+  above.parent = Array<int32_t>(count);
+  Array<uint64_t> keys(count);
+  int64_t u = -1;
   for (int64_t c = 0; c < count; ++c) {
-    level.child[c] = static_cast<int32_t>(sorted[c].source);
-    if (c > 0 && sorted[c].key == sorted[c - 1].key) continue;
-    const uint64_t index = by_parents.quotient(sorted[c].key);
-    if (level.groups == 0 || level.group_index[level.groups - 1] != static_cast<int64_t>(index)) {
-      level.group_index[level.groups] = static_cast<int64_t>(index);
-      level.group_start[level.groups++] = static_cast<int32_t>(level.nodes);
-    }
-    level.parent_key[level.nodes] = static_cast<int64_t>(sorted[c].key - index * parents);
-    level.child_start[level.nodes++] = static_cast<int32_t>(c);
+    u += c == 0 || sorted[c].key != sorted[c - 1].key;
+    keys[u] = sorted[c].key;
+    level.child_start[u + 1] = static_cast<int32_t>(c + 1);
+    level.child[c] = source_of(sorted[c]);
+    above.parent[level.child[c]] = static_cast<int32_t>(u);
   }
-  level.group_start[level.groups] = static_cast<int32_t>(level.nodes);
-  level.child_start[level.nodes] = static_cast<int32_t>(count);
+  level.parent = Array<int32_t>(count);
+  number_groups(keys.data(), u + 1, parent_bits, level, level.parent.data());
 }
 
-// Key: wide enough for every row number of the table.
-template <typename Key, typename Index, typename Offset>
-Fault make_plan(const Arguments& args, int64_t t, const Index* indices, const Offset* all_offsets,
-                TablePlan& plan) {
-  const Table& table = args.tables[t];
-  const Fault fault = check_offsets(all_offsets, t, args);
-  if (fault.position >= 0) return fault;
-  const Offset* offsets = all_offsets + t * args.batch_size;
-  plan.begin = offsets[0];
-  const int64_t covered = offsets[args.batch_size] - plan.begin;
-
-  // Sort key of id (i_0 .. i_{d-1}): i_{d-2} first (the group), then i_0 .. i_{d-3} (the node),
-  // then i_{d-1} (the row).
+// The tree over sorted lookups.
+template <typename Item>
+void build_tree(const Table& table, const Keys& made, const Item* sorted, TablePlan& plan) {
   const int top = table.d - 1;
-  uint64_t parents = 1;
-  for (int k = 0; k + 1 < top; ++k) parents *= table.n[k];
-  const Divider last(table.n[top]), group(table.n[top - 1]), by_parents(parents);
-  Array<Item<Key>> items(covered), spare(covered);
-  Array<int32_t> bag_of(covered);
-  const bool mean = table.pooling == Pooling::kMean;
-  if (mean) plan.bag_size = Array<int32_t>(args.batch_size);
-  int64_t count = 0, longest = 0;
-  for (int64_t b = 0; b < args.batch_size; ++b) {
-    const int64_t before = count;
-    for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i) {
-      const auto id = static_cast<int64_t>(indices[i]);
-      if (id < 0 || id >= table.num_embeddings) return id_fault(table, t, i, id);
-      bag_of[i - plan.begin] = static_cast<int32_t>(b);
-      const uint64_t prefix = last.quotient(id), parent = group.quotient(prefix);
-      const uint64_t node = (prefix - parent * group.divisor()) * parents + parent;
-      items[count] = {static_cast<Key>(node * last.divisor() + (id - prefix * last.divisor())),
-                      static_cast<uint32_t>(i - plan.begin)};
-      count += id != table.padding_idx;
-    }
-    longest = std::max(longest, count - before);
-    if (mean) plan.bag_size[b] = static_cast<int32_t>(count - before);
-  }
-  plan.lookups = count;
-  plan.one_per_bag = longest <= 1;
-  const int bits = std::bit_width(parents * table.n[top - 1] * table.n[top] - 1);
-  const Item<Key>* sorted = radix_sort(items.data(), spare.data(), count, bits);
-
+  const int64_t count = plan.lookups;
   plan.levels.resize(table.d);
   Level& level = plan.levels[top];
   plan.lookup = Array<int32_t>(count);
-  plan.bag = Array<int32_t>(count);
-  plan.row = Array<int32_t>(count);
-  plan.row_node = Array<int32_t>(count);
   plan.row_last = Array<int32_t>(count);
   plan.row_start = Array<int32_t>(count + 1);
-  level.parent_key = Array<int64_t>(count);
   level.child_start = Array<int32_t>(count + 1);
-  level.group_index = Array<int64_t>(count);
-  level.group_start = Array<int32_t>(count + 1);
-  plan.row_start[0] = level.child_start[0] = level.group_start[0] = 0;
-  // Which lookups begin a row, a node or a group no branch could foresee: the entries of all three
-  // are written again with each lookup, the last time with their ends.
-  int64_t row = -1, u = -1, g = -1;
-  uint64_t key = UINT64_MAX, node = UINT64_MAX, index = UINT64_MAX;
+  plan.row_start[0] = level.child_start[0] = 0;
+  Array<uint64_t> keys(count);
+  // Which lookups begin a row or a node no branch could foresee: the entries of both are written
+  // again with each lookup, the last time with their ends.
+  const int last_bits = made.last_bits;
+  const uint64_t mask = (uint64_t{1} << last_bits) - 1;
+  int32_t* lookup = plan.lookup.data();
+  int32_t* row_last = plan.row_last.data();
+  int32_t* row_start = plan.row_start.data();
+  int32_t* child_start = level.child_start.data();
+  uint64_t* node_keys = keys.data();
+  int64_t row = -1, u = -1;
+  uint64_t key = UINT64_MAX, node = UINT64_MAX;
   for (int64_t c = 0; c < count; ++c) {
-    const uint64_t next_key = sorted[c].key, next_node = last.quotient(next_key);
-    const uint64_t next_index = by_parents.quotient(next_node);
+    const uint64_t next_key = key_of(sorted[c]), next_node = next_key >> last_bits;
     row += next_key != key;
     u += next_node != node;
-    g += next_index != index;
     key = next_key;
     node = next_node;
-    index = next_index;
-    plan.row_node[row] = static_cast<int32_t>(u);
-    plan.row_last[row] = static_cast<int32_t>(key - node * last.divisor());
-    plan.row_start[row + 1] = static_cast<int32_t>(c + 1);
-    level.parent_key[u] = static_cast<int64_t>(node - index * parents);
-    level.child_start[u + 1] = static_cast<int32_t>(row + 1);
-    level.group_index[g] = static_cast<int64_t>(index);
-    level.group_start[g + 1] = static_cast<int32_t>(u + 1);
-    plan.row[c] = static_cast<int32_t>(row);
-    plan.lookup[c] = static_cast<int32_t>(sorted[c].source);
+    node_keys[u] = node;
+    child_start[u + 1] = static_cast<int32_t>(row + 1);
+    row_last[row] = static_cast<int32_t>(key & mask);
+    row_start[row + 1] = static_cast<int32_t>(c + 1);
+    lookup[c] = source_of(sorted[c]);
   }
   plan.rows = row + 1;
-  level.nodes = u + 1;
-  level.groups = g + 1;
-  for (int64_t c = 0; c < count; ++c) plan.bag[c] = bag_of[plan.lookup[c]];
+  level.parent = Array<int32_t>(top > 1 ? u + 1 : 0);
+  if (top == 3) {
+    Array<uint64_t> parents(u + 1);
+    number_groups(keys.data(), u + 1, made.parent_bits, level, parents.data());
+    build_level(table, parents, plan.levels[2], level);
+  } else if (top == 2) {
+    number_groups(keys.data(), u + 1, made.parent_bits, level, level.parent.data());
+  } else {
+    Array<int32_t> none(u + 1);
+    number_groups(keys.data(), u + 1, made.parent_bits, level, none.data());
+  }
+}
+
+template <typename Item, typename Index, typename Offset>
+Fault make_plan(const Table& table, const Keys& keys, int64_t t, const Index* indices,
+                const Offset* offsets, int64_t bags, bool ones, TablePlan& plan) {
+  plan.begin = offsets[0];
+  const int64_t covered = offsets[bags] - plan.begin;
+  Array<Item> items(covered), spare(covered);
+  const auto rows = static_cast<uint64_t>(table.num_embeddings);
+  plan.lookups = covered;
+  bool made = false;
+  if constexpr (std::is_same_v<Item, Narrow>) {
+    if (ones && table.padding_idx < 0) {
+      made = make_items(indices + plan.begin, covered, rows, keys, items.data());
+    }
+  }
+  Array<int32_t> bag_of(made ? 0 : covered);
+  if (!made) {
+    const bool mean = table.pooling == Pooling::kMean;
+    if (mean) plan.bag_size = Array<int32_t>(bags);
+    int64_t count = 0, longest = 0;
+    for (int64_t b = 0; b < bags; ++b) {
+      const int64_t before = count;
+      for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i) {
+        const auto id = static_cast<int64_t>(indices[i]);
+        if (static_cast<uint64_t>(id) >= rows) return id_fault(table, t, i, id);
+        bag_of[i - plan.begin] = static_cast<int32_t>(b);
+        set(items[count], keys.key(id), i - plan.begin);
+        count += id != table.padding_idx;
+      }
+      longest = std::max(longest, count - before);
+      if (mean) plan.bag_size[b] = static_cast<int32_t>(count - before);
+    }
+    plan.lookups = count;
+    plan.one_per_bag = longest <= 1;
+  }
+  build_tree(table, keys, radix_sort(items.data(), spare.data(), plan.lookups, keys.bits()), plan);
+  if (!ones) {
+    plan.bag_of = Array<int32_t>(plan.lookups);
+    for (int64_t c = 0; c < plan.lookups; ++c) plan.bag_of[c] = bag_of[plan.lookup[c]];
+  }
   if (!plan.one_per_bag) {
     plan.row_of = Array<int32_t>(covered);
     std::fill_n(plan.row_of.data(), covered, -1);
-    for (int64_t c = 0; c < count; ++c) plan.row_of[plan.lookup[c]] = plan.row[c];
-  }
-
-  for (int k = top - 1; k >= 2; --k) {
-    Level& above = plan.levels[k + 1];
-    Level& below = plan.levels[k];
-    Array<int64_t> keys(above.nodes);
-    std::copy_n(above.parent_key.data(), above.nodes, keys.data());
-    build_level(table, k, keys, below);
-    above.parent = Array<int32_t>(above.nodes);
-    for (int64_t u = 0; u < below.nodes; ++u) {
-      for (int32_t c = below.child_start[u]; c < below.child_start[u + 1]; ++c) {
-        above.parent[below.child[c]] = static_cast<int32_t>(u);
+    for (int64_t r = 0; r < plan.rows; ++r) {
+      for (int32_t c = plan.row_start[r]; c < plan.row_start[r + 1]; ++c) {
+        plan.row_of[plan.lookup[c]] = static_cast<int32_t>(r);
       }
     }
   }
-  return fault;
+  return {};
 }
 
 template <typename Index, typename Offset>
@@ -190,11 +312,18 @@ Fault make_plan(const Arguments& args, int64_t t, const Tensor& indices, const T
                 TablePlan& plan) {
   const Table& table = args.tables[t];
   const Index* ids = indices.const_data_ptr<Index>();
-  const Offset* bounds = offsets.const_data_ptr<Offset>();
-  int64_t rows = 1;
-  for (int k = 0; k < table.d; ++k) rows *= table.n[k];
-  return rows <= UINT32_MAX ? make_plan<uint32_t, Index, Offset>(args, t, ids, bounds, plan)
-                            : make_plan<uint64_t, Index, Offset>(args, t, ids, bounds, plan);
+  const Offset* bounds = offsets.const_data_ptr<Offset>() + t * args.batch_size;
+  const int64_t bags = args.batch_size;
+  const bool ones = bags > 0 && bounds[0] >= 0 && (t > 0 || bounds[0] == 0) &&
+                    bounds[0] + bags <= args.num_indices && all_ones(bounds, bags);
+  if (!ones) {
+    const Fault fault = check_offsets(offsets.const_data_ptr<Offset>(), t, args);
+    if (fault.position >= 0) return fault;
+  }
+  const Keys keys(table);
+  return keys.bits() <= 32 && table.num_embeddings <= INT32_MAX
+             ? make_plan<Narrow>(table, keys, t, ids, bounds, bags, ones, plan)
+             : make_plan<Wide>(table, keys, t, ids, bounds, bags, ones, plan);
 }
 
 }  // namespace

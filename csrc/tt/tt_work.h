@@ -64,9 +64,7 @@ struct Work : Kept<T> {
   const Table* table = nullptr;
   const Kernels<T>* kernels = nullptr;
   const T* core[kMaxCores] = {};
-  Widened<T> widened[kMaxCores];      // bf16 and fp16 cores: what `core` points to
-  const char* narrow_core = nullptr;  // bf16 and fp16, without a plan: core 0, widened on the way
-  ScalarType narrow_type = ScalarType::BFloat16;
+  Widened<T> widened[kMaxCores];  // bf16 and fp16 cores: what `core` points to
   int64_t width[kMaxCores + 1] = {};  // of a node of level k: q_0 .. q_{k-1} r_k
   const T* weights = nullptr;         // per sample
   Array<T> factors;                   // [lookups] of the rows, in the plan's order; empty: 1
@@ -99,7 +97,7 @@ struct Work : Kept<T> {
     if (k == top()) {
       for (int64_t i = 0; i < p.rows; ++i) result[p.row_last[i]] = 1;
     } else if (k == 0 && top() > 1) {
-      for (int64_t u = 0; u < level(2).nodes; ++u) result[level(2).parent_key[u]] = 1;
+      for (int64_t u = 0; u < level(2).nodes; ++u) result[level(2).parent[u]] = 1;
     } else {
       for (int64_t g = 0; g < level(k + 1).groups; ++g) result[level(k + 1).group_index[g]] = 1;
     }
@@ -119,20 +117,15 @@ struct Work : Kept<T> {
     return group + 1 < level(k).groups ? slice(k, group + 1) : nullptr;
   }
 
-  TableRows table_rows(int64_t first_node) const {
+  TableRows table_rows() const {
     const int k = top();
-    return {this->plan->row_node.data(),
-            this->plan->row_last.data(),
-            first_node,
-            product_rows(k),
-            table->q[k],
-            table->r[k],
-            0};
+    return {level(k).child_start.data(), this->plan->row_last.data(), product_rows(k), table->q[k],
+            table->r[k]};
   }
 
   Lookups<T> lookups(int64_t columns, T factor) const {
-    return {this->plan->bag.data(),
-            this->plan->row.data(),
+    return {this->plan->row_start.data(),
+            this->plan->bag(),
             factors.size() ? factors.data() : nullptr,
             factor,
             this->plan->lookups,
@@ -148,7 +141,7 @@ struct Work : Kept<T> {
     factors = Array<T>(p.lookups);
     for (int64_t c = 0; c < p.lookups; ++c) {
       factors[c] = scale * (weights ? weights[p.begin + p.lookup[c]]
-                                    : T(1) / static_cast<T>(p.bag_size[p.bag[c]]));
+                                    : T(1) / static_cast<T>(p.bag_size[p.bag()[c]]));
     }
   }
 };
@@ -164,10 +157,9 @@ struct Call {
   const Arguments& args;
   std::vector<Work<T>> work;
 
-  // Plans the batch, or takes over what its forward pass kept. Tables that need no plan for what is
-  // to come get none: those of two cores, unless `plan_all`.
+  // Plans the batch, or takes over what its forward pass kept.
   Call(const Arguments& arguments, const Tensor& indices, const Tensor& offsets,
-       const std::vector<Tensor>& cores, const std::optional<Tensor>& weights, bool plan_all,
+       const std::vector<Tensor>& cores, const std::optional<Tensor>& weights,
        const std::vector<Kept<T>>* kept = nullptr)
       : args(arguments), work(arguments.size()) {
     for (int64_t t = 0; t < args.size(); ++t) {
@@ -184,7 +176,7 @@ struct Call {
       w.kernels = &kernels<T>(divisor);
       if (kept) static_cast<Kept<T>&>(w) = (*kept)[t];
     }
-    if (!kept) make_plans(indices, offsets, plan_all);
+    if (!kept) make_plans(indices, offsets);
     if (is_reduced(cores[0].scalar_type())) widen_cores(cores);
     if (weights) {
       for (Work<T>& w : work) w.weights = weights->template const_data_ptr<T>();
@@ -203,7 +195,7 @@ struct Call {
     for (int64_t t = 0; t < args.size(); ++t) {
       Work<T>& w = work[t];
       const int k = w.top() - k_from_top;
-      if (!w.plan || k < (k_from_top > 0 ? 2 : 1)) continue;
+      if (k < (k_from_top > 0 ? 2 : 1)) continue;
       const Level& level = w.level(k);
       const int64_t cost = k_from_top > 0 ? level.nodes : w.plan->rows;
       const int64_t parts =
@@ -232,14 +224,7 @@ struct Call {
         if (k > w.top()) return;
         const Tensor& core = cores[w.table->first_core + k];
         Widened<T>& wide = w.widened[k];
-        if (!w.plan && k == 0) {
-          w.narrow_core = static_cast<const char*>(core.const_data_ptr());
-          w.narrow_type = core.scalar_type();
-          return;
-        }
-        // The slices to widen are those of the plan.
-        wide = {Array<T>(w.core_size(k)),
-                w.plan ? w.used_slices(k) : std::vector<char>(w.table->n[k], 1)};
+        wide = {Array<T>(w.core_size(k)), w.used_slices(k)};
         for (int64_t slice = 0; slice < w.table->n[k]; ++slice) {
           if (!wide.used[slice]) continue;
           widen_slice(core, slice, w.core_slice(k), wide.core.data());
@@ -249,15 +234,9 @@ struct Call {
     }
   }
 
-  void make_plans(const Tensor& indices, const Tensor& offsets, bool plan_all) {
+  void make_plans(const Tensor& indices, const Tensor& offsets) {
     std::vector<Fault> faults(args.size());
     for_each_task(args.size(), [&](int64_t t) {
-      if (args.tables[t].d == 2 && !plan_all) {
-        faults[t] = offsets.scalar_type() == ScalarType::Int
-                        ? check_offsets(offsets.const_data_ptr<int32_t>(), t, args)
-                        : check_offsets(offsets.const_data_ptr<int64_t>(), t, args);
-        return;
-      }
       auto plan = std::make_shared<TablePlan>();
       faults[t] = make_plan(args, t, indices, offsets, *plan);
       work[t].plan = std::move(plan);
@@ -281,8 +260,8 @@ struct BlockRows {
     const Level& level = w.level(k);
     int64_t row = 0;
     for (int64_t u = begin; u < end; ++u) {
-      const T* parent = k == 2 ? w.core[0] + level.parent_key[u] * w.width[1]
-                               : w.products[k - 1]->data() + level.parent[u] * w.width[k - 1];
+      const T* parents_of = k == 2 ? w.core[0] : w.products[k - 1]->data();
+      const T* parent = parents_of + level.parent[u] * w.width[k - 1];
       for (int64_t i = 0; i < m; ++i, ++row) {
         parents[row] = parent + i * r;
         products[row] = first_product + row * n;
