@@ -12,6 +12,7 @@
 namespace recsys_opt::tt {
 namespace {
 
+constexpr int64_t kMostParts = 8;     // of a level that sum by themselves
 constexpr int64_t kFinishPieces = 4;  // of a table's last work
 
 template <typename T>
@@ -32,13 +33,10 @@ struct BackwardScratch {
         products(w.block_nodes(k) * w.width[k]),
         grads(w.block_nodes(k) * w.width[k]),
         transposed(k >= 2 ? w.core_slice(k - 1) : 0),
+        table_rows(w.grad_weights ? kTableRows * w.table->dim : 0),
+        grad_rows(kTableRows * w.table->dim),
         grad_slice(w.updates() && !w.adds() ? w.core_slice(k - 1) : 0),
         packed(again(w, k) && (w.adds() || w.kernels->pack) ? w.core_slice(k - 1) : 0) {}
-
-  static T* rows_memory(Array<T>& memory, int64_t size) {
-    if (memory.size() < size) memory = Array<T>(2 * size);
-    return memory.data();
-  }
 
   static bool again(const Work<T>& w, int k) { return k > 1 && k == w.top() && !w.products[k]; }
 
@@ -77,17 +75,20 @@ T* part_sums(Work<T>& w, int core, int64_t part) {
 // Points to the rows of the gradients of nodes [begin, end) of level k >= 2, and to where the rows
 // of their parents' gradients go: at level 2 they are added to core 0's sums, of this part.
 template <typename T>
-void point_gradients(Work<T>& w, int k, int64_t begin, int64_t end, int64_t part,
-                     BackwardScratch<T>& scratch) {
+__attribute__((noinline)) void point_gradients(Work<T>& w, int k, int64_t begin, int64_t end,
+                                               int64_t part, BackwardScratch<T>& scratch) {
   const int64_t m = w.product_rows(k - 1), r = w.table->r[k - 1], n = w.width[k] / m;
-  T* first_core = k == 2 ? part_sums(w, 0, part) : nullptr;
-  int64_t row = 0;
+  const int64_t width = w.width[k - 1];
+  T* all = k == 2 ? part_sums(w, 0, part) : w.grad_parents[k].data();
+  const int32_t* parent_of = w.level(k).parent.data();
+  T** parent_row = scratch.grad_parents.data();
+  const T** product_row = scratch.grad_products.data();
+  const T* product = scratch.grads.data();
   for (int64_t u = begin; u < end; ++u) {
-    T* parent = k == 2 ? first_core + w.level(k).parent[u] * w.width[1]
-                       : w.grad_parents[k].data() + u * w.width[k - 1];
-    for (int64_t i = 0; i < m; ++i, ++row) {
-      scratch.grad_parents[row] = parent + i * r;
-      scratch.grad_products[row] = scratch.grads.data() + row * n;
+    T* parent = all + (k == 2 ? parent_of[u] : u) * width;
+    for (int64_t i = 0; i < m; ++i, parent += r, product += n) {
+      *parent_row++ = parent;
+      *product_row++ = product;
     }
   }
 }
@@ -107,20 +108,19 @@ void multiply_block_backward(const Work<T>& w, int k, int64_t group, int64_t cou
 // The transposes of the q matrices of a slice, below each other: [q r', r].
 template <typename T>
 void transpose_slice(const Work<T>& w, int k, int64_t group, T* out) {
-  w.kernels->pack_transposed(w.slice(k, group), w.table->q[k - 1], w.table->r[k - 1],
-                             w.table->r[k], out);
+  w.kernels->pack_transposed(w.slice(k, group), w.table->q[k - 1], w.table->r[k - 1], w.table->r[k],
+                             out);
 }
 
-// The gradients of the per-sample weights of rows [begin, end).
+// The gradients of the per-sample weights of lookups [begin, end), from their rows.
 template <typename T>
-void weight_gradients(Work<T>& w, int64_t begin, int64_t end, const T* rows, const T* grad_out,
-                      int64_t columns) {
+void weight_gradients(Work<T>& w, int64_t begin, int64_t end, int64_t first_row, const T* rows,
+                      const T* grad_out, int64_t columns) {
   const TablePlan& plan = *w.plan;
-  for (int64_t row = begin; row < end; ++row, rows += w.table->dim) {
-    for (int32_t c = plan.row_start[row]; c < plan.row_start[row + 1]; ++c) {
-      w.grad_weights[plan.begin + plan.lookup[c]] = w.kernels->dot(
-          grad_out + plan.bag()[c] * columns + w.table->column, rows, w.table->dim);
-    }
+  for (int64_t c = begin; c < end; ++c) {
+    w.grad_weights[plan.begin + plan.lookup[c]] =
+        w.kernels->dot(grad_out + plan.bag()[c] * columns + w.table->column,
+                       rows + (plan.row[c] - first_row) * w.table->dim, w.table->dim);
   }
 }
 
@@ -130,26 +130,20 @@ template <typename T>
 void backward_rows(Work<T>& w, int64_t begin, int64_t end, const T* products, const T* grad_out,
                    int64_t columns, T* grads, T* grad_last, BackwardScratch<T>& scratch) {
   const int top = w.top();
-  const int32_t* starts = w.level(top).child_start.data();
-  const TableRows rows = w.table_rows();
+  const int32_t* starts = w.plan->row_start.data();
+  const TableRows rows = w.table_rows(begin);
   const Lookups<T> lookups = w.lookups(columns, w.adds() ? -w.update[0].rule->lr : T(1));
-  const int64_t width = w.width[top], dim = w.table->dim;
-  // Whole nodes at a time, of about kTableRows rows; those of a node may be more.
-  while (begin < end) {
-    int64_t next = begin + 1;
-    while (next < end && starts[next + 1] - starts[begin] <= kTableRows) ++next;
-    const int64_t count = starts[next] - starts[begin];
-    T* grad_rows = scratch.rows_memory(scratch.grad_rows, count * dim);
-    w.kernels->gather(lookups, starts[begin], starts[next], grad_out + w.table->column, grad_rows);
-    w.kernels->rows_backward(rows, begin, next, products, w.core[top], grad_rows, grads, grad_last);
-    if (w.grad_weights) {
-      T* table_rows = scratch.rows_memory(scratch.table_rows, count * dim);
-      w.kernels->rows_forward(rows, begin, next, products, w.core[top], table_rows);
-      weight_gradients(w, starts[begin], starts[next], table_rows, grad_out, columns);
-    }
-    products += (next - begin) * width;
-    grads += (next - begin) * width;
-    begin = next;
+  std::fill_n(grads, (end - begin) * w.width[top], T(0));
+  const int64_t until = w.level(top).child_start[end];
+  for (int64_t i = w.level(top).child_start[begin]; i < until; i += kTableRows) {
+    const int64_t next = std::min(i + kTableRows, until);
+    w.kernels->gather(lookups, starts[i], starts[next], i, next - i, grad_out + w.table->column,
+                      scratch.grad_rows.data());
+    w.kernels->rows_backward(rows, i, next, products, w.last_core_backward(),
+                             scratch.grad_rows.data(), grads, grad_last);
+    if (!w.grad_weights) continue;
+    w.kernels->rows_forward(rows, i, next, products, w.last_core(), scratch.table_rows.data());
+    weight_gradients(w, starts[i], starts[next], i, scratch.table_rows.data(), grad_out, columns);
   }
 }
 
@@ -281,16 +275,18 @@ void run_backward(Call<T>& call, const T* grad_out) {
   // that.
   const auto most_parts = [](const Work<T>& w) {
     const int top = w.top();
-    const int64_t first = top == 2 ? w.level(2).nodes / w.table->n[0] : 16;
-    return std::min<int64_t>({16, w.plan->rows / w.table->n[top], first});
+    const int64_t first = top == 2 ? w.level(2).nodes / w.table->n[0] : 8 * kMostParts;
+    return std::min(kMostParts, std::min(w.plan->rows / w.table->n[top], first) / 8);
   };
   const auto most_inner_parts = [](const Work<T>& w) {
-    return std::min<int64_t>(16, w.level(2).nodes / w.table->n[0]);
+    return std::min(kMostParts, w.level(2).nodes / w.table->n[0] / 8);
   };
   const std::vector<Chunk> chunks = call.chunks(0, most_parts);
   const std::vector<Chunk> inner = call.chunks(1, most_inner_parts);
   for (Work<T>& w : call.work) {
     const int top = w.top();
+    w.pack_last_core_backward();
+    if (w.grad_weights) w.pack_last_core();
     w.set_factors(w.adds() ? -w.update[0].rule->lr : T(1));
     if (top == 3) w.grad_parents[top] = Array<T>(w.level(top).nodes * w.width[top - 1]);
     prepare_sums(w, top, w.parts[top]);

@@ -11,9 +11,6 @@ namespace recsys_opt::tt {
 namespace {
 
 constexpr int64_t kBagsPerTask = 512;  // of pooling
-// Products of a table's top level that are kept for the backward pass: more of them would come back
-// from memory no faster than they are multiplied.
-constexpr int64_t kKeptProductBytes = int64_t{1} << 25;
 
 template <typename T>
 void forward_chunk(Work<T>& w, const Chunk& chunk, T* out, int64_t columns) {
@@ -21,10 +18,9 @@ void forward_chunk(Work<T>& w, const Chunk& chunk, T* out, int64_t columns) {
   const int top = w.top();
   const Level& level = w.level(top);
   const int64_t width = w.width[top], dim = w.table->dim;
-  const TableRows table_rows = w.table_rows();
   const Lookups<T> lookups = w.lookups(columns, T(1));
   BlockRows<T> rows(w, top);
-  Array<T> products(w.block_nodes(top) * width);
+  Array<T> products(w.block_nodes(top) * width), some(kTableRows * dim);
   Array<T> packed(packed_size(w, top));
   const T* slice = nullptr;
   for_each_block(w, top, chunk, [&](int64_t g, int64_t begin, int64_t end) {
@@ -35,12 +31,15 @@ void forward_chunk(Work<T>& w, const Chunk& chunk, T* out, int64_t columns) {
       multiply_block(w, top, g, slice, rows, rows.point(w, top, begin, end, target));
       block = target;
     }
-    if (plan.one_per_bag) {
-      w.kernels->bags_forward(table_rows, lookups, begin, end, block, w.core[top],
-                              out + w.table->column);
-    } else {
-      w.kernels->rows_forward(table_rows, begin, end, block, w.core[top],
-                              w.rows.data() + level.child_start[begin] * dim);
+    const TableRows table_rows = w.table_rows(begin);
+    const int64_t until = level.child_start[end];
+    for (int64_t i = level.child_start[begin]; i < until; i += kTableRows) {
+      const int64_t next = std::min(i + kTableRows, until);
+      T* values = plan.one_per_bag ? some.data() : w.rows.data() + i * dim;
+      w.kernels->rows_forward(table_rows, i, next, block, w.last_core(), values);
+      if (!plan.one_per_bag) continue;
+      w.kernels->scatter(lookups, plan.row_start[i], plan.row_start[next], i, values,
+                         out + w.table->column);
     }
   });
 }
@@ -74,9 +73,11 @@ void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets
   T* out = output.mutable_data_ptr<T>();
   multiply_inner_levels(call);
   for (Work<T>& w : call.work) {
+    w.pack_last_core();
     const int top = w.top();
     const int64_t size = w.level(top).nodes * w.width[top];
-    if (kept && top > 1 && size * static_cast<int64_t>(sizeof(T)) <= kKeptProductBytes) {
+    if (kept && top > 1 &&
+        size * static_cast<int64_t>(sizeof(T)) <= w.kernels->kept_product_bytes) {
       w.products[top] = std::make_shared<Array<T>>(size);
     }
     if (w.plan->one_per_bag) w.set_factors(T(1));

@@ -5,19 +5,20 @@
 
 namespace recsys_opt::tt {
 
-// Distinct rows of a batch, as its plan numbers them (tt_plan.h), by their prefixes.
+// Distinct rows of a batch, as its plan numbers them (tt_plan.h).
 struct TableRows {
-  const int32_t* start;  // [nodes + 1] where a node's rows begin
-  const int32_t* last;   // [rows] i_{d-1}
-  int64_t m, q, r;       // a row is [m, r] . [r, q]
+  const int32_t* node;  // [rows] the prefix's number; rows of a node lie side by side
+  const int32_t* last;  // [rows] i_{d-1}
+  int64_t first_node;   // whose product comes first in `products`
+  int64_t m, q, r;      // a row is [m, r] . [r, q]
 };
 
-// The lookups of a batch, by row, and the bags they are of.
+// The lookups of a batch, by row.
 template <typename T>
 struct Lookups {
-  const int32_t* start;  // [rows + 1] where a row's lookups begin
-  const int32_t* bag;    // [count]
-  const T* factors;      // [count]; nullptr: all are `factor`
+  const int32_t* bag;
+  const int32_t* row;
+  const T* factors;  // [count]; nullptr: all are `factor`
   T factor;
   int64_t count;
   int64_t dim, columns;  // of a row; from one bag to the next
@@ -26,6 +27,10 @@ struct Lookups {
 template <typename T>
 struct Kernels {
   int64_t lanes;  // every rank between cores is a multiple of it
+
+  // Products of a table's top level that are kept for the backward pass: more of them would come
+  // back from memory no faster than they are multiplied.
+  int64_t kept_product_bytes;
 
   // q matrices [k, n] in the form that `product` takes, of at most q k n numbers; nullptr: it takes
   // them as they are.
@@ -44,28 +49,31 @@ struct Kernels {
   void (*outer_product)(const T* const* a, const T* const* b, int64_t rows, T* slice, int64_t q,
                         int64_t k, int64_t n, bool accumulate);
 
-  // The last core [n, q, r] in the form that the row kernels take; nullptr: they take it as it is.
+  // The last core [n, q, r] in the forms that rows_forward and rows_backward take; nullptr: they
+  // take it as it is.
   void (*pack_last)(const T* core, int64_t n, int64_t q, int64_t r, T* packed);
+  void (*pack_last_backward)(const T* core, int64_t n, int64_t q, int64_t r, T* packed);
 
-  // The rows of nodes [begin, end), with x = products[node - begin] [m, r] and
-  // y = core[rows.last[row]] [q, r]: x . y^T, [m, q]. The first is out[0].
+  // For rows i of [begin, end) with x = products[rows.node[i] - rows.first_node] [m, r] and
+  // y = core[rows.last[i]] [q, r]:  out[i - begin] = x . y^T, [m, q]. How many rows a node and how
+  // many lookups a row has no branch could foresee: this and what follows are loops without.
   void (*rows_forward)(const TableRows& rows, int64_t begin, int64_t end, const T* products,
                        const T* core, T* out);
 
-  // The same, with out[bag] = factor times the row, for every lookup of each row.
-  void (*bags_forward)(const TableRows& rows, const Lookups<T>& lookups, int64_t begin, int64_t end,
-                       const T* products, const T* core, T* out);
-
-  // For the same rows, from g = their gradients [m, q], of which grad_rows[0] is the first:
-  //   grad_products[node - begin]  = the sum over the node's rows of g . y
-  //   grad_core[rows.last[row]]   += g^T . x
+  // The same rows, from g = grad_rows[i - begin] [m, q]:
+  //   grad_products[rows.node[i] - rows.first_node] += g . y
+  //   grad_core[rows.last[i]]                       += g^T . x
   void (*rows_backward)(const TableRows& rows, int64_t begin, int64_t end, const T* products,
                         const T* core, const T* grad_rows, T* grad_products, T* grad_core);
 
-  // grad_rows[row - begin] = the sum of factor times grad_out[bag] over the row's lookups, for rows
-  // [begin, end).
-  void (*gather)(const Lookups<T>& lookups, int64_t begin, int64_t end, const T* grad_out,
-                 T* grad_rows);
+  // out[bags.bag[c]] = factor(c) rows[bags.row[c] - first_row], for lookups c of [begin, end).
+  void (*scatter)(const Lookups<T>& lookups, int64_t begin, int64_t end, int64_t first_row,
+                  const T* rows, T* out);
+
+  // rows[row - first_row] = the sum of factor(c) grad_out[bags.bag[c]] over the row's lookups c,
+  // for the `count` rows whose lookups are [begin, end).
+  void (*gather)(const Lookups<T>& lookups, int64_t begin, int64_t end, int64_t first_row,
+                 int64_t count, const T* grad_out, T* rows);
 
   // y[n] += weight * x[n]
   void (*axpy)(T weight, const T* x, T* y, int64_t n);
@@ -77,9 +85,10 @@ struct Kernels {
 // Instruction sets, narrowest first.
 enum class Isa : int64_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
 
-// The kernels for ranks that are all multiples of `ranks_divisor`.
+// The kernels for a table whose ranks are all multiples of `ranks_divisor` and whose rows are
+// [m, r] . [r, q].
 template <typename T>
-const Kernels<T>& kernels(int64_t ranks_divisor);
+const Kernels<T>& kernels(int64_t ranks_divisor, int64_t m, int64_t q, int64_t r);
 
 // Lets the calls to come use no wider instruction set; returns the widest of those that the machine
 // has.
@@ -97,6 +106,7 @@ template <typename T>
 const Kernels<T>* avx2_kernels(int64_t ranks_divisor);
 template <typename T>
 const Kernels<T>* portable_kernels(int64_t ranks_divisor);
-const Kernels<float>* avx512bf16_kernels(int64_t ranks_divisor);
+// For rows [m, r] . [r, q].
+const Kernels<float>* avx512bf16_kernels(int64_t ranks_divisor, int64_t m, int64_t q, int64_t r);
 
 }  // namespace recsys_opt::tt

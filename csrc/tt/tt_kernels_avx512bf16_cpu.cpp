@@ -1,5 +1,5 @@
-// Products of bf16 operands with fp32 sums: two steps of a sum at once (VDPBF16PS). Operands are rounded on the
-// way into a product, to the nearest; everything between products is fp32.
+// Products of bf16 operands with fp32 sums: two steps of a sum at once (VDPBF16PS). Operands are
+// rounded on the way into a product, to the nearest; everything between products is fp32.
 #include "tt_kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -15,7 +15,7 @@ constexpr int kRows = 6, kVectors = 4;
 
 #define TT_INLINE inline __attribute__((always_inline))
 
-constexpr int64_t kPairs = 128;     // steps of two that a block's left operand is rounded for at once
+constexpr int64_t kPairs = 128;  // steps of two that a block's left operand is rounded for at once
 constexpr int64_t kOuterPairs = 20;  // pairs of rows of an outer product that are rounded at once
 
 using Lane = uint32_t;  // two bf16 numbers: the earlier one below
@@ -27,9 +27,9 @@ TT_INLINE __m512i rounded(__m512 first, __m512 second) {
 TT_INLINE __m512i interleaved(const float* first, const float* second) {
   constexpr auto at = [](int l) { return static_cast<short>(l / 2 + (l % 2) * 16); };
   const __m512i order = _mm512_set_epi16(
-      at(31), at(30), at(29), at(28), at(27), at(26), at(25), at(24), at(23), at(22), at(21), at(20),
-      at(19), at(18), at(17), at(16), at(15), at(14), at(13), at(12), at(11), at(10), at(9), at(8),
-      at(7), at(6), at(5), at(4), at(3), at(2), at(1), at(0));
+      at(31), at(30), at(29), at(28), at(27), at(26), at(25), at(24), at(23), at(22), at(21),
+      at(20), at(19), at(18), at(17), at(16), at(15), at(14), at(13), at(12), at(11), at(10), at(9),
+      at(8), at(7), at(6), at(5), at(4), at(3), at(2), at(1), at(0));
   return _mm512_permutexvar_epi16(order, rounded(_mm512_loadu_ps(first), _mm512_loadu_ps(second)));
 }
 TT_INLINE __m512 add_products(__m512 sum, __m512i a, __m512i b) {
@@ -40,7 +40,8 @@ TT_INLINE __m512 add_products(__m512 sum, __m512i a, __m512i b) {
 TT_INLINE void round_row(const float* from, int64_t n, Lane* to) {
   int64_t i = 0;
   for (; i + 32 <= n; i += 32)
-    _mm512_storeu_si512(to + i / 2, rounded(_mm512_loadu_ps(from + i), _mm512_loadu_ps(from + i + 16)));
+    _mm512_storeu_si512(to + i / 2,
+                        rounded(_mm512_loadu_ps(from + i), _mm512_loadu_ps(from + i + 16)));
   if (i < n)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i / 2),
                         reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i))));
@@ -58,7 +59,8 @@ void pack(const float* slice, int64_t q, int64_t k, int64_t n, float* packed) {
 
 // packed[q n / 2][k] = the transposes of q matrices [k, n] below each other, packed.
 template <int W>
-TT_INLINE void pack_transposed_by(const float* slice, int64_t q, int64_t k, int64_t n, float* packed) {
+TT_INLINE void pack_transposed_by(const float* slice, int64_t q, int64_t k, int64_t n,
+                                  float* packed) {
   using V = Vector<float, W>;
   for (int64_t j = 0; j < q; ++j, slice += k * n)
     for (int64_t c = 0; c < n; c += 2 * W, packed += W * k)
@@ -83,8 +85,9 @@ void pack_transposed(const float* slice, int64_t q, int64_t k, int64_t n, float*
   pack_transposed_by<8>(slice, q, k, n, packed);
 }
 
-// A block of MR rows by NV vectors of c (+)= a . b over `pairs` steps of two. b: [pairs][columns], from the block's
-// first column on. Asks for two lines of `next` with each vector of b; nullptr: for nothing.
+// A block of MR rows by NV vectors of c (+)= a . b over `pairs` steps of two. b: [pairs][columns],
+// from the block's first column on. Asks for two lines of `next` with each vector of b; nullptr:
+// for nothing.
 template <int MR, int NV>
 TT_INLINE void bf16_block(const Lane (*a)[kPairs], const float* b, int64_t pairs, int64_t columns,
                           float* const* c, bool accumulate, const float* next) {
@@ -151,8 +154,8 @@ TT_INLINE void bf16_rows(int64_t rows, const Lane (*a)[kPairs], const float* b, 
   }
 }
 
-void bf16_product(const float* const* a, int64_t rows, const float* packed, int64_t q, int64_t k, int64_t n,
-                  float* const* c, bool accumulate, const float* next) {
+void bf16_product(const float* const* a, int64_t rows, const float* packed, int64_t q, int64_t k,
+                  int64_t n, float* const* c, bool accumulate, const float* next) {
   const int64_t columns = q * n;
   Lane left[kRows][kPairs];
   for (int64_t blocks = (rows + kRows - 1) / kRows; blocks > 0; --blocks) {
@@ -160,8 +163,8 @@ void bf16_product(const float* const* a, int64_t rows, const float* packed, int6
     for (int64_t p = 0; p < k; p += 2 * kPairs) {
       const int64_t steps = k - p < 2 * kPairs ? k - p : 2 * kPairs;
       for (int64_t i = 0; i < count; ++i) round_row(a[i] + p, steps, left[i]);
-      bf16_rows<kRows>(count, left, packed + p / 2 * columns, steps / 2, columns, c, accumulate || p > 0,
-                       p == 0 ? next : nullptr);
+      bf16_rows<kRows>(count, left, packed + p / 2 * columns, steps / 2, columns, c,
+                       accumulate || p > 0, p == 0 ? next : nullptr);
     }
     a += count;
     c += count;
@@ -170,11 +173,11 @@ void bf16_product(const float* const* a, int64_t rows, const float* packed, int6
   }
 }
 
-// A block of MR rows by NV vectors of a slice (+)= a^T . b over pairs of rows. a: [pairs][kPairs] from the block's first
-// row on, b: [pairs][64].
+// A block of MR rows by NV vectors of a slice (+)= a^T . b over pairs of rows. a: [pairs][kPairs]
+// from the block's first row on, b: [pairs][64].
 template <int MR, int NV>
-TT_INLINE void bf16_outer_block(const Lane* a, const Lane* b, int64_t pairs, float* const* c, int64_t n,
-                                bool accumulate) {
+TT_INLINE void bf16_outer_block(const Lane* a, const Lane* b, int64_t pairs, float* const* c,
+                                int64_t n, bool accumulate) {
   __m512 sum[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
@@ -199,8 +202,8 @@ TT_INLINE void bf16_outer_block(const Lane* a, const Lane* b, int64_t pairs, flo
 }
 
 // Rows [0, count) of a and of b, interleaved in pairs; an odd last row is paired with zeros.
-TT_INLINE void interleave_rows(const float* const* rows, int64_t count, int64_t from, int64_t columns,
-                               int64_t stride, Lane* to) {
+TT_INLINE void interleave_rows(const float* const* rows, int64_t count, int64_t from,
+                               int64_t columns, int64_t stride, Lane* to) {
   alignas(64) static const float kZeros[16] = {};
   for (int64_t p = 0; p < count; p += 2, to += stride)
     for (int64_t i = 0; i < columns; i += 16)
@@ -209,9 +212,9 @@ TT_INLINE void interleave_rows(const float* const* rows, int64_t count, int64_t 
 }
 
 template <int NV>
-TT_INLINE void bf16_outer_columns(const Lane* a, int64_t rows_of_slice, const float* const* b, int64_t count,
-                                  float* slice, int64_t k, int64_t n, int64_t v, int64_t first_row,
-                                  bool accumulate) {
+TT_INLINE void bf16_outer_columns(const Lane* a, int64_t rows_of_slice, const float* const* b,
+                                  int64_t count, float* slice, int64_t k, int64_t n, int64_t v,
+                                  int64_t first_row, bool accumulate) {
   Lane right[kOuterPairs * 64];
   interleave_rows(b, count, 16 * v, 16 * NV, 64, right);
   float* c[NV];
@@ -227,8 +230,8 @@ TT_INLINE void bf16_outer_columns(const Lane* a, int64_t rows_of_slice, const fl
   }
 }
 
-void bf16_outer_product(const float* const* a, const float* const* b, int64_t rows, float* slice, int64_t q,
-                        int64_t k, int64_t n, bool accumulate) {
+void bf16_outer_product(const float* const* a, const float* const* b, int64_t rows, float* slice,
+                        int64_t q, int64_t k, int64_t n, bool accumulate) {
   const int64_t vectors = q * n / 16;
   Lane left[kOuterPairs * kPairs];
   for (int64_t r = 0; r < rows; r += 2 * kOuterPairs) {
@@ -246,32 +249,242 @@ void bf16_outer_product(const float* const* a, const float* const* b, int64_t ro
     }
   }
 }
+// The last product, of rows of 16 G numbers from last cores of Q = 4, 8 or 16 columns: 16 / Q rows
+// of x by Q columns are one vector of sums. y is packed as [n][r / 2][Q] lanes.
+
+// to[r / 2][q] lanes = x[q][r], for each of n slices.
+void pack_last(const float* core, int64_t n, int64_t q, int64_t r, float* packed) {
+  auto* to = reinterpret_cast<Lane*>(packed);
+  Lane row[16];
+  for (int64_t i = 0; i < n; ++i, core += q * r, to += q * r / 2)
+    for (int64_t j = 0; j < q; ++j)
+      for (int64_t p = 0; p < r; p += 16) {
+        round_row(core + j * r + p, 16, row);
+        for (int64_t l = 0; l < 8; ++l) to[(p / 2 + l) * q + j] = row[l];
+      }
+}
+
+template <int Q>
+TT_INLINE __m512i repeated(const Lane* y) {
+  if constexpr (Q == 4)
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(y)));
+  else if constexpr (Q == 8)
+    return _mm512_broadcast_i32x8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(y)));
+  else
+    return _mm512_loadu_si512(y);
+}
+
+// The steps [0, 16) of 16 / Q rows of x, from numbers [0, 32) of each, `r` apart: spread[s] has the
+// step `step<Q>(s)` of row l / Q in lane l.
+template <int Q>
+constexpr int step(int s) {
+  return Q == 4 ? s % 4 * 4 + s / 4 : s;
+}
+template <int Q>
+TT_INLINE void spread(const float* x, int64_t r, __m512i* to) {
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  __m512i row[16 / Q];
+#pragma GCC unroll 4
+  for (int i = 0; i < 16 / Q; ++i)
+    row[i] = rounded(_mm512_loadu_ps(x + i * r), _mm512_loadu_ps(x + i * r + 16));
+  if constexpr (Q == 4) {
+    const __m512i a = _mm512_unpacklo_epi32(row[0], row[1]),
+                  b = _mm512_unpackhi_epi32(row[0], row[1]);
+    const __m512i c = _mm512_unpacklo_epi32(row[2], row[3]),
+                  d = _mm512_unpackhi_epi32(row[2], row[3]);
+    // Steps s, s + 4, s + 8 and s + 12 of the four rows.
+    const __m512i steps[4] = {_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c),
+                              _mm512_unpacklo_epi64(b, d), _mm512_unpackhi_epi64(b, d)};
+    const __m512i quarter = _mm512_srli_epi32(lane, 2);
+#pragma GCC unroll 16
+    for (int s = 0; s < 16; ++s)
+      to[s] = _mm512_permutexvar_epi32(_mm512_add_epi32(quarter, _mm512_set1_epi32(s % 4 * 4)),
+                                       steps[s / 4]);
+  } else if constexpr (Q == 8) {
+    const __m512i second = _mm512_slli_epi32(_mm512_srli_epi32(lane, 3), 4);  // 16: of the other
+#pragma GCC unroll 16
+    for (int s = 0; s < 16; ++s)
+      to[s] =
+          _mm512_permutex2var_epi32(row[0], _mm512_add_epi32(second, _mm512_set1_epi32(s)), row[1]);
+  } else {
+#pragma GCC unroll 16
+    for (int s = 0; s < 16; ++s) to[s] = _mm512_permutexvar_epi32(_mm512_set1_epi32(s), row[0]);
+  }
+}
+
+template <int Q>
+void bf16_rows_forward_as(const TableRows& rows, int64_t begin, int64_t end, const float* products,
+                          const Lane* core, float* out) {
+  const int64_t m = rows.m, r = rows.r;
+  for (int64_t i = begin; i < end; ++i) {
+    const float* x = products + (rows.node[i] - rows.first_node) * (m * r);
+    const Lane* y = core + rows.last[i] * (Q * r / 2);
+    for (int64_t g = 0; g < m; g += 16 / Q, x += 16 / Q * r, out += 16) {
+      __m512 even = _mm512_setzero_ps(), odd = even;
+      for (int64_t p = 0; p < r; p += 32) {
+        __m512i spread_x[16];
+        spread<Q>(x + p, r, spread_x);
+        const Lane* steps = y + p / 2 * Q;
+#pragma GCC unroll 8
+        for (int s = 0; s < 16; s += 2) {
+          even = add_products(even, spread_x[s], repeated<Q>(steps + step<Q>(s) * Q));
+          odd = add_products(odd, spread_x[s + 1], repeated<Q>(steps + step<Q>(s + 1) * Q));
+        }
+      }
+      _mm512_storeu_ps(out, even + odd);
+    }
+  }
+}
+
+void bf16_rows_forward(const TableRows& rows, int64_t begin, int64_t end, const float* products,
+                       const float* core, float* out) {
+  const auto* y = reinterpret_cast<const Lane*>(core);
+  if (rows.q == 4) return bf16_rows_forward_as<4>(rows, begin, end, products, y, out);
+  if (rows.q == 8) return bf16_rows_forward_as<8>(rows, begin, end, products, y, out);
+  bf16_rows_forward_as<16>(rows, begin, end, products, y, out);
+}
+
+// The gradients of the same products. y is packed as [n][Q / 2][r] lanes, pairs of its columns.
+
+constexpr int64_t kMostColumns = 256;  // of a row of the table
+
+// to[n][q / 2][r] = pack of every slice.
+void pack_last_backward(const float* core, int64_t n, int64_t q, int64_t r, float* packed) {
+  for (int64_t i = 0; i < n; ++i) pack(core + i * q * r, 1, q, r, packed + i * q * r / 2);
+}
+
+// pairs[m / 2][Q] lanes: rows 2 i and 2 i + 1 of g [m, Q], interleaved.
+template <int Q>
+TT_INLINE void pair_rows(const float* g, int64_t m, Lane* pairs) {
+  if constexpr (Q == 16) {
+    for (int64_t i = 0; i < m; i += 2)
+      _mm512_storeu_si512(pairs + 8 * i, interleaved(g + 16 * i, g + 16 * i + 16));
+  } else {
+    const __m256i order =
+        Q == 4 ? _mm256_set_epi16(15, 11, 14, 10, 13, 9, 12, 8, 7, 3, 6, 2, 5, 1, 4, 0)
+               : _mm256_set_epi16(15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0);
+    for (int64_t i = 0; i < m * Q; i += 16) {
+      const auto row = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(g + i)));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(pairs + i / 2),
+                          _mm256_permutexvar_epi16(order, row));
+    }
+  }
+}
+
+// Rows [0, M) of x, M even: their part of grad_y, and their gradients. by_columns: g in pairs of
+// columns [M][Q / 2], by_rows: in pairs of rows [M / 2][Q].
+template <int Q, int M>
+TT_INLINE void bf16_row_backward(const float* x, const Lane* y, const Lane* by_columns,
+                                 const Lane* by_rows, int64_t r, float* grad_x, float* grad_y) {
+  for (int64_t v = 0; v < r; v += 16) {
+    __m512 sum[M];
+#pragma GCC unroll 8
+    for (int l = 0; l < M; ++l) sum[l] = _mm512_loadu_ps(grad_x + l * r + v);
+#pragma GCC unroll 8
+    for (int j = 0; j < Q / 2; ++j) {
+      const __m512i pair = _mm512_loadu_si512(y + j * r + v);
+#pragma GCC unroll 8
+      for (int l = 0; l < M; ++l)
+        sum[l] = add_products(
+            sum[l], _mm512_set1_epi32(static_cast<int>(by_columns[l * (Q / 2) + j])), pair);
+    }
+#pragma GCC unroll 8
+    for (int l = 0; l < M; ++l) _mm512_storeu_ps(grad_x + l * r + v, sum[l]);
+    __m512i pairs[M / 2];
+#pragma GCC unroll 8
+    for (int l = 0; l < M / 2; ++l)
+      pairs[l] = interleaved(x + 2 * l * r + v, x + (2 * l + 1) * r + v);
+#pragma GCC unroll 16
+    for (int j = 0; j < Q; ++j) {
+      __m512 grad = _mm512_loadu_ps(grad_y + j * r + v);
+#pragma GCC unroll 8
+      for (int l = 0; l < M / 2; ++l)
+        grad =
+            add_products(grad, _mm512_set1_epi32(static_cast<int>(by_rows[l * Q + j])), pairs[l]);
+      _mm512_storeu_ps(grad_y + j * r + v, grad);
+    }
+  }
+}
+
+template <int Q>
+void bf16_rows_backward_as(const TableRows& rows, int64_t begin, int64_t end, const float* products,
+                           const Lane* core, const float* grad_rows, float* grad_products,
+                           float* grad_core) {
+  const int64_t m = rows.m, r = rows.r;
+  Lane by_columns[kMostColumns / 2], by_rows[kMostColumns / 2];
+  for (int64_t i = begin; i < end; ++i, grad_rows += m * Q) {
+    const int64_t node = (rows.node[i] - rows.first_node) * (m * r), last = rows.last[i];
+    const float* x = products + node;
+    float* grad_x = grad_products + node;
+    const Lane* y = core + last * (Q * r / 2);
+    float* grad_y = grad_core + last * (Q * r);
+    round_row(grad_rows, m * Q, by_columns);
+    pair_rows<Q>(grad_rows, m, by_rows);
+    int64_t l = 0;
+    for (; l + 4 <= m; l += 4)
+      bf16_row_backward<Q, 4>(x + l * r, y, by_columns + l * (Q / 2), by_rows + l / 2 * Q, r,
+                              grad_x + l * r, grad_y);
+    if (l < m)
+      bf16_row_backward<Q, 2>(x + l * r, y, by_columns + l * (Q / 2), by_rows + l / 2 * Q, r,
+                              grad_x + l * r, grad_y);
+  }
+}
+
+void bf16_rows_backward(const TableRows& rows, int64_t begin, int64_t end, const float* products,
+                        const float* core, const float* grad_rows, float* grad_products,
+                        float* grad_core) {
+  const auto* y = reinterpret_cast<const Lane*>(core);
+  if (rows.q == 4)
+    return bf16_rows_backward_as<4>(rows, begin, end, products, y, grad_rows, grad_products,
+                                    grad_core);
+  if (rows.q == 8)
+    return bf16_rows_backward_as<8>(rows, begin, end, products, y, grad_rows, grad_products,
+                                    grad_core);
+  bf16_rows_backward_as<16>(rows, begin, end, products, y, grad_rows, grad_products, grad_core);
+}
 #undef TT_INLINE
 
 }  // namespace
 }  // namespace avx512bf16
 
-const Kernels<float>* avx512bf16_kernels(int64_t ranks_divisor) {
-  using namespace avx512bf16;
+namespace avx512bf16 {
+namespace {
+
+Kernels<float> with_bf16_products(bool rows) {
+  Kernels<float> result = *kernels_of_width<float, 16>();
+  result.pack = pack;
+  result.pack_transposed = pack_transposed;
+  result.product = bf16_product;
+  result.outer_product = bf16_outer_product;
+  result.kept_product_bytes = int64_t{1} << 21;
+  if (!rows) return result;
+  result.pack_last = pack_last;
+  result.pack_last_backward = pack_last_backward;
+  result.rows_backward = bf16_rows_backward;
+  result.rows_forward = bf16_rows_forward;
+  return result;
+}
+
+}  // namespace
+}  // namespace avx512bf16
+
+const Kernels<float>* avx512bf16_kernels(int64_t ranks_divisor, int64_t m, int64_t q, int64_t r) {
   static const bool usable =
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bf16");
-  static const Kernels<float> all = [] {
-    Kernels<float> result = *kernels_of_width<float, 16>();
-    result.pack = pack;
-    result.pack_transposed = pack_transposed;
-    result.product = bf16_product;
-    result.outer_product = bf16_outer_product;
-    return result;
-  }();
-  return usable && ranks_divisor % 16 == 0 ? &all : nullptr;
+  static const Kernels<float> all = avx512bf16::with_bf16_products(true);
+  static const Kernels<float> but_rows = avx512bf16::with_bf16_products(false);
+  if (!usable || ranks_divisor % 16 != 0) return nullptr;
+  const bool rows = (q == 4 || q == 8 || q == 16) && m % 2 == 0 && m * q % 16 == 0 &&
+                    m * q <= avx512bf16::kMostColumns && r % 32 == 0;
+  return rows ? &all : &but_rows;
 }
 
 #else
 
 namespace recsys_opt::tt {
-const Kernels<float>* avx512bf16_kernels(int64_t) {
+const Kernels<float>* avx512bf16_kernels(int64_t, int64_t, int64_t, int64_t) {
   return nullptr;
 }
 

@@ -157,14 +157,16 @@ void axpy(T weight, const T* x, T* y, int64_t n) {
 template <typename T, int W>
 const Kernels<T>* kernels_of_width() {
   static const Kernels<T> all = {W,
+                                 int64_t{1} << 25,
                                  nullptr,
                                  pack_transposed<T, W>,
                                  product<T, W>,
                                  outer_product<T, W>,
                                  nullptr,
+                                 nullptr,
                                  rows_forward<T, W>,
-                                 bags_forward<T, W>,
                                  rows_backward<T, W>,
+                                 scatter<T, W>,
                                  gather<T, W>,
                                  axpy<T, W>,
                                  dot<T, W>};

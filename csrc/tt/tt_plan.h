@@ -30,9 +30,11 @@ struct TablePlan {
   int64_t lookups = 0;       // without padding
   int64_t rows = 0;          // distinct ids
   bool one_per_bag = true;   // no bag has more than one lookup
+  Array<int32_t> row_node;   // [rows] of the top level
   Array<int32_t> row_last;   // [rows] i_{d-1}
   Array<int32_t> row_start;  // [rows + 1] into lookup and bag
   Array<int32_t> lookup;     // [lookups] position in the feature's indices, by row
+  Array<int32_t> row;        // [lookups]
   Array<int32_t> bag_of;     // [lookups]; empty where every bag has just one index: it is `lookup`
   // Only where bags have several lookups:
   Array<int32_t> row_of;      // [the feature's indices] -1: padding

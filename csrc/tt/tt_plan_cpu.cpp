@@ -17,60 +17,60 @@ struct Wide {
   uint32_t source;
 };
 inline uint64_t key_of(Narrow item) {
-  return item & UINT32_MAX;
+  return item >> 32;
 }
 inline uint64_t key_of(const Wide& item) {
   return item.key;
 }
 inline int32_t source_of(Narrow item) {
-  return static_cast<int32_t>(item >> 32);
+  return static_cast<int32_t>(item);
 }
 inline int32_t source_of(const Wide& item) {
   return static_cast<int32_t>(item.source);
 }
 inline void set(Narrow& item, uint64_t key, int64_t source) {
-  item = key | static_cast<uint64_t>(source) << 32;
+  item = key << 32 | static_cast<uint64_t>(source);
 }
 inline void set(Wide& item, uint64_t key, int64_t source) {
   item = {key, static_cast<uint32_t>(source)};
 }
 
-// Sorts by key, stable, in passes over its digits. Returns the buffer (items or spare) that holds
-// the result.
+constexpr int64_t kAhead = 16;  // items
+
+// Sorts by key, of `bits` bits; stable, in passes over digits. Returns the buffer (items or spare)
+// that holds the result.
 template <typename Item>
-Item* radix_sort(Item* items, Item* spare, int64_t count, int bits) {
+Item* sort_items(Item* items, Item* spare, int64_t count, int bits) {
   constexpr int widest = 8;  // the ends of 256 runs stay in the L1 cache
   const int passes = std::max(1, (bits + widest - 1) / widest);
   const int width = (bits + passes - 1) / passes;
-  const int64_t buckets = int64_t{1} << width;
-  const uint64_t mask = buckets - 1;
-  uint32_t counts[8 << widest];
-  std::fill_n(counts, passes * buckets, 0u);
-  if (passes == 3) {
-    for (int64_t i = 0; i < count; ++i) {
-      const uint64_t key = key_of(items[i]);
-      ++counts[key & mask];
-      ++counts[buckets + (key >> width & mask)];
-      ++counts[2 * buckets + (key >> 2 * width & mask)];
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      const uint64_t key = key_of(items[i]);
-      for (int p = 0; p < passes; ++p) ++counts[p * buckets + (key >> (p * width) & mask)];
-    }
+  const int64_t runs = int64_t{1} << width;
+  const uint64_t mask = runs - 1;
+  uint32_t ends[8 << widest];
+  std::fill_n(ends, passes * runs, 0u);
+  for (int64_t i = 0; i < count; ++i) {
+    uint64_t key = key_of(items[i]);
+    for (int p = 0; p < passes; ++p, key >>= width) ++ends[p * runs + (key & mask)];
   }
   for (int p = 0; p < passes; ++p) {
-    uint32_t* at = counts + p * buckets;
+    uint32_t* at = ends + p * runs;
     uint32_t sum = 0;
     bool sorted = false;  // all keys have the same digit
-    for (int64_t d = 0; d < buckets; ++d) {
+    for (int64_t d = 0; d < runs; ++d) {
       sorted |= at[d] == count;
       sum += std::exchange(at[d], sum);
     }
     if (sorted) continue;
-    for (int64_t i = 0; i < count; ++i) {
-      spare[at[key_of(items[i]) >> (p * width) & mask]++] = items[i];
+    const int shift = p * width;
+    // Stores leave a core in order, so that one to a line that is far off holds up all that follow:
+    // lines are asked for early.
+    int64_t i = 0;
+    for (; i + kAhead < count; ++i) {
+      const Item item = items[i];
+      __builtin_prefetch(spare + at[key_of(items[i + kAhead]) >> shift & mask], 1);
+      spare[at[key_of(item) >> shift & mask]++] = item;
     }
+    for (; i < count; ++i) spare[at[key_of(items[i]) >> shift & mask]++] = items[i];
     std::swap(items, spare);
   }
   return items;
@@ -125,7 +125,7 @@ ALWAYS_INLINE bool make_items_body(const Index* ids, int64_t count, uint64_t row
   for (int64_t i = 0; i < count; ++i) {
     const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids[i]));
     wrong |= id >= rows ? 1 : 0;
-    items[i] = (keys.small_key(id) & UINT32_MAX) | static_cast<uint64_t>(i) << 32;
+    items[i] = keys.small_key(id) << 32 | static_cast<uint64_t>(i);
   }
   return wrong == 0;
 }
@@ -187,7 +187,7 @@ void build_level(const Table& table, const Array<uint64_t>& prefixes, Level& lev
     set(items[c], (prefixes[c] - parent * last.divisor()) << parent_bits | parent, c);
   }
   const int bits = parent_bits + bits_below(table.n[1]);
-  const Wide* sorted = radix_sort(items.data(), spare.data(), count, bits);
+  const Wide* sorted = sort_items(items.data(), spare.data(), count, bits);
 
   level.child = Array<int32_t>(count);
   level.child_start = Array<int32_t>(count + 1);
@@ -214,6 +214,8 @@ void build_tree(const Table& table, const Keys& made, const Item* sorted, TableP
   plan.levels.resize(table.d);
   Level& level = plan.levels[top];
   plan.lookup = Array<int32_t>(count);
+  plan.row = Array<int32_t>(count);
+  plan.row_node = Array<int32_t>(count);
   plan.row_last = Array<int32_t>(count);
   plan.row_start = Array<int32_t>(count + 1);
   level.child_start = Array<int32_t>(count + 1);
@@ -224,6 +226,8 @@ void build_tree(const Table& table, const Keys& made, const Item* sorted, TableP
   const int last_bits = made.last_bits;
   const uint64_t mask = (uint64_t{1} << last_bits) - 1;
   int32_t* lookup = plan.lookup.data();
+  int32_t* row_of_lookup = plan.row.data();
+  int32_t* row_node = plan.row_node.data();
   int32_t* row_last = plan.row_last.data();
   int32_t* row_start = plan.row_start.data();
   int32_t* child_start = level.child_start.data();
@@ -238,6 +242,8 @@ void build_tree(const Table& table, const Keys& made, const Item* sorted, TableP
     node = next_node;
     node_keys[u] = node;
     child_start[u + 1] = static_cast<int32_t>(row + 1);
+    row_of_lookup[c] = static_cast<int32_t>(row);
+    row_node[row] = static_cast<int32_t>(u);
     row_last[row] = static_cast<int32_t>(key & mask);
     row_start[row + 1] = static_cast<int32_t>(c + 1);
     lookup[c] = source_of(sorted[c]);
@@ -290,7 +296,7 @@ Fault make_plan(const Table& table, const Keys& keys, int64_t t, const Index* in
     plan.lookups = count;
     plan.one_per_bag = longest <= 1;
   }
-  build_tree(table, keys, radix_sort(items.data(), spare.data(), plan.lookups, keys.bits()), plan);
+  build_tree(table, keys, sort_items(items.data(), spare.data(), plan.lookups, keys.bits()), plan);
   if (!ones) {
     plan.bag_of = Array<int32_t>(plan.lookups);
     for (int64_t c = 0; c < plan.lookups; ++c) plan.bag_of[c] = bag_of[plan.lookup[c]];
@@ -298,11 +304,7 @@ Fault make_plan(const Table& table, const Keys& keys, int64_t t, const Index* in
   if (!plan.one_per_bag) {
     plan.row_of = Array<int32_t>(covered);
     std::fill_n(plan.row_of.data(), covered, -1);
-    for (int64_t r = 0; r < plan.rows; ++r) {
-      for (int32_t c = plan.row_start[r]; c < plan.row_start[r + 1]; ++c) {
-        plan.row_of[plan.lookup[c]] = static_cast<int32_t>(r);
-      }
-    }
+    for (int64_t c = 0; c < plan.lookups; ++c) plan.row_of[plan.lookup[c]] = plan.row[c];
   }
   return {};
 }

@@ -1,7 +1,7 @@
 // Rows of the table, from their prefixes' products and the last core, and what moves them to and
 // from the bags. Part of tt_kernels_impl.h.
 
-constexpr int kAheadRows = 12;  // lookups ahead that bags are asked for
+constexpr int kAheadRows = 24;  // lookups ahead that bags are asked for
 
 template <int WRITE, typename T>
 TT_INLINE void fetch_row(const T* x, int64_t n) {
@@ -74,56 +74,16 @@ template <typename T, int W, int Q, int RV>
 TT_INLINE void rows_forward_as(const TableRows& rows, int64_t begin, int64_t end, const T* products,
                                const T* core, T* out) {
   const int64_t m = rows.m, q = Q ? Q : rows.q, r = RV ? RV * W : rows.r;
-  for (int64_t u = begin; u < end; ++u, products += m * r)
-    for (int32_t i = rows.start[u]; i < rows.start[u + 1]; ++i, out += m * q)
-      row_forward<T, W, Q, RV>(products, core + rows.last[i] * (q * r), out, m, q, r);
-}
-
-// y[n] = factor x[n]
-template <typename T, int W>
-TT_INLINE void scaled(const T* x, T factor, T* y, int64_t n) {
-  using V = Vector<T, W>;
-  int64_t i = 0;
-  for (; i + W <= n; i += W) at<V>(y + i) = factor * load<V>(x + i);
-  for (; i < n; ++i) y[i] = factor * x[i];
-}
-
-// Sends a row that was written to the bag of its first lookup, without a factor, to the others.
-template <typename T, int W>
-TT_INLINE void send_row(const Lookups<T>& lookups, int64_t row, T* out) {
-  const int32_t first = lookups.start[row], end = lookups.start[row + 1];
-  T* written = out + lookups.bag[first] * lookups.columns;
-  for (int32_t c = first + 1; c < end; ++c)
-    scaled<T, W>(written, lookups.factors ? lookups.factors[c] : T(1),
-                 out + lookups.bag[c] * lookups.columns, lookups.dim);
-  if (lookups.factors) scaled<T, W>(written, lookups.factors[first], written, lookups.dim);
-}
-
-// Asks for the bags of lookups to come.
-template <int WRITE, typename T>
-TT_INLINE void fetch_bags(const Lookups<T>& lookups, int64_t row, const T* bags) {
-  for (int32_t c = lookups.start[row] + kAheadRows; c < lookups.start[row + 1] + kAheadRows; ++c)
-    if (c < lookups.count)
-      fetch_row<WRITE>(bags + lookups.bag[c] * lookups.columns, lookups.dim);
-}
-
-template <typename T, int W, int Q, int RV>
-TT_INLINE void bags_forward_as(const TableRows& rows, const Lookups<T>& lookups, int64_t begin,
-                               int64_t end, const T* products, const T* core, T* out) {
-  const int64_t m = rows.m, q = Q ? Q : rows.q, r = RV ? RV * W : rows.r;
-  for (int64_t u = begin; u < end; ++u, products += m * r)
-    for (int32_t i = rows.start[u]; i < rows.start[u + 1]; ++i) {
-      fetch_bags<1>(lookups, i, out);
-      row_forward<T, W, Q, RV>(products, core + rows.last[i] * (q * r),
-                               out + lookups.bag[lookups.start[i]] * lookups.columns, m, q, r);
-      send_row<T, W>(lookups, i, out);
-    }
+  for (int64_t i = begin; i < end; ++i) {
+    row_forward<T, W, Q, RV>(products + (rows.node[i] - rows.first_node) * (m * r),
+                             core + rows.last[i] * (q * r), out + (i - begin) * (m * q), m, q, r);
+  }
 }
 
 // Columns [j, j + Q) of the row: Q rows of the last core's slice, and their gradients.
 template <typename T, int W, int Q, int RV>
 TT_INLINE void row_backward(const T* x, const T* y, const T* grad_row, T* grad_x, T* grad_y,
-                            int64_t m, int64_t q, int64_t r_any, bool accumulate) {
+                            int64_t m, int64_t q, int64_t r_any) {
   using V = Vector<T, W>;
   const int64_t r = RV ? RV * W : r_any;
 #pragma GCC unroll 1
@@ -136,7 +96,7 @@ TT_INLINE void row_backward(const T* x, const T* y, const T* grad_row, T* grad_x
     }
     for (int64_t i = 0; i < m; ++i) {
       const V left = load<V>(x + i * r + p);
-      V grad = accumulate ? load<V>(grad_x + i * r + p) : V{};
+      V grad = load<V>(grad_x + i * r + p);
 #pragma GCC unroll 16
       for (int j = 0; j < Q; ++j) {
         const T g = grad_row[i * q + j];
@@ -157,14 +117,15 @@ TT_INLINE void rows_backward_as(const TableRows& rows, int64_t begin, int64_t en
   // At most 8 columns at once: their operands and sums are in registers.
   constexpr int kColumns = Q > 8 ? 8 : Q > 0 ? Q : 1;
   const int64_t m = rows.m, q = Q ? Q : rows.q, r = RV ? RV * W : rows.r;
-  for (int64_t u = begin; u < end; ++u, products += m * r, grad_products += m * r)
-    for (int32_t i = rows.start[u]; i < rows.start[u + 1]; ++i, grad_rows += m * q) {
-      const T* y = core + rows.last[i] * (q * r);
-      T* grad_y = grad_core + rows.last[i] * (q * r);
-      for (int64_t j = 0; j < q; j += kColumns)
-        row_backward<T, W, kColumns, RV>(products, y + j * r, grad_rows + j, grad_products,
-                                         grad_y + j * r, m, q, r, i > rows.start[u] || j > 0);
-    }
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t node = (rows.node[i] - rows.first_node) * (m * r);
+    const T* y = core + rows.last[i] * (q * r);
+    T* grad_y = grad_core + rows.last[i] * (q * r);
+    for (int64_t j = 0; j < q; j += kColumns)
+      row_backward<T, W, kColumns, RV>(products + node, y + j * r, grad_rows + j,
+                                       grad_products + node, grad_y + j * r, m, q, r);
+    grad_rows += m * q;
+  }
 }
 
 // Common shapes are compiled on their own.
@@ -184,12 +145,6 @@ void rows_forward(const TableRows& rows, int64_t begin, int64_t end, const T* pr
 }
 
 template <typename T, int W>
-void bags_forward(const TableRows& rows, const Lookups<T>& lookups, int64_t begin, int64_t end,
-                  const T* products, const T* core, T* out) {
-  TT_BY_SHAPE(bags_forward_as, rows, lookups, begin, end, products, core, out);
-}
-
-template <typename T, int W>
 void rows_backward(const TableRows& rows, int64_t begin, int64_t end, const T* products,
                    const T* core, const T* grad_rows, T* grad_products, T* grad_core) {
   TT_BY_SHAPE(rows_backward_as, rows, begin, end, products, core, grad_rows, grad_products,
@@ -198,23 +153,42 @@ void rows_backward(const TableRows& rows, int64_t begin, int64_t end, const T* p
 
 #undef TT_BY_SHAPE
 
+// Calls body(c, factor of c) for lookups [begin, end), with the bags to come asked for early.
+template <int WRITE, typename T, typename Body>
+TT_INLINE void for_each_lookup(const Lookups<T>& lookups, int64_t begin, int64_t end, const T* bags,
+                               const Body& body) {
+  for (int64_t c = begin; c < end; ++c) {
+    if (c + kAheadRows < lookups.count)
+      fetch_row<WRITE>(bags + lookups.bag[c + kAheadRows] * lookups.columns, lookups.dim);
+    body(c, lookups.factors ? lookups.factors[c] : lookups.factor);
+  }
+}
+
 template <typename T, int W>
-void gather(const Lookups<T>& lookups, int64_t begin, int64_t end, const T* grad_out,
-            T* grad_rows) {
+void scatter(const Lookups<T>& lookups, int64_t begin, int64_t end, int64_t first_row,
+             const T* rows, T* out) {
   using V = Vector<T, W>;
   const int64_t dim = lookups.dim;
-  for (int64_t row = begin; row < end; ++row, grad_rows += dim) {
-    fetch_bags<0>(lookups, row, grad_out);
-    for (int32_t c = lookups.start[row]; c < lookups.start[row + 1]; ++c) {
-      const T factor = lookups.factors ? lookups.factors[c] : lookups.factor;
-      const T* x = grad_out + lookups.bag[c] * lookups.columns;
-      if (c == lookups.start[row]) {
-        scaled<T, W>(x, factor, grad_rows, dim);
-        continue;
-      }
-      int64_t i = 0;
-      for (; i + W <= dim; i += W) at<V>(grad_rows + i) += factor * load<V>(x + i);
-      for (; i < dim; ++i) grad_rows[i] += factor * x[i];
-    }
-  }
+  for_each_lookup<1>(lookups, begin, end, out, [&](int64_t c, T factor) TT_LAMBDA {
+    const T* x = rows + (lookups.row[c] - first_row) * dim;
+    T* y = out + lookups.bag[c] * lookups.columns;
+    int64_t i = 0;
+    for (; i + W <= dim; i += W) at<V>(y + i) = factor * load<V>(x + i);
+    for (; i < dim; ++i) y[i] = factor * x[i];
+  });
+}
+
+template <typename T, int W>
+void gather(const Lookups<T>& lookups, int64_t begin, int64_t end, int64_t first_row, int64_t count,
+            const T* grad_out, T* rows) {
+  using V = Vector<T, W>;
+  const int64_t dim = lookups.dim;
+  for (int64_t i = 0; i < count * dim; ++i) rows[i] = 0;
+  for_each_lookup<0>(lookups, begin, end, grad_out, [&](int64_t c, T factor) TT_LAMBDA {
+    const T* x = grad_out + lookups.bag[c] * lookups.columns;
+    T* y = rows + (lookups.row[c] - first_row) * dim;
+    int64_t i = 0;
+    for (; i + W <= dim; i += W) at<V>(y + i) += factor * load<V>(x + i);
+    for (; i < dim; ++i) y[i] += factor * x[i];
+  });
 }

@@ -20,7 +20,7 @@
 namespace recsys_opt::tt {
 
 // Rows of products in work at once: they and their gradients stay in the L1 cache.
-constexpr int64_t kBlockRows = 36;
+constexpr int64_t kBlockRows = 24;
 // Rows of the table in work at once.
 constexpr int64_t kTableRows = 64;
 // Distinct rows of a chunk, about: 50 us of work at rank 32.
@@ -64,11 +64,13 @@ struct Work : Kept<T> {
   const Table* table = nullptr;
   const Kernels<T>* kernels = nullptr;
   const T* core[kMaxCores] = {};
-  Widened<T> widened[kMaxCores];  // bf16 and fp16 cores: what `core` points to
+  Widened<T> widened[kMaxCores];      // bf16 and fp16 cores: what `core` points to
   int64_t width[kMaxCores + 1] = {};  // of a node of level k: q_0 .. q_{k-1} r_k
   const T* weights = nullptr;         // per sample
-  Array<T> factors;                   // [lookups] of the rows, in the plan's order; empty: 1
-  Array<T> rows;                      // [distinct ids, dim], where bags have several lookups
+  // The last core, where the kernels of rows take it packed: forward, and backward.
+  Array<T> packed_last, packed_backward;
+  Array<T> factors;  // [lookups] of the rows, in the plan's order; empty: 1
+  Array<T> rows;     // [distinct ids, dim], where bags have several lookups
 
   // The backward pass.
   T* grad[kMaxCores] = {};  // of the cores
@@ -89,6 +91,20 @@ struct Work : Kept<T> {
   bool updates() const { return update[0].rule != nullptr; }
   // A rule that is a sum needs no finished gradient: its terms go to the core one by one.
   bool adds() const { return updates() && update[0].rule->adds(); }
+
+  // The last core for rows_forward, and for rows_backward.
+  const T* last_core() const { return packed_last.size() ? packed_last.data() : core[top()]; }
+  const T* last_core_backward() const {
+    return packed_backward.size() ? packed_backward.data() : core[top()];
+  }
+  void pack_last_core() { pack_last(kernels->pack_last, packed_last); }
+  void pack_last_core_backward() { pack_last(kernels->pack_last_backward, packed_backward); }
+  void pack_last(void (*pack)(const T*, int64_t, int64_t, int64_t, T*), Array<T>& packed) {
+    if (!pack) return;
+    const int k = top();
+    packed = Array<T>(core_size(k));
+    pack(core[k], table->n[k], table->q[k], table->r[k], packed.data());
+  }
 
   // Whether the batch uses slice i of core k, for all i.
   std::vector<char> used_slices(int k) const {
@@ -117,15 +133,19 @@ struct Work : Kept<T> {
     return group + 1 < level(k).groups ? slice(k, group + 1) : nullptr;
   }
 
-  TableRows table_rows() const {
+  TableRows table_rows(int64_t first_node) const {
     const int k = top();
-    return {level(k).child_start.data(), this->plan->row_last.data(), product_rows(k), table->q[k],
+    return {this->plan->row_node.data(),
+            this->plan->row_last.data(),
+            first_node,
+            product_rows(k),
+            table->q[k],
             table->r[k]};
   }
 
   Lookups<T> lookups(int64_t columns, T factor) const {
-    return {this->plan->row_start.data(),
-            this->plan->bag(),
+    return {this->plan->bag(),
+            this->plan->row.data(),
             factors.size() ? factors.data() : nullptr,
             factor,
             this->plan->lookups,
@@ -173,7 +193,8 @@ struct Call {
         rows *= w.table->q[k];
         w.width[k + 1] = rows * w.table->r[k + 1];
       }
-      w.kernels = &kernels<T>(divisor);
+      const int top = w.top();
+      w.kernels = &kernels<T>(divisor, w.product_rows(top), w.table->q[top], w.table->r[top]);
       if (kept) static_cast<Kept<T>&>(w) = (*kept)[t];
     }
     if (!kept) make_plans(indices, offsets);
@@ -255,19 +276,22 @@ struct BlockRows {
       : parents(k > 1 ? w.block_nodes(k) * w.product_rows(k - 1) : 0), products(parents.size()) {}
 
   // Nodes [begin, end) of level k >= 2. Returns the number of rows.
-  int64_t point(const Work<T>& w, int k, int64_t begin, int64_t end, T* first_product) {
+  __attribute__((noinline)) int64_t point(const Work<T>& w, int k, int64_t begin, int64_t end,
+                                          T* product) {
     const int64_t m = w.product_rows(k - 1), r = w.table->r[k - 1], n = w.width[k] / m;
-    const Level& level = w.level(k);
-    int64_t row = 0;
+    const int64_t width = w.width[k - 1];
+    const T* all = k == 2 ? w.core[0] : w.products[k - 1]->data();
+    const int32_t* parent_of = w.level(k).parent.data();
+    const T** parent_row = parents.data();
+    T** product_row = products.data();
     for (int64_t u = begin; u < end; ++u) {
-      const T* parents_of = k == 2 ? w.core[0] : w.products[k - 1]->data();
-      const T* parent = parents_of + level.parent[u] * w.width[k - 1];
-      for (int64_t i = 0; i < m; ++i, ++row) {
-        parents[row] = parent + i * r;
-        products[row] = first_product + row * n;
+      const T* parent = all + parent_of[u] * width;
+      for (int64_t i = 0; i < m; ++i, parent += r, product += n) {
+        *parent_row++ = parent;
+        *product_row++ = product;
       }
     }
-    return row;
+    return (end - begin) * m;
   }
 };
 

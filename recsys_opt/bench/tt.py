@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from recsys_opt import ops
 from recsys_opt.bench.ceilings import Ceilings, measure_cpu, measure_cuda
 from recsys_opt.bench.measure import Clock, CudaClock, Turns, WallClock, quantile, take_turns
 from recsys_opt.bench.tt_candidates import (
@@ -22,7 +23,7 @@ from recsys_opt.bench.tt_candidates import (
     storage_bytes,
     works_of,
 )
-from recsys_opt.bench.tt_cases import GRAPHS, Case, Settings, draw_batches
+from recsys_opt.bench.tt_cases import BF16, EVICTED_BYTES, GRAPHS, Case, Settings, draw_batches
 from recsys_opt.bench.tt_graphs import check_cuda, graph_task
 from recsys_opt.bench.tt_roofline import count_distinct, need_of
 from recsys_opt.progress import Progress
@@ -56,6 +57,7 @@ def run(preset: Sequence[Settings], progress: Progress) -> Result:
             rows += _measure(tables, case, settings, roof, progress)
     finally:
         torch.set_num_threads(before)
+        ops.tt_allow_bf16(False)
     progress.finish()
     return Result(rows, list(ceilings.values()))
 
@@ -93,9 +95,11 @@ def _measure(
         "bag_size": case.bag_size,
         "batch_size": case.batch_size,
         "batches": len(batches),
+        "caches": "cold" if settings.cold else "warm",
         "distinct_rows": round(distinct.rows),
         "distinct_prefixes": round(distinct.prefixes[-2]),
     }
+    evict = torch.zeros(EVICTED_BYTES // 4 if settings.cold else 0)
     rows = []
     for work in settings.works:
         names = [
@@ -106,10 +110,26 @@ def _measure(
         ]
         modules = tables.of(case, names)
         tasks = {
-            name: (graph_task if name in GRAPHS else make_task)(work, module, case, batches, upstream)
+            name: graph_task(work, module, case, batches, upstream)
+            if name in GRAPHS
+            else make_task(
+                work,
+                module,
+                case,
+                batches,
+                upstream,
+                bf16=name in BF16,
+                evict=evict if settings.cold else None,
+            )
             for name, module in modules.items()
         }
-        turns = take_turns(tasks, rounds=settings.rounds, block_s=settings.block_ms / 1e3, clock=clock)
+        turns = take_turns(
+            tasks,
+            rounds=settings.rounds,
+            block_s=settings.block_ms / 1e3,
+            most_calls=20 if settings.cold else 100,
+            clock=clock,
+        )
         for name, found in turns.items():
             figures = _figures(found, turns.get("dense"))
             need = need_of(name, work, case, distinct)

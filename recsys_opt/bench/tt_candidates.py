@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from recsys_opt import reference
+from recsys_opt import ops, reference
 from recsys_opt.bench.measure import Task
 from recsys_opt.bench.tt_cases import GRAPHS, Case, Shape
 from recsys_opt.embeddings.fused_update import FusedUpdate, FusesUpdate
@@ -87,7 +87,7 @@ def _train(name: str, case: Case, device: str) -> nn.Module:
         return GatheredTT(bag)
     if name == "tt-dense":  # its speed does not depend on the values
         return _dense_table("dense", shape.num_embeddings, shape.embedding_dim, device)
-    if name == "tt-fused":
+    if name.startswith("tt-fused"):
         bag.fuse_update(FusedUpdate("sgd", LEARNING_RATE))
         return bag
     return bag.freeze("prefix" if name == "tt-prefix" else "cores") if name in FROZEN else bag
@@ -97,7 +97,7 @@ def works_of(name: str, works: Sequence[str]) -> tuple[str, ...]:
     """Those of `works` that a candidate can do."""
     if name in GRAPHS:
         return tuple(w for w in works_of(GRAPHS[name], works) if w != "backward")
-    if name == "tt-fused":  # its lookups are those of "tt"
+    if name.startswith("tt-fused"):  # their lookups are those of "tt" and "tt-bf16"
         return tuple(w for w in works if w != "forward")
     return tuple(w for w in works if w == "forward" or name not in FROZEN)
 
@@ -114,8 +114,34 @@ def storage_bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
 
 
-def make_task(work: str, module: nn.Module, case: Case, batches: Sequence[Tensor], upstream: Tensor) -> Task:
-    """One call is `work` on the next batch."""
+def make_task(
+    work: str,
+    module: nn.Module,
+    case: Case,
+    batches: Sequence[Tensor],
+    upstream: Tensor,
+    *,
+    bf16: bool = False,
+    evict: Tensor | None = None,
+) -> Task:
+    """One call is `work` on the next batch.
+
+    bf16   with `ops.tt_allow_bf16`
+    evict  written to before each call, so that the caches hold nothing of the call before
+    """
+    task = _make_task(work, module, case, batches, upstream)
+
+    def prepare() -> None:
+        ops.tt_allow_bf16(bf16)
+        if evict is not None:
+            evict.add_(1.0)
+        if task.prepare:
+            task.prepare()
+
+    return Task(task.run, prepare)
+
+
+def _make_task(work: str, module: nn.Module, case: Case, batches: Sequence[Tensor], upstream: Tensor) -> Task:
     offsets = torch.arange(case.batch_size, device=upstream.device) * case.bag_size
     turn = 0
 

@@ -24,12 +24,17 @@ CANDIDATES = {
     "tt-fused": "TTEmbeddingBag, its SGD in the backward pass",
     "tt-graph": "tt as a CUDA graph; not the backward pass alone",
     "tt-fused-graph": "tt-fused as a CUDA graph; step only",
+    "tt-bf16": "TTEmbeddingBag with bf16 products (ops.tt_allow_bf16), torch's SGD",
+    "tt-fused-bf16": "TTEmbeddingBag with bf16 products, its SGD in the backward pass",
     "tt-cores": "TTEmbeddingBag frozen to its cores; forward only",
     "tt-prefix": "TTEmbeddingBag frozen to prefixes; forward only",
     "tt-dense": "TTEmbeddingBag frozen to the dense table; forward only",
 }
 GRAPHS = {"tt-graph": "tt", "tt-fused-graph": "tt-fused"}
 """Candidates that replay another's calls as a CUDA graph."""
+BF16 = ("tt-bf16", "tt-fused-bf16")
+EVICTED_BYTES = 64 << 20
+"""What passes through the caches before each call of a cold case: twice a 32 MiB cache."""
 POOL_LOOKUPS = 1 << 21
 """Lookups in the batches that a candidate cycles through: at 64 bytes a row, four times a 32 MiB cache."""
 FEWEST_BATCHES, MOST_BATCHES = 4, 4096
@@ -88,6 +93,8 @@ class Settings:
     works: tuple[str, ...] = WORKS
     rounds: int = 10
     block_ms: float = 30.0
+    cold: bool = False
+    """The caches hold other things when a call begins, as after a model's other layers."""
     device: str = "cpu"
     candidates: tuple[str, ...] = tuple(
         c for c in CANDIDATES if c not in GRAPHS and (c != "fbgemm" or importlib.util.find_spec("fbgemm_gpu"))
@@ -140,11 +147,14 @@ class Settings:
 def floors(base: Settings) -> list[Settings]:
     """What the README quotes: Kaggle's largest table, and a look in every other direction."""
     main = replace(base, ranks=(32,), batch_sizes=(2048, 16384, 65536), works=("forward", "step"))
-    less = tuple(c for c in base.candidates if c in ("dense", "torch", "tt", "tt-fused", *GRAPHS))
+    kinds = ("dense", "torch", "tt", "tt-fused", *BF16, *GRAPHS)
+    less = tuple(c for c in base.candidates if c in kinds)
     two = (2048, 65536)
     zipf = replace(main, ids=("zipf",), batch_sizes=two, candidates=less, rounds=max(3, base.rounds // 2))
+    cold = tuple(c for c in base.candidates if c not in ("torch", "tt-cores", "tt-dense"))
     return [
         main,
+        *([replace(main, batch_sizes=two, candidates=cold, cold=True)] if base.device == "cpu" else []),
         replace(zipf, threads=(2,), candidates=less + ("fbgemm",) * ("fbgemm" in base.candidates)),
         replace(zipf, ranks=(16, 64)),
         replace(zipf, bag_sizes=(20,)),

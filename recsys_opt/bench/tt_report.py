@@ -11,24 +11,37 @@ from recsys_opt.report.figure import figure
 from recsys_opt.report.svg import Series, chart
 
 Row = Mapping[str, Any]
-_DRAWN = ("dense", "fbgemm", "torch", "tt", "tt-fused", "tt-prefix", "tt-graph", "tt-fused-graph")
+_DRAWN = (
+    "dense",
+    "fbgemm",
+    "torch",
+    "tt",
+    "tt-bf16",
+    "tt-fused",
+    "tt-fused-bf16",
+    "tt-prefix",
+    "tt-graph",
+    "tt-fused-graph",
+)
 _NAMES = {
     "dense": "nn.EmbeddingBag",
     "fbgemm": "FBGEMM",
     "torch": "TT in torch",
     "tt": "TTEmbeddingBag",
     "tt-fused": "TTEmbeddingBag, fused SGD",
+    "tt-bf16": "TTEmbeddingBag, bf16 products",
+    "tt-fused-bf16": "fused SGD, bf16 products",
     "tt-prefix": "frozen to prefixes",
     "tt-graph": "TTEmbeddingBag, CUDA graph",
     "tt-fused-graph": "fused SGD, CUDA graph",
 }
 _HEADS = {"tt-cores": "cores", "tt-prefix": "prefix", "tt-dense": "whole"}
-_TABLE = ("device", "num_embeddings", "embedding_dim", "shapes", "work")
+_TABLE = ("device", "num_embeddings", "embedding_dim", "shapes", "work", "caches")
 _CASE = ("rank", "threads", "ids", "bag_size", "batch_size")
 
 
 def text(rows: Sequence[Row], ceilings: Sequence[Ceilings]) -> str:
-    """A line per case, at most 100 columns: nn.EmbeddingBag's time, the others' as multiples of it.
+    """A line per case, at most 120 columns: nn.EmbeddingBag's time, the others' as multiples of it.
 
     Tensor trains that train also have the 20 % and 80 % quantiles of the rounds' ratios; the last column is
     the best of these' share of the time that the machine's ceilings allow.
@@ -43,7 +56,7 @@ def text(rows: Sequence[Row], ceilings: Sequence[Ceilings]) -> str:
         row = next(iter(next(iter(cases.values())).values()))
         table = f"{row['num_embeddings']:,} x {row['embedding_dim']}, TT {row['shapes']}, {row['device']}"
         heads = "".join(f"{_HEADS.get(name, name):>{_width(name)}}" for name in names)
-        lines += ["", f"{row['work']}: {table}"]
+        lines += ["", f"{row['work']}, {row['caches']} caches: {table}"]
         lines.append(f"{'R   ids         bag x B thr':28}{'nn.Emb us':>10}{heads}{'roof':>6}")
         lines += [_line(case, found, names) for case, found in cases.items()]
     return "\n".join(lines)
@@ -61,7 +74,7 @@ def _line(case: tuple[Any, ...], found: Mapping[str, Row], names: Sequence[str])
 
 
 def _width(name: str) -> int:
-    return 16 if name.startswith("tt") and name not in FROZEN else 7
+    return max(13, len(name) + 1) if name.startswith("tt") and name not in FROZEN else 7
 
 
 def _cell(row: Row | None, name: str) -> str:
@@ -70,9 +83,9 @@ def _cell(row: Row | None, name: str) -> str:
         return " " * width
     if "ratio" not in row:
         return f"{row['median_us']:,.0f} us".rjust(width)
-    if width < 16:
+    if width < 13:
         return f"{row['ratio']:>{width}.{0 if row['ratio'] >= 100 else 2}f}"
-    return f"{row['ratio']:.2f} ({row['ratio_p20']:.1f}-{row['ratio_p80']:.1f})".rjust(width)
+    return f"{row['ratio']:.2f} {row['ratio_p20']:.1f}-{row['ratio_p80']:.1f}".rjust(width)
 
 
 def _ceiling(c: Ceilings) -> str:
@@ -91,7 +104,7 @@ def plot(rows: Sequence[Row]) -> str:
     Of the first row's table, rank, number of threads and bag size.
     """
     first = rows[0]
-    keys = ("num_embeddings", "embedding_dim", "shapes", "rank", "threads", "bag_size")
+    keys = ("num_embeddings", "embedding_dim", "shapes", "rank", "threads", "bag_size", "caches")
     shown = [row for row in rows if all(row[key] == first[key] for key in keys)]
     names = [name for name in _DRAWN if any(row["candidate"] == name for row in shown)]
     sizes = sorted({float(row["batch_size"]) for row in shown})

@@ -93,6 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--block-ms", type=float, default=default.block_ms, help="a candidate's turn, about (%(default)s)"
     )
+    parser.add_argument(
+        "--cold",
+        action="store_true",
+        help="empty the caches before each call, as a model's other layers do (default: a candidate's calls "
+        "follow each other; their batches are new, so that only rows in common are in the caches)",
+    )
     parser.add_argument("--device", default=default.device, help="cpu or cuda (%(default)s)")
     parser.add_argument(
         "--candidates",
@@ -119,6 +125,7 @@ def run(args: argparse.Namespace) -> Outcome:
         works=tuple(args.work),
         rounds=args.rounds,
         block_ms=args.block_ms,
+        cold=args.cold,
         device=args.device,
         candidates=tuple(args.candidates),
     )
