@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from recsys_opt import ops
 from recsys_opt.bench.measure import Program, Task, Turns, quantile, take_turns
 from recsys_opt.bench.train_models import (
     TABLES,
@@ -102,7 +103,7 @@ def run(settings: Settings, progress: Progress) -> list[dict[str, Any]]:
         for tables in settings.tables
         if tables != "nn" or algorithm == "sgd"
     ]
-    before = torch.get_num_threads()
+    before, bf16_before = torch.get_num_threads(), ops.tt_allow_bf16(False)
     torch.set_num_threads(settings.threads or before)
     try:
         models = build_models(
@@ -115,6 +116,7 @@ def run(settings: Settings, progress: Progress) -> list[dict[str, Any]]:
         ]
     finally:
         torch.set_num_threads(before)
+        ops.tt_allow_bf16(bf16_before)
 
 
 def _measure(

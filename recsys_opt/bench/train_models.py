@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from recsys_opt import ops
 from recsys_opt.data.dataset import SparseColumn
 from recsys_opt.embeddings.collection import EmbeddingCollection
 from recsys_opt.models.dlrm import DLRM
@@ -131,7 +132,8 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def make_step(model: DLRM, candidate: Candidate, batches: Sequence[Batch]) -> Callable[[], None]:
-    """One call trains on the next batch."""
+    """One call trains on the next batch; it sets the process's precision of tensor trains to its own."""
+    bf16 = candidate.precision == "bf16"
     zero_grad, update = _optimizer(model, candidate)
 
     def forever() -> Iterator[Batch]:
@@ -142,7 +144,8 @@ def make_step(model: DLRM, candidate: Candidate, batches: Sequence[Batch]) -> Ca
 
     def step() -> None:
         dense, values, labels = next(following)
-        with torch.autocast("cpu", torch.bfloat16, enabled=candidate.precision == "bf16"):
+        ops.tt_allow_bf16(bf16)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = model(dense, values)
         loss = binary_cross_entropy_with_logits(logits.float(), labels)
         zero_grad()

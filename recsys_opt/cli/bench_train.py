@@ -45,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         + ". nn and dense share 2.2 GB, fbgemm takes 2.2 more per algorithm (%(default)s)",
     )
     parser.add_argument(
-        "--precision", nargs="+", choices=("fp32", "bf16"), default=list(default.precisions), help="of the "
-        "MLPs' products (%(default)s)",
+        "--precision", nargs="+", choices=("fp32", "bf16"), default=list(default.precisions), help="of products: "
+        "the MLPs' (autocast) and, in bf16, those of tensor trains where the processor multiplies bf16 "
+        "(%(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--algorithm", nargs="+", choices=("sgd", "adagrad"), default=list(default.algorithms), help="update "

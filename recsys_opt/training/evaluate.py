@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from recsys_opt import ops
 from recsys_opt.data.batches import BatchStream
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.errors import InputError
@@ -66,8 +68,22 @@ def evaluate_run(
     return evaluate(model, dataset, split, precision=config.precision, progress=progress)
 
 
-def mixed_precision(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[object]:
-    """Matrix products in bfloat16, or as they are."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+@contextlib.contextmanager
+def products_of(precision: Precision) -> Iterator[None]:
+    """Products of tensor trains in a precision, forward and backward; then as before."""
+    before = ops.tt_allow_bf16(precision == "bf16")
+    try:
+        yield
+    finally:
+        ops.tt_allow_bf16(before)
+
+
+@contextlib.contextmanager
+def mixed_precision(device: torch.device, precision: Precision) -> Iterator[None]:
+    """The forward pass's matrix products in bfloat16, or as they are: the MLPs' and those of tensor trains."""
+    with products_of(precision):
+        if precision == "fp32":
+            yield
+            return
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            yield

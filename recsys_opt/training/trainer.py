@@ -32,7 +32,7 @@ from recsys_opt.training.checkpoint import (
     write_checkpoint,
 )
 from recsys_opt.training.config import TrainingConfig, differences, replaced
-from recsys_opt.training.evaluate import evaluate, mixed_precision
+from recsys_opt.training.evaluate import evaluate, mixed_precision, products_of
 from recsys_opt.training.initial import initial_model
 from recsys_opt.training.metrics import Metrics, RecentMetrics
 from recsys_opt.training.optimizers import ModelOptimizer
@@ -81,7 +81,7 @@ def train(
     dataset = Dataset(dataset_path)
     config = replaced(config, {"architecture.dense_features": len(dataset.info.dense_columns)})
     run = RunFolder(out)
-    with FolderLock(run.path), torch.random.fork_rng():
+    with FolderLock(run.path), torch.random.fork_rng(), products_of(config.precision):
         remove_leftovers(run)
         if run.exists() and not resume:
             raise InputError(
