@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
@@ -40,6 +41,19 @@ def command() -> str:
     """The command line of this process; of a path elsewhere on the machine only the last name is kept."""
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return shlex.join(Path(w).name if w.startswith(("/", "../")) else w for w in words)
+
+
+def core_wait_s() -> float | None:
+    """Seconds that this process's threads were ready to run while others had the cores; None if unknown.
+
+    Where a measurement's threads are as many as the cores, it is what makes times jump by milliseconds: a
+    thread that waits for the others at a barrier waits until they get a core again.
+    """
+    waited_ns = 0
+    for entry in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):  # a thread that has just ended
+            waited_ns += int(entry.read_text().split()[1])
+    return round(waited_ns / 1e9, 2) if Path("/proc/self/schedstat").exists() else None
 
 
 def environment() -> dict[str, Any]:

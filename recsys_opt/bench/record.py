@@ -1,4 +1,7 @@
-"""Records of measurements: rows plus the machine, date, commit and command that made them."""
+"""Records of measurements: rows plus the machine, date, commit and command that made them.
+
+`core_wait_s` says how quiet the machine was: seconds that the measurement's threads waited for a core.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recsys_opt.environment import environment
+from recsys_opt.environment import core_wait_s, environment
 from recsys_opt.files import read_json, write_json, write_text
 
 FORMAT = "recsys_opt.measurement"
@@ -18,9 +21,8 @@ VERSION = 1
 def write_record(path: Path, name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> None:
     """Writes a measurement's rows as JSON, with its environment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        path, FORMAT, VERSION, {"name": name, **environment(), **extra, "rows": [dict(r) for r in rows]}
-    )
+    circumstances = {**environment(), "core_wait_s": core_wait_s(), **extra}
+    write_json(path, FORMAT, VERSION, {"name": name, **circumstances, "rows": [dict(r) for r in rows]})
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
-    for key, value in environment().items():
+    for key, value in {**environment(), "core_wait_s": core_wait_s()}.items():
         text.write(f"# {key}: {value}\n")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from recsys_opt.allocator import keeping_freed_memory
 from recsys_opt.bench.record import write_record
 from recsys_opt.bench.train import Settings
 from recsys_opt.bench.train import run as measure
@@ -14,12 +17,19 @@ from recsys_opt.bench.train_models import TABLES
 from recsys_opt.cli.arguments import add_record_argument, shape
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
+from recsys_opt.embeddings.tt_shapes import column_factors
+from recsys_opt.models.recipes import criteo_kaggle
 
 EXAMPLE = "recsys-opt bench train --batch-size 2048 16384"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags."""
+    parser.description = (
+        f"{parser.description} They take turns in one process, which keeps freed memory as `train` "
+        "does. With as many threads as cores, other work on the machine makes everybody's times jump: the "
+        "record's core_wait_s tells how long the threads waited for a core."
+    )
     default = Settings()
     parser.add_argument(
         "--batch-size",
@@ -45,9 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         + ". nn and dense share 2.2 GB, fbgemm takes 2.2 more per algorithm (%(default)s)",
     )
     parser.add_argument(
-        "--precision", nargs="+", choices=("fp32", "bf16"), default=list(default.precisions), help="of products: "
-        "the MLPs' (autocast) and, in bf16, those of tensor trains where the processor multiplies bf16 "
-        "(%(default)s)",
+        "--precision", nargs="+", choices=("fp32", "bf16"), default=list(default.precisions), help="of "
+        "products: the MLPs' (autocast) and, in bf16, those of tensor trains where the processor multiplies "
+        "bf16 (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--algorithm", nargs="+", choices=("sgd", "adagrad"), default=list(default.algorithms), help="update "
@@ -97,9 +107,16 @@ def run(args: argparse.Namespace) -> Outcome:
         dlrm_script=script.expanduser().resolve() if script else None,
         dlrm_python=str(Path(args.dlrm_python).expanduser()),
     )
-    with ConsoleProgress() as progress:
+    with ConsoleProgress() as progress, keeping_freed_memory() as keeps_memory:
         rows = measure(settings, progress)
-    extra = {"ids": args.ids, "tt_tables": args.tt_tables, "tt_rank": args.tt_rank, "tt_q": args.tt_q}
+    extra = {
+        "ids": args.ids,
+        "tt_tables": args.tt_tables,
+        "tt_rank": args.tt_rank,
+        "tt_q": args.tt_q or column_factors(criteo_kaggle().embedding_dim, 3),
+        "threads": args.threads or torch.get_num_threads(),
+        "keeps_freed_memory": keeps_memory,
+    }
     write_record(args.record, "train_throughput", rows, rows_of_tables=list(settings.rows), **extra)
     return Outcome(f"{_text(rows)}\n\nwritten: {args.record}", {"rows": rows, "record": str(args.record)})
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from recsys_opt.allocator import keeping_freed_memory
 from recsys_opt.cli.arguments import add_config_arguments, config_changes
 from recsys_opt.cli.budget_table import budget_table
 from recsys_opt.cli.outcome import Outcome
@@ -67,7 +68,8 @@ def run(args: argparse.Namespace) -> Outcome:
         if choice is not None:
             progress.finish()
             print(budget_table(choice), file=sys.stderr, flush=True)
-        result = train(config, args.dataset, args.out, resume=args.resume, progress=progress)
+        with keeping_freed_memory():
+            result = train(config, args.dataset, args.out, resume=args.resume, progress=progress)
     report = write_run_report(Path(args.out))
     chosen = {"memory_budget": choice.to_json()} if choice is not None else {}
     return Outcome(_summary(result, report), {**result.to_json(), **chosen, "report": str(report)})

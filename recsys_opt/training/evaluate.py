@@ -80,7 +80,7 @@ def products_of(precision: Precision) -> Iterator[None]:
 
 @contextlib.contextmanager
 def mixed_precision(device: torch.device, precision: Precision) -> Iterator[None]:
-    """The forward pass's matrix products in bfloat16, or as they are: the MLPs' and those of tensor trains."""
+    """The forward pass's matrix products in bfloat16, or as they are: the MLPs' and the tensor trains'."""
     with products_of(precision):
         if precision == "fp32":
             yield

@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 
+from recsys_opt import ops
 from recsys_opt.bench.train import Settings, run
 from recsys_opt.bench.train_models import Candidate, TTOptions, build_models, make_step
 from recsys_opt.cli.main import main
@@ -24,6 +25,9 @@ def test_every_candidate_is_timed_compared_and_recorded(tmp_path, capsys):
     record = json.loads(out.read_text())
     assert record["rows"] == rows
     assert record["rows_of_tables"][2] == 50
+    assert record["tt_q"] == [2, 1, 8]
+    assert record["threads"] == 1
+    assert record["core_wait_s"] is None or record["core_wait_s"] >= 0
     assert [row["candidate"] for row in rows] == [
         "nn fp32 sgd", "dense fp32 sgd", "tt fp32 sgd", "dense fp32 adagrad", "tt fp32 adagrad",
         "nn bf16 sgd", "dense bf16 sgd", "tt bf16 sgd", "dense bf16 adagrad", "tt bf16 adagrad",
@@ -84,6 +88,19 @@ def test_every_candidate_trains_its_tables_by_its_own_rule():
         assert bag.update.algorithm == "rowwise_adagrad"
         assert bag.update_state()["weight"].count_nonzero() == 7
         assert models[f"{kind} sgd"].embeddings.table("C3").update.algorithm == "sgd"
+
+
+def test_a_step_multiplies_tensor_trains_in_its_precision():
+    candidates = [Candidate("tt", "fp32", "sgd"), Candidate("tt", "bf16", "sgd")]
+    models = build_models(candidates, (400, 7, 19), TTOptions(1, 16))
+    batch = (torch.randn(8, 13), torch.arange(24) % 7, torch.ones(8))
+    steps = {c.precision: make_step(models[c.model], c, [batch]) for c in candidates}
+    try:
+        for precision in ("bf16", "fp32", "bf16"):
+            steps[precision]()
+            assert ops.tt_allow_bf16(False) == (precision == "bf16")
+    finally:
+        ops.tt_allow_bf16(False)
 
 
 def test_column_factors_reach_the_tensor_trains():

@@ -103,6 +103,32 @@ def test_a_saved_model_predicts_as_the_trained_one(dataset, tmp_path):
     assert evaluate(model, dataset, "test", batch_size=77).auc == pytest.approx(result.test.auc, abs=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_tensor_trains_are_multiplied_in_the_runs_precision(dataset, tmp_path, monkeypatch, precision):
+    """Forward, backward and in evaluations; what the caller had set comes back."""
+
+    def allowed() -> bool:
+        setting = ops.tt_allow_bf16(False)
+        ops.tt_allow_bf16(setting)
+        return setting
+
+    seen = []
+    step = trainer_module.ModelOptimizer.step  # after the backward pass
+    monkeypatch.setattr(
+        trainer_module.ModelOptimizer, "step", lambda self: (seen.append(allowed()), step(self))
+    )
+    compression = CompressionConfig(tt_tables=("C3", "C4"), tt_rank=16)
+    config = replaced(CONFIG, {"precision": precision, "epochs": 1, "compression": compression})
+    ops.tt_allow_bf16(precision == "fp32")
+    try:
+        result = train(config, dataset.path, tmp_path / "run")
+        assert set(seen) == {precision == "bf16"}
+        assert evaluate_run(tmp_path / "run", dataset, "test") == result.test
+        assert allowed() == (precision == "fp32")
+    finally:
+        ops.tt_allow_bf16(False)
+
+
 def test_the_same_seed_gives_the_same_weights(dataset, tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         torch.rand(5)  # the caller's random state does not matter
