@@ -54,8 +54,9 @@ __device__ bool locate(const Call<T>& c, int64_t& b, int64_t& d, int64_t& begin,
   b = i / dim;
   d = i % dim;
   const int64_t bag = (c.first + blockIdx.y) * c.batch + b;
-  begin = c.bags[bag];
-  end = c.bags[bag + 1];
+  const Bags::Range range = c.bags[bag];
+  begin = range.begin;
+  end = range.end;
   return true;
 }
 
@@ -129,8 +130,8 @@ __global__ void factor_gradients(Call<T> c, const T* __restrict__ grad, T* __res
   const Feature<T>& f = c.feature[blockIdx.y];
   const int64_t bag = (c.first + blockIdx.y) * c.batch + b;
   const T* from = grad + b * c.columns + f.column;
-  const int64_t end = c.bags[bag + 1];
-  for (int64_t k = c.bags[bag]; k < end; ++k) {
+  const auto [begin, end] = c.bags[bag];
+  for (int64_t k = begin; k < end; ++k) {
     const int64_t slot = c.slot(f, k);
     if (slot < 0) continue;
     T sum = 0;

@@ -25,7 +25,7 @@ struct Tables {
 template <typename Each>
 __device__ void for_each_lookup(Bags bags, int64_t table, int64_t batch, int64_t stride,
                                 int64_t phase, const Each& each) {
-  const int64_t begin = bags[table * batch] + phase, end = bags[(table + 1) * batch];
+  const int64_t begin = bags.begin(table * batch) + phase, end = bags.begin((table + 1) * batch);
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   for (int64_t k = begin + thread * stride; k < end; k += stride * gridDim.x * blockDim.x) each(k);
 }

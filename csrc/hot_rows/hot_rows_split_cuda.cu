@@ -39,8 +39,8 @@ __global__ void look_up(Tables tables, Numbers indices, Bags bags, int64_t batch
     tt::check_offset(bags.offsets, bag + 1, bags.ids, number, bounds.record);
   }
   int64_t cold = 0;
-  const int64_t end = bags[bag + 1];
-  for (int64_t k = bags[bag]; k < end; ++k) {
+  const auto [begin, end] = bags[bag];
+  for (int64_t k = begin; k < end; ++k) {
     const int64_t id = indices[k];
     int32_t slot = kPadding;
     if (bounds.holds(BoundsKind::kIndex, k, id, t.num_embeddings, number) && id != t.padding_idx) {
@@ -115,8 +115,9 @@ __global__ void place_cold(const Index* __restrict__ indices, Bags bags, int64_t
   const int64_t bag = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (bag >= bag_count) return;
   int64_t to = cold_offsets[bag];
-  const int64_t last = cold_offsets[bag + 1], end = bags[bag + 1];
-  for (int64_t k = bags[bag]; k < end && to < last; ++k) {
+  const int64_t last = cold_offsets[bag + 1];
+  const auto [begin, end] = bags[bag];
+  for (int64_t k = begin; k < end && to < last; ++k) {
     if (slots[k] != kCold) continue;
     cold_indices[to] = indices[k];
     cold_positions[to++] = k;

@@ -84,13 +84,23 @@ inline Numbers numbers(const Tensor& tensor) {
   return {tensor.const_data_ptr<int64_t>(), narrow};
 }
 
-// Where bags begin, held to the lookups there are, whatever the offsets say; without offsets every
-// bag has one id.
+// Which lookups bags have; without offsets every bag has one id.
 struct Bags {
   const int64_t* offsets;
   int64_t ids;
 
-  __device__ int64_t operator[](int64_t bag) const {
+  struct Range {
+    int64_t begin, end;
+  };
+  // None where an offset is outside the ids, or less than the one before.
+  __device__ Range operator[](int64_t bag) const {
+    if (offsets == nullptr) return {bag, bag + 1};
+    const int64_t begin = offsets[bag], end = offsets[bag + 1];
+    if (begin < 0 || end < begin || end > ids) return {0, 0};
+    return {begin, end};
+  }
+  // Where a bag begins, held to the ids there are.
+  __device__ int64_t begin(int64_t bag) const {
     if (offsets == nullptr) return bag;
     const int64_t offset = offsets[bag];
     return offset < 0 ? 0 : offset < ids ? offset : ids;

@@ -6,7 +6,8 @@
 //   clamp  a bad id counts for nothing and is counted
 //   trust  ids and offsets are not checked: a bad one reads or writes outside the tables
 //
-// Bad offsets: a bag that ends before it begins is empty, ids before the first bag are of no bag.
+// Bad offsets: a bag that ends before it begins, or that begins or ends outside the indices, is
+// empty; ids before the first bag are of no bag.
 #include "cuda_intrinsics.cuh"
 
 namespace recsys_opt::tt {

@@ -151,6 +151,18 @@ inline __device__ int64_t take_room(const Batch& batch, int room, int64_t elemen
       atomicAdd(batch.taken + room, static_cast<unsigned long long>(elements)));
 }
 
+// The lookups [begin, end) of bag c. None where an offset is outside the indices, or less than the
+// one before: so that bad offsets cost no more time than good ones.
+struct BagRange {
+  int64_t begin, end;
+};
+
+inline __device__ BagRange range_of_bag(const Batch& batch, int64_t c) {
+  const int64_t begin = batch.offsets[c], end = batch.offsets[c + 1];
+  if (begin < 0 || end < begin || end > batch.num_indices) return {0, 0};
+  return {begin, end};
+}
+
 // The factor of lookup i's row.
 template <typename T>
 inline __device__ Accumulator<T> factor_of(const Batch& batch, const DeviceTable& table, int i) {

@@ -155,13 +155,11 @@ __global__ void pool_kernel(const __grid_constant__ Tables tables,
   const int width = 16, lane = threadIdx.x % width;
   for (int64_t c = int64_t{blockIdx.x} * (blockDim.x / width) + threadIdx.x / width; c < batch.bags;
        c += int64_t{gridDim.x} * (blockDim.x / width)) {
-    int64_t begin = batch.offsets[c], end = batch.offsets[c + 1];
-    if (begin < 0) begin = 0;
-    if (end > batch.num_indices) end = batch.num_indices;
+    const auto [begin, end] = range_of_bag(batch, c);
     const auto in_bag = [&](int64_t i) {
       return batch.lookups[i].table >= 0 && batch.lookups[i].bag == c;
     };
-    if (end - begin == 1 && batch.offsets[c + 1] - batch.offsets[c] == 1 && in_bag(begin)) continue;
+    if (end - begin == 1 && in_bag(begin)) continue;
     const DeviceTable& table = tables[static_cast<int>(c / batch.batch_size)];
     for (int e = lane; e < table.dim; e += width) {
       Acc sum = 0;
@@ -188,9 +186,7 @@ __global__ __launch_bounds__(kDirectThreads) void direct_kernel(
   const DeviceTable& table = tables[static_cast<int>(c / batch.batch_size)];
   Acc* const sum = shared + 2 * buffer;
   for (int e = threadIdx.x; e < table.dim; e += blockDim.x) sum[e] = 0;
-  int64_t begin = batch.offsets[c], end = batch.offsets[c + 1];
-  if (begin < 0) begin = 0;
-  if (end > batch.num_indices) end = batch.num_indices;
+  const auto [begin, end] = range_of_bag(batch, c);
   for (int64_t i = begin; i < end; ++i) {
     const Lookup& lookup = batch.lookups[i];
     if (lookup.table < 0 || lookup.bag != c) continue;

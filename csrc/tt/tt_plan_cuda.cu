@@ -21,7 +21,8 @@ __device__ int64_t bag_of(const Batch& batch, int64_t i) {
     const int64_t middle = (low + high) / 2;
     (batch.offsets[middle] <= i ? low : high) = middle;
   }
-  return batch.offsets[low] <= i && i < batch.offsets[low + 1] ? low : -1;
+  const BagRange range = range_of_bag(batch, low);
+  return range.begin <= i && i < range.end ? low : -1;
 }
 
 __device__ int64_t key_of(int order, const DeviceTable& table, const Lookup& lookup) {

@@ -63,9 +63,9 @@ def tt_bounds_check(mode: str | None = None) -> str:
     clamp  they count for nothing; `tt_bounds_report` counts them
     trust  nothing is checked: a bad id may read, and a fused update write, outside the tables
 
-    It holds for the tensor trains and for the rows held dense beside them. A bag whose offsets are bad is
-    empty or ends where the ids end; a first offset above 0 leaves the ids before it to no bag. A replayed
-    CUDA graph notes errors, too; nothing raises them but the next call outside graphs, or a report.
+    It holds for the tensor trains and for the rows held dense beside them. A bag with an offset outside the
+    ids, or below the one before, is empty; a first offset above 0 leaves the ids before it to no bag. A
+    replayed CUDA graph notes errors, too; nothing raises them but the next call outside graphs, or a report.
 
     The CPU kernels always refuse them at once.
     """

@@ -112,3 +112,17 @@ def test_settings_refuse_what_they_do_not_know():
 
 def test_algorithms_have_the_kernels_numbers():
     assert public_ops.TT_ALGORITHMS == {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2, "adam": 3}
+
+
+@pytest.mark.parametrize("path", [PLANNED, DIRECT], ids=["planned", "direct"])
+def test_a_bag_of_bad_offsets_is_empty_and_the_others_are_not(path):
+    case = bad_call([3, 4, 5, 6, 7, 8], [0, 2, 1, 4, 9])  # the second ends before it begins, the last outside
+    with ops.running(bounds=1, **path), torch.no_grad():
+        out = case.call(ops.tt_embedding_bag)
+    assert ops.library().tt_bounds_report(0)[0] == 2
+    assert not out[1].any()
+    assert not out[3].any()
+    rows = reference.tt_embedding_bag(torch.tensor([3, 4, 5, 6]), torch.arange(5), case.cores, **case.options)
+    # The first and the third overlap: an id is in the last of the bags that begin before it.
+    torch.testing.assert_close(out[0], rows[0])
+    torch.testing.assert_close(out[2], rows[1:].sum(0))
