@@ -1,6 +1,7 @@
 #pragma once
 // The inner loops of the CPU kernels, compiled once per instruction set; `kernels` picks the widest
-// that the machine and the ranks allow. All matrices are row-major.
+// that the machine and the ranks allow. All matrices are row-major; a "packed" one is in whatever
+// form the kernels of an instruction set like best, which no one else looks into.
 #include <cstdint>
 
 namespace recsys_opt::tt {

@@ -3,6 +3,9 @@
 #include "tt_kernels.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
+// GCC 12 warns of its own _mm512_undefined_* (bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prefer-vector-width=512")
 
@@ -250,18 +253,51 @@ void bf16_outer_product(const float* const* a, const float* const* b, int64_t ro
   }
 }
 // The last product, of rows of 16 G numbers from last cores of Q = 4, 8 or 16 columns: 16 / Q rows
-// of x by Q columns are one vector of sums. y is packed as [n][r / 2][Q] lanes.
+// of x by Q columns are one vector of sums. y is packed as [n][r / 32][16][Q] lanes.
 
-// to[r / 2][q] lanes = x[q][r], for each of n slices.
-void pack_last(const float* core, int64_t n, int64_t q, int64_t r, float* packed) {
-  auto* to = reinterpret_cast<Lane*>(packed);
-  Lane row[16];
-  for (int64_t i = 0; i < n; ++i, core += q * r, to += q * r / 2)
-    for (int64_t j = 0; j < q; ++j)
-      for (int64_t p = 0; p < r; p += 16) {
-        round_row(core + j * r + p, 16, row);
-        for (int64_t l = 0; l < 8; ++l) to[(p / 2 + l) * q + j] = row[l];
+// Four rows of 16 lanes as four vectors: lane 4 l + i of vector t has step 4 l + t of row i.
+TT_INLINE void transpose_four(const __m512i* row, __m512i* steps) {
+  const __m512i a = _mm512_unpacklo_epi32(row[0], row[1]),
+                b = _mm512_unpackhi_epi32(row[0], row[1]);
+  const __m512i c = _mm512_unpacklo_epi32(row[2], row[3]),
+                d = _mm512_unpackhi_epi32(row[2], row[3]);
+  steps[0] = _mm512_unpacklo_epi64(a, c);
+  steps[1] = _mm512_unpackhi_epi64(a, c);
+  steps[2] = _mm512_unpacklo_epi64(b, d);
+  steps[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+// 32 numbers as lanes: steps of two.
+TT_INLINE __m512i rounded_row(const float* x) {
+  return rounded(_mm512_loadu_ps(x), _mm512_loadu_ps(x + 16));
+}
+
+// The slices [Q, r] of the last core as [r / 32][16][Q] lanes, the steps of each 32 in the order of
+// `spread`.
+template <int Q>
+void pack_last_as(const float* core, int64_t n, int64_t r, float* packed) {
+  for (int64_t i = 0; i < n; ++i, core += Q * r)
+    for (int64_t p = 0; p < r; p += 32, packed += 16 * Q) {
+      if constexpr (Q == 4) {
+        __m512i row[4], steps[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) row[j] = rounded_row(core + j * r + p);
+        transpose_four(row, steps);
+#pragma GCC unroll 4
+        for (int t = 0; t < 4; ++t) _mm512_storeu_si512(packed + 16 * t, steps[t]);
+      } else {
+        alignas(64) float lanes[16 * Q];
+        for (int j = 0; j < Q; ++j)
+          _mm512_store_si512(lanes + 16 * j, rounded_row(core + j * r + p));
+        transpose<float, Q>(lanes, Q, 16, packed);
       }
+    }
+}
+
+void pack_last(const float* core, int64_t n, int64_t q, int64_t r, float* packed) {
+  if (q == 4) return pack_last_as<4>(core, n, r, packed);
+  if (q == 8) return pack_last_as<8>(core, n, r, packed);
+  pack_last_as<16>(core, n, r, packed);
 }
 
 template <int Q>
@@ -274,27 +310,17 @@ TT_INLINE __m512i repeated(const Lane* y) {
     return _mm512_loadu_si512(y);
 }
 
-// The steps [0, 16) of 16 / Q rows of x, from numbers [0, 32) of each, `r` apart: spread[s] has the
-// step `step<Q>(s)` of row l / Q in lane l.
-template <int Q>
-constexpr int step(int s) {
-  return Q == 4 ? s % 4 * 4 + s / 4 : s;
-}
+// 16 steps of 16 / Q rows of x, from numbers [0, 32) of each, `r` apart: vector s has one of row
+// l / Q in lane l.
 template <int Q>
 TT_INLINE void spread(const float* x, int64_t r, __m512i* to) {
   const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   __m512i row[16 / Q];
 #pragma GCC unroll 4
-  for (int i = 0; i < 16 / Q; ++i)
-    row[i] = rounded(_mm512_loadu_ps(x + i * r), _mm512_loadu_ps(x + i * r + 16));
+  for (int i = 0; i < 16 / Q; ++i) row[i] = rounded_row(x + i * r);
   if constexpr (Q == 4) {
-    const __m512i a = _mm512_unpacklo_epi32(row[0], row[1]),
-                  b = _mm512_unpackhi_epi32(row[0], row[1]);
-    const __m512i c = _mm512_unpacklo_epi32(row[2], row[3]),
-                  d = _mm512_unpackhi_epi32(row[2], row[3]);
-    // Steps s, s + 4, s + 8 and s + 12 of the four rows.
-    const __m512i steps[4] = {_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c),
-                              _mm512_unpacklo_epi64(b, d), _mm512_unpackhi_epi64(b, d)};
+    __m512i steps[4];
+    transpose_four(row, steps);
     const __m512i quarter = _mm512_srli_epi32(lane, 2);
 #pragma GCC unroll 16
     for (int s = 0; s < 16; ++s)
@@ -315,23 +341,23 @@ TT_INLINE void spread(const float* x, int64_t r, __m512i* to) {
 template <int Q>
 void bf16_rows_forward_as(const TableRows& rows, int64_t begin, int64_t end, const float* products,
                           const Lane* core, float* out) {
+  constexpr int kSums = 4;  // one would wait for itself
   const int64_t m = rows.m, r = rows.r;
   for (int64_t i = begin; i < end; ++i) {
     const float* x = products + (rows.node[i] - rows.first_node) * (m * r);
     const Lane* y = core + rows.last[i] * (Q * r / 2);
     for (int64_t g = 0; g < m; g += 16 / Q, x += 16 / Q * r, out += 16) {
-      __m512 even = _mm512_setzero_ps(), odd = even;
+      __m512 sum[kSums] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                           _mm512_setzero_ps()};
       for (int64_t p = 0; p < r; p += 32) {
         __m512i spread_x[16];
         spread<Q>(x + p, r, spread_x);
         const Lane* steps = y + p / 2 * Q;
-#pragma GCC unroll 8
-        for (int s = 0; s < 16; s += 2) {
-          even = add_products(even, spread_x[s], repeated<Q>(steps + step<Q>(s) * Q));
-          odd = add_products(odd, spread_x[s + 1], repeated<Q>(steps + step<Q>(s + 1) * Q));
-        }
+#pragma GCC unroll 16
+        for (int s = 0; s < 16; ++s)
+          sum[s % kSums] = add_products(sum[s % kSums], spread_x[s], repeated<Q>(steps + s * Q));
       }
-      _mm512_storeu_ps(out, even + odd);
+      _mm512_storeu_ps(out, (sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
   }
 }

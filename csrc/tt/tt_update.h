@@ -1,7 +1,8 @@
 #pragma once
 // Update rules that the backward pass applies to one slice of a core, G_k(i) = cores[k][i], as soon
-// as the slice's gradient is complete: no gradient of a whole core is stored, and slices that the
-// batch does not use are not touched. g is the gradient, w the slice, both [q r r'] numbers:
+// as the slice's gradient is complete. Slices that the batch does not use are not touched;
+// gradients of a whole core are stored for the first and the last core alone (and for tables that
+// share their cores). g is the gradient, w the slice, both [q r r'] numbers:
 //
 //   weight decay       g += weight_decay w, before the rule
 //   SGD                w -= lr g

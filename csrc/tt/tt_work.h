@@ -2,7 +2,7 @@
 // What the forward and the backward pass on the CPU share. A call plans each table (tt_plan.h),
 // then works on chunks: runs of groups of a level. The chunks depend on the batch alone, each
 // result has one writer, and sums run in the plan's order, so results do not depend on the number
-// of threads. Nothing is stored per lookup, and no sum is atomic.
+// of threads. No vector is stored per lookup (of tables with one id a bag), and no sum is atomic.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
