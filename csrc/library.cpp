@@ -80,6 +80,10 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
       "Tensor offsets, Tensor(a!)[] cores, Tensor(b!)[] states, int[] cores_per_table, "
       "int[] num_embeddings, int[] pooling_modes, int[] padding_idx, Tensor? per_sample_weights, "
       "bool weights_grad, int algorithm, Tensor hyperparameters) -> Tensor");
+  m.def(
+      "tt_prefix_bag(Tensor indices, Tensor? offsets, Tensor[] prefixes, Tensor[] lasts, "
+      "int[] num_embeddings, int[] pooling_modes, int[] padding_idx, Tensor? per_sample_weights, "
+      "bool include_last_offset) -> Tensor");
   m.def("tt_limit_isa(int widest) -> int");
   m.def("tt_allow_bf16(bool allowed) -> bool");
   m.def("tt_cuda_setting(str name, int value) -> int");

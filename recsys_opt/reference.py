@@ -214,6 +214,42 @@ def tt_embedding_bag(
     return torch.cat(outputs, dim=1)
 
 
+def tt_prefix_bag(
+    indices: Tensor,
+    offsets: Tensor | None,
+    prefixes: Sequence[Tensor],
+    lasts: Sequence[Tensor],
+    num_embeddings: Sequence[int],
+    pooling_modes: Sequence[int],
+    padding_idx: Sequence[int],
+    per_sample_weights: Tensor | None,
+    include_last_offset: bool,
+) -> Tensor:
+    """Pooled rows of several frozen tables; the arguments are those of `ops.tt_prefix_bag`.
+
+    Element a t_0 + j of core 0's columns, at step p s + k of the bond, is prefix[:, a, p, j, k].
+    """
+    cores = []
+    for prefix, last in zip(prefixes, lasts, strict=True):
+        plain = [core.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2) for core in (prefix, last)]  # [n, q, r]
+        cores += [plain[0].unsqueeze(2), plain[1].unsqueeze(3)]
+    end = torch.tensor([indices.numel()])
+    if offsets is None:
+        offsets = torch.arange(indices.numel() + 1)
+    elif not include_last_offset:
+        offsets = torch.cat([offsets, end.to(offsets.dtype)])
+    return tt_embedding_bag(
+        indices,
+        offsets,
+        cores,
+        cores_per_table=[2] * len(prefixes),
+        num_embeddings=num_embeddings,
+        pooling_modes=pooling_modes,
+        padding_idx=padding_idx,
+        per_sample_weights=per_sample_weights,
+    )
+
+
 def tt_embedding_bag_backward_update(
     grad: Tensor,
     indices: Tensor,

@@ -94,6 +94,8 @@ const Kernels<T>& kernels(int64_t ranks_divisor, int64_t m, int64_t q, int64_t r
 // Lets the calls to come use no wider instruction set; returns the widest of those that the machine
 // has.
 Isa limit_isa(Isa widest);
+// The widest that calls may use; the machine may have less.
+Isa isa_limit();
 
 // Lets the calls to come round the operands of float products to bf16, where the machine has bf16
 // dot products and the ranks are multiples of 16; returns what was before.

@@ -43,6 +43,10 @@ Isa limit_isa(Isa widest) {
   return Isa::kPortable;
 }
 
+Isa isa_limit() {
+  return widest_isa;
+}
+
 bool allow_bf16(bool allowed) {
   return bf16_allowed.exchange(allowed);
 }

@@ -62,7 +62,7 @@ def to_bags(
             f"per_sample_weights has shape {list(per_sample_weights.shape)}, input {list(input.shape)}; they "
             "must be the same"
         )
-    _check_ids("input", input)
+    check_ids("input", input)
     if input.dim() == 2:
         if offsets is not None:
             raise BatchError(
@@ -80,7 +80,7 @@ def to_bags(
         raise BatchError("a 1-D input needs offsets, the starts of its bags; [0, 1, ...] for one id per bag")
     if offsets.dim() != 1:
         raise BatchError(f"offsets must be 1-D, the starts of the bags, but has shape {list(offsets.shape)}")
-    _check_ids("offsets", offsets)
+    check_ids("offsets", offsets)
     if include_last_offset:
         if offsets.shape[0] == 0:
             raise BatchError("offsets is empty; with include_last_offset it has at least the end, 0")
@@ -88,6 +88,7 @@ def to_bags(
     return input, torch.cat([offsets, offsets.new_full((1,), input.shape[0])]), per_sample_weights
 
 
-def _check_ids(name: str, ids: Tensor) -> None:
+def check_ids(name: str, ids: Tensor) -> None:
+    """Raises unless they are int32 or int64."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise BatchError(f"{name} must be int32 or int64, but is {ids.dtype}; convert it with .long()")

@@ -299,7 +299,8 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
         """A copy for serving, in evaluation mode and without gradients: "cores" is smallest, "dense" fastest.
 
         level      cores: the same cores
-                   prefix: neighbouring cores multiplied, most of a lookup's work done beforehand
+                   prefix: neighbouring cores multiplied, most of a lookup's work done beforehand, as
+                   `FrozenPrefixBag`; as a bag of three cores where `max_bytes` leaves so many
                    dense: the whole table, as `FrozenEmbeddingBag`
         dtype      of what is stored, e.g. torch.bfloat16; default: the cores'
         max_bytes  for "prefix" of four cores: multiply so that the result takes no more

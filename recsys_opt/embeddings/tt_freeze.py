@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_opt.embeddings.frozen import FrozenEmbeddingBag
+from recsys_opt.embeddings.prefix import FrozenPrefixBag
 from recsys_opt.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ LEVELS: tuple[Level, ...] = ("cores", "prefix", "dense")
 @torch.no_grad()
 def frozen(
     bag: TTEmbeddingBag, level: Level, dtype: torch.dtype | None, max_bytes: int | None
-) -> TTEmbeddingBag | FrozenEmbeddingBag:
+) -> TTEmbeddingBag | FrozenPrefixBag | FrozenEmbeddingBag:
     """What `TTEmbeddingBag.freeze` returns."""
     if level not in LEVELS:
         raise InputError(f"level = {level!r}; choose 'cores', 'prefix' or 'dense'")
@@ -45,6 +46,16 @@ def frozen(
         return dense.eval()
     if level == "prefix":
         cores = merged_cores(cores, max_bytes)
+        if len(cores) == 2:
+            return FrozenPrefixBag.of_cores(
+                cores,
+                dtype,
+                num_embeddings=bag.num_embeddings,
+                embedding_dim=bag.embedding_dim,
+                mode=bag.mode,
+                padding_idx=bag.padding_idx,
+                include_last_offset=bag.include_last_offset,
+            ).eval()
     copies = [core.detach().to(dtype, copy=True) for core in cores]
     return bag.with_cores(copies, requires_grad=False).eval()
 

@@ -14,6 +14,7 @@ from recsys_opt.ops.hot_rows import (
 from recsys_opt.ops.interaction import dot_interaction
 from recsys_opt.ops.library import CUDA_LIBRARY, LIBRARY, has_cuda_kernel
 from recsys_opt.ops.tt import tt_embedding_bag
+from recsys_opt.ops.tt_prefix import tt_prefix_bag
 from recsys_opt.ops.tt_settings import (
     TT_BOUNDS_CHECKS,
     BoundsReport,
@@ -52,4 +53,5 @@ __all__ = [
     "tt_direct_lookups",
     "tt_embedding_bag",
     "tt_limit_isa",
+    "tt_prefix_bag",
 ]

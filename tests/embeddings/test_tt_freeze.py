@@ -12,6 +12,7 @@ from torch.nn.functional import embedding_bag
 
 from recsys_opt import TTEmbeddingBag
 from recsys_opt.embeddings.frozen import FrozenEmbeddingBag
+from recsys_opt.embeddings.prefix import FrozenPrefixBag
 from recsys_opt.errors import InputError
 
 LEVELS = ["cores", "prefix", "dense"]
@@ -105,7 +106,7 @@ def test_half_precision_cores_are_the_rounded_cores(level, dtype):
     bag = make_bag(dtype=torch.float32)
     whole, half = bag.freeze(level), bag.freeze(level, dtype=dtype)
     assert half.storage_bytes() * 2 == whole.storage_bytes()
-    for a, b in zip(whole.cores, half.cores, strict=True):
+    for a, b in zip(whole.core_tensors(), half.core_tensors(), strict=True):
         assert torch.equal(a.to(dtype), b)
 
 
@@ -121,7 +122,7 @@ def test_prefix_makes_the_same_rows_within_the_bytes(data):
     bag.reset_parameters(1.0)
     frozen = bag.freeze("prefix")
     torch.testing.assert_close(frozen.materialize(), bag.materialize().detach())
-    assert len(frozen.cores) < d
+    assert len(frozen.core_tensors()) < d
     assert frozen.flops_per_lookup() <= bag.flops_per_lookup()
     with contextlib.suppress(InputError):  # there may be nothing smaller
         limited = bag.freeze("prefix", max_bytes=frozen.storage_bytes() - 1)
@@ -133,12 +134,12 @@ def test_prefix_makes_the_same_rows_within_the_bytes(data):
 def test_prefix_of_the_paper_and_of_four_cores():
     shapes = {"tt_p_shapes": [200, 220, 250], "tt_q_shapes": [2, 2, 4]}
     three = TTEmbeddingBag(10_131_227, 16, 32, **shapes, device="meta").freeze("prefix")
-    assert three.tt_p_shapes == (44_000, 250)
+    assert three.p_shapes == (44_000, 250)
     assert three.flops_per_lookup() == 1024
     assert three.storage_bytes() == 4 * (44_000 * 4 * 32 + 250 * 4 * 32)
     bag = TTEmbeddingBag(9000, 16, [8, 16, 4], tt_p_shapes=[9, 10, 10, 10], tt_q_shapes=[2, 2, 2, 2])
     whole, little = bag.freeze("prefix"), bag.freeze("prefix", max_bytes=100_000)
-    assert len(whole.cores) == 2
+    assert isinstance(whole, FrozenPrefixBag)
     assert whole.storage_bytes() > 100_000 >= little.storage_bytes()
     assert whole.flops_per_lookup() < little.flops_per_lookup() < bag.flops_per_lookup()
 

@@ -69,7 +69,7 @@ def test_a_reduced_bag_is_near_its_fp32_one(dtype):
         bag(IDS, OFFSETS), exact(IDS, OFFSETS).to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-5
     )
     frozen = make_bag().freeze("prefix", dtype=dtype)
-    assert frozen.storage_bytes() == 2 * sum(core.numel() for core in frozen.cores)
+    assert frozen.storage_bytes() == 2 * sum(core.numel() for core in frozen.core_tensors())
     torch.testing.assert_close(frozen(IDS, OFFSETS).float(), make_bag()(IDS, OFFSETS), rtol=0.02, atol=0.01)
 
 

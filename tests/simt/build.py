@@ -46,7 +46,8 @@ def build() -> Path:
     kernels = sorted([*CSRC.glob("tt/*_cuda.cu"), *CSRC.glob("hot_rows/*_cuda.cu")])
     sources = [*kernels, SIMT / "simt.cpp", SIMT / "library.cpp"]
     read = [*sources, *sorted(CSRC.glob("tt/*.cuh")), *sorted(CSRC.glob("hot_rows/*.h"))]
-    read += [*sorted(CSRC.glob("*.h")), CSRC / "tt/tt_embedding_bag.h", SIMT / "simt.h"]
+    read += [*sorted(CSRC.glob("*.h")), CSRC / "tt/tt_embedding_bag.h", CSRC / "tt/tt_prefix.h"]
+    read += [SIMT / "simt.h"]
     key = hashlib.sha256(" ".join([*FLAGS, str(torch), schemas()]).encode())
     for path in read:
         key.update(path.read_bytes())

@@ -33,6 +33,17 @@ CALLS: dict[str, dict[str, Any]] = {
         "algorithm": 1,
         "hyperparameters": torch.ones(6, dtype=torch.float64),
     },
+    "tt_prefix_bag": {
+        "indices": torch.tensor([0, 1]),
+        "offsets": torch.tensor([0, 1, 2]),
+        "prefixes": [torch.ones(2, 1, 2, 1, 1)],
+        "lasts": [torch.ones(2, 1, 2, 2, 1)],
+        "num_embeddings": [4],
+        "pooling_modes": [0],
+        "padding_idx": [-1],
+        "per_sample_weights": torch.ones(2),
+        "include_last_offset": True,
+    },
     "hot_rows_split": {
         "indices": torch.tensor([0, 1]),
         **LOOKUPS,
