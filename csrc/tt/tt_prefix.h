@@ -2,9 +2,10 @@
 // Pooled lookups in tensor trains of two cores, laid out for lookups alone: what a table becomes at
 // freeze("prefix"). With s = 2 for bf16, else 1:
 //
-//   prefix  [n_0, q_0 / t_0, r / s, t_0, s]   prefix[i][a][p][j][k] = core_0[i, a t_0 + j, 0, p s + k]
-//   last    [n_1, q_1 / t_1, r / s, t_1, s]   last[i][b][p][j][k]   = core_1[i, b t_1 + j, p s + k, 0]
-//   row(i)[j_0 q_1 + j_1] = the sum over p and k of prefix[i / n_1] at j_0 times last[i % n_1] at j_1
+//   prefix  [n_0, q_0 / t_0, r / s, t_0, s]   prefix[i][a][p][j][k] = core_0[i, a t_0 + j, 0, p s +
+//   k] last    [n_1, q_1 / t_1, r / s, t_1, s]   last[i][b][p][j][k]   = core_1[i, b t_1 + j, p s +
+//   k, 0] row(i)[j_0 q_1 + j_1] = the sum over p and k of prefix[i / n_1] at j_0 times last[i %
+//   n_1] at j_1
 //
 // A row is made tile by tile, t_0 by t_1 numbers, as a sum of outer products that stays in
 // registers. Tiles of 16 numbers are fastest. bf16 numbers that follow each other in the sum lie
@@ -113,8 +114,8 @@ inline PrefixArguments check_prefix_arguments(
                   " pooling_modes and ", padding_idx.size(), " padding_idx");
   STD_TORCH_CHECK(indices.dim() == 1 && is_index_type(indices.scalar_type()),
                   "tt_prefix_bag: indices must be 1-D int32 or int64, got ", indices.dim(), "-D");
-  STD_TORCH_CHECK(indices.numel() < std::numeric_limits<int32_t>::max(), "tt_prefix_bag: ",
-                  indices.numel(), " indices; at most 2^31 - 2 in one call");
+  STD_TORCH_CHECK(indices.numel() < std::numeric_limits<int32_t>::max(),
+                  "tt_prefix_bag: ", indices.numel(), " indices; at most 2^31 - 2 in one call");
   PrefixArguments args{};
   args.num_indices = indices.numel();
   int64_t bags = args.num_indices;

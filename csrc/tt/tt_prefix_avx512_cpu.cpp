@@ -14,6 +14,7 @@ struct Fp32 {
   static __m512 load(const float* lanes) { return _mm512_loadu_ps(lanes); }
   static __m512 broadcast(const float* lane) { return _mm512_set1_ps(*lane); }
   static __m512 add_products(__m512 sum, __m512 a, __m512 b) { return _mm512_fmadd_ps(a, b, sum); }
+  static void store(__m512 row, float* out) { _mm512_storeu_ps(out, row); }
 };
 
 struct Fp16 {
@@ -25,6 +26,7 @@ struct Fp16 {
     return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<short>(*lane)));
   }
   static __m512 add_products(__m512 sum, __m512 a, __m512 b) { return _mm512_fmadd_ps(a, b, sum); }
+  static void store(__m512 row, float* out) { _mm512_storeu_ps(out, row); }
 };
 }  // namespace
 }  // namespace avx512

@@ -58,9 +58,10 @@ struct Tile28 {
     order = lanes_of({0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15});
     for (int8_t k = 0; k < 4; ++k)
       for (int8_t j = 0; j < 2; ++j) {
-        const int8_t first = static_cast<int8_t>(4 * k + j), second = static_cast<int8_t>(first + 2);
-        spread[k][j] = _mm512_mask_blend_epi32(0xff00, _mm512_set1_epi32(first),
-                                               _mm512_set1_epi32(second));
+        const int8_t first = static_cast<int8_t>(4 * k + j),
+                     second = static_cast<int8_t>(first + 2);
+        spread[k][j] =
+            _mm512_mask_blend_epi32(0xff00, _mm512_set1_epi32(first), _mm512_set1_epi32(second));
       }
   }
 
@@ -127,10 +128,11 @@ TT_INLINE void make_tiles(const Tile& tile, const typename P::Lane* x, const typ
     }
 }
 
-// STEPS: of a table of one tile where known at compile time, else 0.
-template <typename P, typename Tile, int STEPS>
-void make_rows(const PrefixTable& table, const PrefixRows& rows, int64_t begin, int64_t end,
-               float* out, int64_t stride, float*) {
+// STEPS: of a table of one tile where known at compile time, else 0. Out: float, or what P stores
+// sums as, of tables of one tile.
+template <typename P, typename Tile, int STEPS, typename Out>
+TT_INLINE void make_rows_into(const PrefixTable& table, const PrefixRows& rows, int64_t begin,
+                              int64_t end, Out* out, int64_t stride) {
   using Lane = typename P::Lane;
   const auto* prefix = static_cast<const Lane*>(table.prefix);
   const auto* last = static_cast<const Lane*>(table.last);
@@ -138,7 +140,8 @@ void make_rows(const PrefixTable& table, const PrefixRows& rows, int64_t begin, 
   const int64_t steps = STEPS ? STEPS : table.steps;
   const int64_t prefix_width = STEPS ? STEPS * Tile::kLeft : table.width[0];
   const int64_t last_width = STEPS ? STEPS * Tile::kRight : table.width[1];
-  const int64_t bytes = prefix_width * static_cast<int64_t>(sizeof(Lane)), ahead = rows_ahead(bytes);
+  const int64_t bytes = prefix_width * static_cast<int64_t>(sizeof(Lane)),
+                ahead = rows_ahead(bytes);
   const int32_t *node = rows.node, *digit = rows.digit;
   const int64_t known = rows.known;
   const Tile tile;
@@ -150,11 +153,17 @@ void make_rows(const PrefixTable& table, const PrefixRows& rows, int64_t begin, 
     const Lane* x = prefix + node[i] * prefix_width;
     const Lane* y = last + digit[i] * last_width;
     if constexpr (STEPS != 0) {
-      _mm512_storeu_ps(out, tile.make(x, y, steps));
+      P::store(tile.make(x, y, steps), out);
     } else {
       make_tiles<P>(tile, x, y, left, right, steps, out);
     }
   }
+}
+
+template <typename P, typename Tile, int STEPS>
+void make_rows(const PrefixTable& table, const PrefixRows& rows, int64_t begin, int64_t end,
+               float* out, int64_t stride, float*) {
+  make_rows_into<P, Tile, STEPS>(table, rows, begin, end, out, stride);
 }
 
 // Tables of one tile and a common rank are compiled on their own.
@@ -168,7 +177,9 @@ MakeRows<float> make_rows_by_steps(const PrefixTable& table) {
 
 template <typename P>
 MakeRows<float> choose_rows(const PrefixTable& table) {
-  const auto is = [&](int64_t t0, int64_t t1) { return table.tile[0] == t0 && table.tile[1] == t1; };
+  const auto is = [&](int64_t t0, int64_t t1) {
+    return table.tile[0] == t0 && table.tile[1] == t1;
+  };
   if (is(4, 4)) return make_rows_by_steps<P, Tile44<P>>(table);
   if (is(2, 8)) return make_rows_by_steps<P, Tile28<P, false>>(table);
   if (is(8, 2)) return make_rows_by_steps<P, Tile28<P, true>>(table);

@@ -7,7 +7,6 @@
 
 #include "simd.h"
 #include "tt_ids.h"
-#include "tt_kernels.h"
 #include "tt_prefix_rows.h"
 #include "tt_reduced.h"
 #include "tt_work.h"
@@ -78,6 +77,14 @@ SIMD_CLONES bool take_apart(const int64_t* ids, int64_t n, int64_t rows, int32_t
   return take_apart_body(ids, n, rows, divisor, node, digit);
 }
 
+// sum[n] += factor * row[n]
+SIMD_CLONES void add_row(float factor, const float* row, float* sum, int64_t n) {
+  for (int64_t e = 0; e < n; ++e) sum[e] += factor * row[e];
+}
+SIMD_CLONES void add_row(double factor, const double* row, double* sum, int64_t n) {
+  for (int64_t e = 0; e < n; ++e) sum[e] += factor * row[e];
+}
+
 constexpr int64_t kBagsOfTask = 1024;
 constexpr int64_t kIds = 1024;  // that are read at once
 constexpr int64_t kRows = 64;   // that are made at once, where they do not go into the output
@@ -101,6 +108,7 @@ class PrefixBags {
         type_(type),
         reduced_(is_reduced(type)),
         make_rows_(make_rows_of<Sum>(table_, type)),
+        make_narrow_rows_(reduced_ ? make_narrow_rows_of(table_, type) : nullptr),
         indices_(static_cast<const Index*>(batch.indices)),
         offsets_(static_cast<const Offset*>(batch.offsets)),
         weights_(static_cast<const Sum*>(batch.weights)),
@@ -192,6 +200,12 @@ class PrefixBags {
         make(known_ - made_, reinterpret_cast<Sum*>(out_row(b)), args_.columns);
         continue;
       }
+      if (make_narrow_rows_) {
+        make_narrow_rows_(table_, {node_, digit_, known_ - first_}, made_ - first_, known_ - first_,
+                          out_row(b), args_.columns);
+        made_ = known_;
+        continue;
+      }
       const int64_t count = std::min(kRows, known_ - made_);
       make(count, rows(), table_.dim);
       write(rows(), b, count);
@@ -200,7 +214,6 @@ class PrefixBags {
   }
 
   Fault pool(int64_t begin, int64_t end) {
-    const Kernels<Sum>& kernels = recsys_opt::tt::kernels<Sum>(kMostLanes);
     Array<Sum> sum(table_.dim);
     int64_t made_from = made_;
     for (int64_t b = begin; b < end; ++b) {
@@ -218,8 +231,8 @@ class PrefixBags {
         }
         if (static_cast<int64_t>(indices_[i]) == table_.padding_idx) continue;
         ++count;
-        kernels.axpy(weights_ ? weights_[i] : Sum(1), rows() + (i - made_from) * table_.dim,
-                     sum.data(), table_.dim);
+        add_row(weights_ ? weights_[i] : Sum(1), rows() + (i - made_from) * table_.dim, sum.data(),
+                table_.dim);
       }
       if (table_.pooling == Pooling::kMean && count > 1) {
         for (int64_t e = 0; e < table_.dim; ++e) sum[e] /= static_cast<Sum>(count);
@@ -248,7 +261,8 @@ class PrefixBags {
     const int64_t divisor = table_.n[1];
     if (table_.num_embeddings <= std::numeric_limits<int32_t>::max()) {
       return take_apart(ids, count, table_.num_embeddings,
-                        static_cast<int32_t>(std::min(divisor, table_.num_embeddings)), node_, digit_);
+                        static_cast<int32_t>(std::min(divisor, table_.num_embeddings)), node_,
+                        digit_);
     }
     for (int64_t i = 0; i < count; ++i) {
       const auto id = static_cast<int64_t>(ids[i]);
@@ -272,14 +286,13 @@ class PrefixBags {
     return rows_.data();
   }
 
-  static constexpr int64_t kMostLanes = 16;
-
   const PrefixArguments& args_;
   const int64_t t_;
   const PrefixTable& table_;
   const ScalarType type_;
   const bool reduced_;
   const MakeRows<Sum> make_rows_;
+  const MakeNarrowRows make_narrow_rows_;
   const Index* indices_;
   const Offset* offsets_;
   const Sum* weights_;

@@ -27,6 +27,10 @@ MakeRows<Sum> make_rows_of(const PrefixTable& table, ScalarType type) {
   return found ? found : portable_make_rows<Sum>(table, type);
 }
 
+MakeNarrowRows make_narrow_rows_of(const PrefixTable& table, ScalarType type) {
+  return isa_limit() >= Isa::kAvx512 ? avx512bf16_make_narrow_rows(table, type) : nullptr;
+}
+
 template MakeRows<float> make_rows_of<float>(const PrefixTable&, ScalarType);
 template MakeRows<double> make_rows_of<double>(const PrefixTable&, ScalarType);
 

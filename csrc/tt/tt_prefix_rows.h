@@ -24,9 +24,16 @@ using MakeRows = void (*)(const PrefixTable& table, const PrefixRows& rows, int6
 template <typename Sum>
 MakeRows<Sum> make_rows_of(const PrefixTable& table, ScalarType type);
 
+// The same with the rows rounded on the way into an output of the table's type; nullptr where the
+// machine or the shapes have nothing for it.
+using MakeNarrowRows = void (*)(const PrefixTable& table, const PrefixRows& rows, int64_t begin,
+                                int64_t end, void* out, int64_t stride);
+MakeNarrowRows make_narrow_rows_of(const PrefixTable& table, ScalarType type);
+
 // By instruction set; nullptr where the machine lacks it or has nothing quicker for the shapes than
 // the narrower sets.
 MakeRows<float> avx512bf16_make_rows(const PrefixTable& table, ScalarType type);
+MakeNarrowRows avx512bf16_make_narrow_rows(const PrefixTable& table, ScalarType type);
 MakeRows<float> avx512_make_rows(const PrefixTable& table, ScalarType type);
 template <typename Sum>
 MakeRows<Sum> avx2_make_rows(const PrefixTable& table, ScalarType type);

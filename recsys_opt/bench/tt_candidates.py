@@ -13,10 +13,16 @@ from recsys_opt.bench.tt_cases import GRAPHS, Case, Shape
 from recsys_opt.embeddings.fused_update import FusedUpdate, FusesUpdate
 from recsys_opt.embeddings.registry import build_embedding
 from recsys_opt.embeddings.tt import TTEmbeddingBag
+from recsys_opt.embeddings.tt_freeze import Level
 from recsys_opt.tables import TableConfig
 
 LEARNING_RATE = 0.01
-FROZEN = {"tt-cores": "cores", "tt-prefix": "prefix", "tt-dense": "dense"}
+FROZEN: dict[str, tuple[Level, torch.dtype | None]] = {
+    "tt-cores": ("cores", None),
+    "tt-prefix": ("prefix", None),
+    "tt-prefix-bf16": ("prefix", torch.bfloat16),
+    "tt-dense": ("dense", None),
+}
 MOST_GATHERED_BYTES = 6 << 30
 """Memory that the tensor train in torch may take for its gathers; where it needs more it is left out."""
 
@@ -90,7 +96,10 @@ def _train(name: str, case: Case, device: str) -> nn.Module:
     if name.startswith("tt-fused"):
         bag.fuse_update(FusedUpdate("sgd", LEARNING_RATE))
         return bag
-    return bag.freeze("prefix" if name == "tt-prefix" else "cores") if name in FROZEN else bag
+    if name not in FROZEN:
+        return bag
+    level, dtype = FROZEN[name]
+    return bag.freeze(level, dtype=dtype)
 
 
 def works_of(name: str, works: Sequence[str]) -> tuple[str, ...]:

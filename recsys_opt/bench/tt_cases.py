@@ -28,6 +28,7 @@ CANDIDATES = {
     "tt-fused-bf16": "TTEmbeddingBag with bf16 products, its SGD in the backward pass",
     "tt-cores": "TTEmbeddingBag frozen to its cores; forward only",
     "tt-prefix": "TTEmbeddingBag frozen to prefixes; forward only",
+    "tt-prefix-bf16": "the same in bf16, half the bytes; forward only",
     "tt-dense": "TTEmbeddingBag frozen to the dense table; forward only",
 }
 GRAPHS = {"tt-graph": "tt", "tt-fused-graph": "tt-fused"}

@@ -35,7 +35,7 @@ _NAMES = {
     "tt-graph": "TTEmbeddingBag, CUDA graph",
     "tt-fused-graph": "fused SGD, CUDA graph",
 }
-_HEADS = {"tt-cores": "cores", "tt-prefix": "prefix", "tt-dense": "whole"}
+_HEADS = {"tt-cores": "cores", "tt-prefix": "prefix", "tt-prefix-bf16": "bf16", "tt-dense": "whole"}
 _TABLE = ("device", "num_embeddings", "embedding_dim", "shapes", "work", "caches")
 _CASE = ("rank", "threads", "ids", "bag_size", "batch_size")
 

@@ -86,11 +86,17 @@ def need_of(candidate: str, work: str, case: Case, distinct: Distinct) -> Need:
     columns = 1
     for k, (q, used) in enumerate(zip(case.shape.q, distinct.slices, strict=True)):
         cores += used * q * ranks[k] * ranks[k + 1] * _FLOAT
-        if k and not (candidate == "tt-prefix" and k == 1):
+        if k and not (candidate.startswith("tt-prefix") and k == 1):
             flops += distinct.prefixes[k] * 2 * columns * ranks[k] * q * ranks[k + 1]
         columns *= q
-    if candidate == "tt-prefix":  # the product of the first two cores is stored
+    if candidate.startswith("tt-prefix"):  # the product of the first two cores is stored
         stored = distinct.prefixes[1] * case.shape.q[0] * case.shape.q[1] * case.rank * _FLOAT
+        if candidate == "tt-prefix-bf16":  # half the bytes, and two products at once
+            flops, stored, outer = (
+                flops / 2,
+                stored / 2,
+                outer - 2 * case.batch_size * case.shape.embedding_dim,
+            )
         return Need(flops, outer + stored, 0)
     return {
         "forward": Need(flops, outer + cores, 0),

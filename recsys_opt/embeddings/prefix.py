@@ -85,9 +85,7 @@ class FrozenPrefixBag(EmbeddingRepresentation):
         self.p_shapes, self.q_shapes, self.rank = p_shapes, q_shapes, rank
         self.mode, self.padding_idx, self.include_last_offset = mode, padding_idx, include_last_offset
         s = steps_per_lane(dtype)
-        for name, n, q, tile in zip(
-            ("prefix", "last"), p_shapes, q_shapes, tile_of(*q_shapes), strict=True
-        ):
+        for name, n, q, tile in zip(("prefix", "last"), p_shapes, q_shapes, tile_of(*q_shapes), strict=True):
             core = torch.zeros(n, q // tile, -(-rank // s), tile, s, dtype=dtype, device=device)
             self.register_parameter(name, nn.Parameter(core, requires_grad=False))
         self.prefix: nn.Parameter

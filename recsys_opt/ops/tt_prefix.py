@@ -25,10 +25,11 @@ def tt_prefix_bag(
     """Pooled rows of T frozen tables in one launch, without gradients; `reference.tt_prefix_bag` defines it.
 
     indices              [N] int32 or int64 ids, feature-major
-    offsets              [T * B + 1] int32 or int64; bag c = t * B + b is indices[offsets[c] : offsets[c + 1]];
-                         the first is 0, ids after the last are of no bag; None: one id per bag
-    prefixes, lasts      T each: [n_0, q_0 / t_0, r / s, t_0, s] and [n_1, q_1 / t_1, r / s, t_1, s], with s = 2
-                         for bfloat16 and 1 for float32, float64 and float16; csrc/tt/tt_prefix.h has the order
+    offsets              [T * B + 1] int32 or int64; bag c = t * B + b is
+                         indices[offsets[c] : offsets[c + 1]]; the first is 0, ids after the last are of no
+                         bag; None: one id per bag
+    prefixes, lasts      T each: [n_0, q_0 / t_0, r / s, t_0, s] and [n_1, q_1 / t_1, r / s, t_1, s], with
+                         s = 2 for bfloat16, else 1; csrc/tt/tt_prefix.h has the order
     num_embeddings       T numbers; ids are below them
     pooling_modes        T numbers: 0 sum, 1 mean
     padding_idx          T ids that count for nothing; -1 for none

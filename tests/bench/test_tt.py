@@ -25,6 +25,7 @@ def test_bench_tt_writes_every_case(tmp_path, capsys):
         "tt",
         "tt-fused",
         "tt-prefix",
+        "tt-prefix-bf16",
         "--rounds",
         "3",
         "--block-ms",
@@ -44,7 +45,10 @@ def test_bench_tt_writes_every_case(tmp_path, capsys):
         if (work, candidate) != ("forward", "tt-fused")
     }
     assert trained <= found
-    assert {(w, c) for *_, w, c in found - trained} == {("forward", "tt-prefix")}
+    assert {(w, c) for *_, w, c in found - trained} == {
+        ("forward", "tt-prefix"),
+        ("forward", "tt-prefix-bf16"),
+    }
     assert len(rows) == len(found)
     for r in rows:
         assert 0 < r["p20_us"] <= r["median_us"] <= r["p80_us"]

@@ -15,14 +15,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def on_device(*arguments) -> Tensor:
     """The op on copies that end at a page that may not be touched."""
     guarded = [
-        [ops.guarded(t) for t in a] if isinstance(a, list) and isinstance(a[0], Tensor) else a for a in arguments
+        [ops.guarded(t) for t in a] if isinstance(a, list) and isinstance(a[0], Tensor) else a
+        for a in arguments
     ]
     guarded = [ops.guarded(a) if isinstance(a, Tensor) else a for a in guarded]
     result: Tensor = ops.library().tt_prefix_bag(*guarded)
     return result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(calls(), st.sampled_from(("forward", "backward", "random")))
 def test_values(call, order):
     with ops.running(order):
