@@ -271,6 +271,7 @@ def test_opcheck():
         opcheck(torch.ops.recsys_opt.tt_prefix_bag.default, call.arguments())
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 4),
     st.sampled_from(COLUMNS),
