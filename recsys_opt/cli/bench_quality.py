@@ -282,7 +282,10 @@ def _text(summary: Mapping[str, Any], names: Sequence[str]) -> str:
     for name in names:
         v = summary["variants"][name]
         auc, loss = v["test_auc"], v["test_logloss"]
-        apart = {field: _difference(v.get(f"{field}_difference")) for field in ("test_auc", "test_logloss")}
+        apart = {
+            field: _difference(v.get(f"{field}_difference"), v["seeds"])
+            for field in ("test_auc", "test_logloss")
+        }
         lines.append(
             f"{name:<13}{v['embedding_bytes'] / 1e6:8.1f}{v['smaller']:8.1f}x  "
             f"{auc['mean']:.5f} ± {auc['spread']:.5f}  {apart['test_auc']:<20}"
@@ -299,5 +302,8 @@ def _text(summary: Mapping[str, Any], names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _difference(found: Mapping[str, float] | None) -> str:
-    return "" if found is None else f"{found['mean']:+.5f} ({found['standard_error']:.5f})"
+def _difference(found: Mapping[str, float] | None, seeds: int) -> str:
+    """One seed says nothing of the spread."""
+    if found is None:
+        return ""
+    return f"{found['mean']:+.5f}" + (f" ({found['standard_error']:.5f})" if seeds > 1 else "")
