@@ -25,9 +25,11 @@ struct PrefixBatch {
   BoundsRecord* record;  // nullptr: nothing is checked
 };
 
-// The bounds of bag c of the call, within the indices. noting: this thread notes what is wrong.
+// The bounds of bag c of the call; one outside the indices makes it empty. noting: this thread
+// notes what is wrong.
 inline __device__ void bag_bounds(const PrefixBatch& batch, int64_t c, bool noting,
                                   int64_t* bounds) {
+  bool outside = false;
   for (int k = 0; k < 2; ++k) {
     const int64_t i = c + k;
     if (batch.given_offsets == 0) {
@@ -40,12 +42,16 @@ inline __device__ void bag_bounds(const PrefixBatch& batch, int64_t c, bool noti
         note_error(batch.record, {static_cast<int64_t>(BoundsKind::kOffset), i, bound,
                                   batch.num_indices, c / batch.batch_size});
       }
-      bound = bound < 0 ? 0 : batch.num_indices;
+      outside = true;
     }
     if (batch.record && noting && i == 0 && bound != 0) {
       note_error(batch.record, {static_cast<int64_t>(BoundsKind::kFirstOffset), 0, bound, 0, 0});
     }
     bounds[k] = bound;
+  }
+  if (outside) {
+    bounds[1] = bounds[0];
+    return;
   }
   if (batch.record && noting && bounds[1] < bounds[0]) {
     note_error(batch.record, {static_cast<int64_t>(BoundsKind::kOffsetOrder), c + 1, bounds[1],
