@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "as_contiguous.h"
 #include "dense/adagrad.h"
 #include "dispatch.h"
 #include "simd.h"
@@ -37,7 +38,7 @@ void adagrad_cpu(std::vector<Tensor> parameters, std::vector<Tensor> states,
   // first[k] is where tensor k begins when all are laid end to end.
   std::vector<int64_t> first{0};
   for (size_t k = 0; k < parameters.size(); ++k) {
-    grads[k] = torch::stable::contiguous(grads[k]);
+    grads[k] = as_contiguous(grads[k]);
     first.push_back(first.back() + parameters[k].numel());
   }
   dispatch_floating("adagrad_", parameters[0].scalar_type(), [&](auto zero) {

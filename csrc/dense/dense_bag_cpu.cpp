@@ -4,6 +4,7 @@
 #include <atomic>
 #include <limits>
 
+#include "as_contiguous.h"
 #include "dense/dense_bag.h"
 #include "dispatch.h"
 #include "simd.h"
@@ -120,9 +121,9 @@ void forward(const std::vector<Tensor>& weights, const Tensor& indices, const in
 Tensor dense_bag_cpu(std::vector<Tensor> weights, Tensor indices, std::optional<Tensor> offsets,
                      std::optional<Tensor> per_sample_weights, std::vector<int64_t> mean) {
   const DenseBagShape s = check_dense_bag_args(weights, indices, offsets, per_sample_weights, mean);
-  indices = torch::stable::contiguous(indices);
-  if (offsets) offsets = torch::stable::contiguous(*offsets);
-  if (per_sample_weights) per_sample_weights = torch::stable::contiguous(*per_sample_weights);
+  indices = as_contiguous(indices);
+  if (offsets) offsets = as_contiguous(*offsets);
+  if (per_sample_weights) per_sample_weights = as_contiguous(*per_sample_weights);
   const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
   if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids);
   Tensor out = torch::stable::new_empty(weights[0], {s.batch, s.columns});
@@ -150,9 +151,9 @@ Tensor dense_bag_row_gradients_cpu(Tensor grad, std::vector<Tensor> weights, Ten
                       grad.scalar_type() == weights[0].scalar_type(),
                   "dense_bag_row_gradients: grad must be [", s.batch, ", ", s.columns,
                   "] with the weights' dtype");
-  grad = torch::stable::contiguous(grad);
-  if (offsets) offsets = torch::stable::contiguous(*offsets);
-  if (per_sample_weights) per_sample_weights = torch::stable::contiguous(*per_sample_weights);
+  grad = as_contiguous(grad);
+  if (offsets) offsets = as_contiguous(*offsets);
+  if (per_sample_weights) per_sample_weights = as_contiguous(*per_sample_weights);
   const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
   if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids);
   const auto start = [&](int64_t bag) { return bounds ? bounds[bag] : bag; };
@@ -196,9 +197,9 @@ Tensor dense_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> weights, 
                       grad.scalar_type() == weights[0].scalar_type(),
                   "dense_bag_factor_gradients: grad must be [", s.batch, ", ", s.columns,
                   "] with the weights' dtype");
-  grad = torch::stable::contiguous(grad);
-  indices = torch::stable::contiguous(torch::stable::to(indices, ScalarType::Long));
-  if (offsets) offsets = torch::stable::contiguous(*offsets);
+  grad = as_contiguous(grad);
+  indices = as_contiguous(torch::stable::to(indices, ScalarType::Long));
+  if (offsets) offsets = as_contiguous(*offsets);
   const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
   if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids);
   const int64_t* ids = indices.const_data_ptr<int64_t>();

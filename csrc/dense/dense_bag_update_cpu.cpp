@@ -4,6 +4,7 @@
 #include <atomic>
 #include <type_traits>
 
+#include "as_contiguous.h"
 #include "dense/dense_bag_update.h"
 #include "dense/id_slots.h"
 #include "dispatch.h"
@@ -200,10 +201,10 @@ Tensor dense_bag_backward_update_cpu(Tensor grad, std::vector<Tensor> weights,
       check_dense_update_args(grad, weights, states, algorithm, hyperparameters, s);
   STD_TORCH_CHECK(!factors_grad || per_sample_weights.has_value(),
                   "dense_bag_backward_update: there are no per_sample_weights to have a gradient");
-  grad = torch::stable::contiguous(grad);
-  indices = torch::stable::contiguous(indices);
-  if (offsets) offsets = torch::stable::contiguous(*offsets);
-  if (per_sample_weights) per_sample_weights = torch::stable::contiguous(*per_sample_weights);
+  grad = as_contiguous(grad);
+  indices = as_contiguous(indices);
+  if (offsets) offsets = as_contiguous(*offsets);
+  if (per_sample_weights) per_sample_weights = as_contiguous(*per_sample_weights);
   const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
   if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids);
   // The factors' gradients are about the rows as they were.

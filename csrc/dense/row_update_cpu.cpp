@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "as_contiguous.h"
 #include "dense/row_update.h"
 #include "dispatch.h"
 #include "simd.h"
@@ -179,7 +180,7 @@ void update(const std::vector<Tensor>& weights, const std::vector<Tensor>* state
 std::vector<Tensor> with_dense_rows(const std::vector<Tensor>& grads) {
   std::vector<Tensor> result;
   for (const Tensor& g : grads)
-    result.push_back(g.stride(1) == 1 || g.size(1) == 1 ? g : torch::stable::contiguous(g));
+    result.push_back(g.stride(1) == 1 || g.size(1) == 1 ? g : as_contiguous(g));
   return result;
 }
 

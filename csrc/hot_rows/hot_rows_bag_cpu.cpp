@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "as_contiguous.h"
 #include "dispatch.h"
 #include "hot_rows/hot_rows.h"
 #include "hot_rows/offsets_cpu.h"
@@ -116,9 +117,9 @@ std::vector<Feature<T>> features(const BagShape& s, const std::vector<Tensor>& w
 // Contiguous copies where needed, and the offsets' values checked.
 const int64_t* prepare(const char* op, const Shape& s, std::optional<Tensor>& offsets,
                        std::optional<Tensor>& factors) {
-  if (factors) factors = torch::stable::contiguous(*factors);
+  if (factors) factors = as_contiguous(*factors);
   if (!offsets) return nullptr;
-  offsets = torch::stable::contiguous(*offsets);
+  offsets = as_contiguous(*offsets);
   const int64_t* bounds = offsets->const_data_ptr<int64_t>();
   check_offsets(op, bounds, s);
   return bounds;
@@ -130,7 +131,7 @@ Tensor hot_rows_bag_cpu(Tensor base, std::vector<Tensor> weights, Tensor slots,
   const BagShape s =
       check_bag("hot_rows_bag", base, weights, slots, offsets, per_sample_weights, mean);
   const int64_t* bounds = prepare("hot_rows_bag", s, offsets, per_sample_weights);
-  base = torch::stable::contiguous(base);
+  base = as_contiguous(base);
   Tensor out = torch::stable::new_empty(base, {s.batch, s.columns});
   dispatch_floating("hot_rows_bag", base.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -179,7 +180,7 @@ std::vector<Tensor> hot_rows_bag_row_gradients_cpu(Tensor grad, std::vector<Tens
   const char* op = "hot_rows_bag_row_gradients";
   const BagShape s = check_bag(op, grad, weights, slots, offsets, per_sample_weights, mean);
   const int64_t* bounds = prepare(op, s, offsets, per_sample_weights);
-  grad = torch::stable::contiguous(grad);
+  grad = as_contiguous(grad);
   std::vector<Tensor> result;
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -199,7 +200,7 @@ Tensor hot_rows_bag_base_gradient_cpu(Tensor grad, std::vector<Tensor> weights, 
   std::optional<Tensor> none;
   const BagShape s = check_bag(op, grad, weights, slots, offsets, none, mean);
   const int64_t* bounds = prepare(op, s, offsets, none);
-  grad = torch::stable::contiguous(grad);
+  grad = as_contiguous(grad);
   Tensor out = torch::stable::new_empty(grad, {s.batch, s.columns});
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -225,7 +226,7 @@ Tensor hot_rows_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> weight
   std::optional<Tensor> none;
   const BagShape s = check_bag(op, grad, weights, slots, offsets, none, mean);
   const int64_t* bounds = prepare(op, s, offsets, none);
-  grad = torch::stable::contiguous(grad);
+  grad = as_contiguous(grad);
   Tensor out = torch::stable::new_zeros(grad, {s.ids});
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);

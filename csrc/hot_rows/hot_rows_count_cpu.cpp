@@ -5,6 +5,7 @@
 #include <limits>
 #include <map>
 
+#include "as_contiguous.h"
 #include "hot_rows/hot_rows.h"
 #include "hot_rows/offsets_cpu.h"
 
@@ -56,8 +57,8 @@ void hot_rows_count_cpu(std::vector<Tensor> hot_counts, std::vector<Tensor> coun
                         int64_t stride, int64_t phase) {
   const Shape s = check_count(hot_counts, counts, candidates, indices, slots, offsets,
                               num_embeddings, stride, phase);
-  indices = torch::stable::contiguous(indices);
-  if (offsets) offsets = torch::stable::contiguous(*offsets);
+  indices = as_contiguous(indices);
+  if (offsets) offsets = as_contiguous(*offsets);
   const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
   if (bounds) check_offsets("hot_rows_count_", bounds, s);
   const int32_t* slot = slots.const_data_ptr<int32_t>();

@@ -6,6 +6,7 @@
 #include <limits>
 #include <tuple>
 
+#include "as_contiguous.h"
 #include "hot_rows/hot_rows.h"
 #include "hot_rows/offsets_cpu.h"
 
@@ -103,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hot_rows_split_cpu(Tensor indices,
                                                               std::vector<int64_t> num_embeddings,
                                                               std::vector<int64_t> padding_idx) {
   const Shape s = check_split(indices, offsets, keys, directories, num_embeddings, padding_idx);
-  indices = torch::stable::contiguous(indices);
-  if (offsets) offsets = torch::stable::contiguous(*offsets);
+  indices = as_contiguous(indices);
+  if (offsets) offsets = as_contiguous(*offsets);
   const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
   if (bounds) check_offsets("hot_rows_split", bounds, s);
   std::vector<Table> tables;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "as_contiguous.h"
 #include "interaction/dot_interaction.h"
 #include "simd.h"
 
@@ -267,7 +268,7 @@ std::vector<Tensor> all_contiguous(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> result;
   for (const Tensor& t : tensors) {
     check_dtype(t, "sparse");
-    result.push_back(torch::stable::contiguous(t));
+    result.push_back(as_contiguous(t));
   }
   return result;
 }
@@ -275,7 +276,7 @@ std::vector<Tensor> all_contiguous(const std::vector<Tensor>& tensors) {
 Tensor dot_interaction_cpu(Tensor dense, std::vector<Tensor> sparse, std::vector<int64_t> order) {
   const InteractionShape s = check_interaction_args(dense, sparse, order);
   check_dtype(dense, "dense");
-  dense = torch::stable::contiguous(dense);
+  dense = as_contiguous(dense);
   sparse = all_contiguous(sparse);
   Tensor out = torch::stable::new_empty(dense, {s.batch, s.width()});
   const Layout layout(dense, sparse, order, s.dim);
@@ -294,8 +295,8 @@ std::vector<Tensor> dot_interaction_backward_cpu(Tensor grad, Tensor dense,
   check_dtype(grad, "grad");
   STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == s.batch && grad.size(1) == s.width(),
                   "dot_interaction_backward: grad must be [", s.batch, ", ", s.width(), "]");
-  grad = torch::stable::contiguous(grad);
-  dense = torch::stable::contiguous(dense);
+  grad = as_contiguous(grad);
+  dense = as_contiguous(dense);
   sparse = all_contiguous(sparse);
   std::vector<Tensor> grads{torch::stable::new_empty(dense, dense.sizes())};
   std::vector<Tensor> pieces;

@@ -317,8 +317,8 @@ std::vector<Tensor> backward(const Tensor* kept, Tensor grad, Tensor indices, Te
   check_grad(grad, args, cores[0]);
   const ScalarType type = cores[0].scalar_type(), compute = compute_type(type);
   grad = contiguous_as(grad, compute);
-  indices = torch::stable::contiguous(indices);
-  offsets = torch::stable::contiguous(offsets);
+  indices = as_contiguous(indices);
+  offsets = as_contiguous(offsets);
   cores = contiguous(cores);
   if (per_sample_weights) per_sample_weights = contiguous_as(*per_sample_weights, compute);
   std::vector<Tensor> grads;

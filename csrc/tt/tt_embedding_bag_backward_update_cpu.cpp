@@ -123,10 +123,11 @@ Tensor backward_update(const Tensor* kept, Tensor grad, Tensor indices, Tensor o
   const UpdateArguments update = check_update(args, cores, states, algorithm, hyperparameters);
   const ScalarType type = cores[0].scalar_type(), compute = compute_type(type);
   grad = contiguous_as(grad, compute);
-  indices = torch::stable::contiguous(indices);
-  offsets = torch::stable::contiguous(offsets);
+  indices = as_contiguous(indices);
+  offsets = as_contiguous(offsets);
   if (per_sample_weights) per_sample_weights = contiguous_as(*per_sample_weights, compute);
-  Tensor result = torch::stable::new_zeros(grad, {weights_grad ? args.num_indices : 0});
+  Tensor result = weights_grad ? torch::stable::new_zeros(grad, {args.num_indices})
+                               : torch::stable::new_empty(grad, {0});
   THO_DISPATCH_V2(compute, "tt_embedding_bag_backward_update_cpu", AT_WRAP([&] {
                     Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights,
                                         kept ? &kept_tables<scalar_t>(*kept, args) : nullptr);

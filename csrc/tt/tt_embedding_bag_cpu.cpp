@@ -119,8 +119,8 @@ Tensor lookup(Tensor indices, Tensor offsets, std::vector<Tensor> cores,
               std::optional<Tensor>* kept) {
   const Arguments args = check_arguments(indices, offsets, cores, cores_per_table, num_embeddings,
                                          pooling_modes, padding_idx, per_sample_weights);
-  indices = torch::stable::contiguous(indices);
-  offsets = torch::stable::contiguous(offsets);
+  indices = as_contiguous(indices);
+  offsets = as_contiguous(offsets);
   cores = contiguous(cores);
   const ScalarType type = cores[0].scalar_type(), compute = compute_type(type);
   if (per_sample_weights) per_sample_weights = contiguous_as(*per_sample_weights, compute);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <string>
 
+#include "as_contiguous.h"
 #include "simd.h"
 #include "tt_ids.h"
 #include "tt_prefix_rows.h"
@@ -340,8 +341,8 @@ Tensor tt_prefix_bag_cpu(Tensor indices, std::optional<Tensor> offsets,
   const ScalarType type = prefixes[0].scalar_type(), compute = compute_type(type);
   STD_TORCH_CHECK(compute == ScalarType::Float || compute == ScalarType::Double,
                   "tt_prefix_bag: the cores must be float32, float64, bfloat16 or float16");
-  indices = torch::stable::contiguous(indices);
-  if (offsets) offsets = torch::stable::contiguous(*offsets);
+  indices = as_contiguous(indices);
+  if (offsets) offsets = as_contiguous(*offsets);
   if (per_sample_weights) per_sample_weights = contiguous_as(*per_sample_weights, compute);
   Tensor out = torch::stable::new_empty(prefixes[0], {args.batch_size, args.columns});
   const Batch batch{indices.const_data_ptr(),

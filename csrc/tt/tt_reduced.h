@@ -3,6 +3,7 @@
 // once per call, and every result is rounded once, to the nearest.
 #include <cstdint>
 
+#include "as_contiguous.h"
 #include "tt_embedding_bag.h"
 
 namespace recsys_opt::tt {
@@ -16,8 +17,7 @@ inline ScalarType compute_type(ScalarType type) {
 
 // The tensor itself where it is contiguous and of that type.
 inline Tensor contiguous_as(const Tensor& tensor, ScalarType type) {
-  return torch::stable::contiguous(tensor.scalar_type() == type ? tensor
-                                                                : torch::stable::to(tensor, type));
+  return as_contiguous(tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
 }
 
 // to[n] = from[n], n numbers of a reduced type.

@@ -361,7 +361,7 @@ void run_backward(Call<T>& call, const T* grad_out);
 
 inline std::vector<Tensor> contiguous(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> result;
-  for (const Tensor& tensor : tensors) result.push_back(torch::stable::contiguous(tensor));
+  for (const Tensor& tensor : tensors) result.push_back(as_contiguous(tensor));
   return result;
 }
 

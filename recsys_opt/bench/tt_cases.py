@@ -153,10 +153,15 @@ def floors(base: Settings) -> list[Settings]:
     two = (2048, 65536)
     zipf = replace(main, ids=("zipf",), batch_sizes=two, candidates=less, rounds=max(3, base.rounds // 2))
     cold = tuple(c for c in base.candidates if c not in ("torch", "tt-cores", "tt-dense"))
+    # The library's own column factors beside the published ones.
+    prefixes = tuple(c for c in base.candidates if c.startswith("tt-prefix"))
+    own = replace(zipf, tt_q_shapes=(column_factors(16, 3),), candidates=less + prefixes)
+    default = [own] if base.embedding_dims == (16,) and not base.tt_q_shapes else []
     return [
         main,
         *([replace(main, batch_sizes=two, candidates=cold, cold=True)] if base.device == "cpu" else []),
         replace(zipf, threads=(2,), candidates=less + ("fbgemm",) * ("fbgemm" in base.candidates)),
+        *default,
         replace(zipf, ranks=(16, 64)),
         replace(zipf, bag_sizes=(20,)),
         replace(zipf, embedding_dims=(64, 128)),

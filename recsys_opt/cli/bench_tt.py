@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="floors: what the README quotes (4 minutes); full: every rank, dimension and batch; "
+        help="floors: what the README quotes (8 minutes); full: every rank, dimension and batch; "
         "the flags that a preset varies are then its own (default: the combinations of the flags)",
     )
     parser.add_argument("--rows", type=int, default=default.num_embeddings, help="of the table (%(default)s)")

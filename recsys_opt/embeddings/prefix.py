@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from recsys_opt import ops
+from recsys_opt.allocator import empty_in_huge_pages
 from recsys_opt.embeddings.bag_arguments import check_ids, check_mode, check_weighted, to_bags
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.tt_rows import table_rows
@@ -38,7 +39,7 @@ def packed(core: Tensor, tile: int, dtype: torch.dtype) -> Tensor:
     s = steps_per_lane(dtype)
     core = nn.functional.pad(core, (0, -r % s))
     order = core.reshape(n, q // tile, tile, core.shape[2] // s, s).permute(0, 1, 3, 2, 4)
-    return order.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return empty_in_huge_pages(order.shape, dtype, order.device).copy_(order)
 
 
 def unpacked(core: Tensor) -> Tensor:
@@ -129,11 +130,13 @@ class FrozenPrefixBag(EmbeddingRepresentation):
             check_ids("input", input)
             check_ids("offsets", offsets)
         num_embeddings, pooling_modes, padding_idx = self._options
+        # As self.prefix and self.last, each of which takes Python 1 us to find.
+        cores = cast(dict[str, Tensor], self._parameters)
         return ops.tt_prefix_bag(
             input,
             offsets,
-            [self.prefix],
-            [self.last],
+            [cores["prefix"]],
+            [cores["last"]],
             num_embeddings=num_embeddings,
             pooling_modes=pooling_modes,
             padding_idx=padding_idx,
