@@ -297,7 +297,7 @@ void pack_last_as(const float* core, int64_t n, int64_t r, float* packed) {
 void pack_last(const float* core, int64_t n, int64_t q, int64_t r, float* packed) {
   if (q == 4) return pack_last_as<4>(core, n, r, packed);
   if (q == 8) return pack_last_as<8>(core, n, r, packed);
-  pack_last_as<16>(core, n, r, packed);
+  pack_last_as<16>(core, n * (q / 16), r, packed);
 }
 
 template <int Q>
@@ -338,26 +338,32 @@ TT_INLINE void spread(const float* x, int64_t r, __m512i* to) {
   }
 }
 
+// Rows whose q is Q, or a multiple of 16: then Q is 16, and y has as many tiles [16, r] below each
+// other.
 template <int Q>
 void bf16_rows_forward_as(const TableRows& rows, int64_t begin, int64_t end, const float* products,
                           const Lane* core, float* out) {
   constexpr int kSums = 4;  // one would wait for itself
-  const int64_t m = rows.m, r = rows.r;
+  const int64_t m = rows.m, r = rows.r, tiles = Q < 16 ? 1 : rows.q / 16;
   for (int64_t i = begin; i < end; ++i) {
     const float* x = products + (rows.node[i] - rows.first_node) * (m * r);
-    const Lane* y = core + rows.last[i] * (Q * r / 2);
-    for (int64_t g = 0; g < m; g += 16 / Q, x += 16 / Q * r, out += 16) {
-      __m512 sum[kSums] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                           _mm512_setzero_ps()};
+    const Lane* y = core + rows.last[i] * (tiles * Q * r / 2);
+    for (int64_t g = 0; g < m; g += 16 / Q, x += 16 / Q * r, out += 16 * tiles) {
       for (int64_t p = 0; p < r; p += 32) {
         __m512i spread_x[16];
         spread<Q>(x + p, r, spread_x);
-        const Lane* steps = y + p / 2 * Q;
+        for (int64_t t = 0; t < tiles; ++t) {
+          const Lane* steps = y + (t * r + p) / 2 * Q;
+          __m512 sum[kSums];
+#pragma GCC unroll 4
+          for (int s = 0; s < kSums; ++s) sum[s] = _mm512_setzero_ps();
+          if (p > 0) sum[0] = _mm512_loadu_ps(out + 16 * t);
 #pragma GCC unroll 16
-        for (int s = 0; s < 16; ++s)
-          sum[s % kSums] = add_products(sum[s % kSums], spread_x[s], repeated<Q>(steps + s * Q));
+          for (int s = 0; s < 16; ++s)
+            sum[s % kSums] = add_products(sum[s % kSums], spread_x[s], repeated<Q>(steps + s * Q));
+          _mm512_storeu_ps(out + 16 * t, (sum[0] + sum[1]) + (sum[2] + sum[3]));
+        }
       }
-      _mm512_storeu_ps(out, (sum[0] + sum[1]) + (sum[2] + sum[3]));
     }
   }
 }
@@ -379,12 +385,14 @@ void pack_last_backward(const float* core, int64_t n, int64_t q, int64_t r, floa
   for (int64_t i = 0; i < n; ++i) pack(core + i * q * r, 1, q, r, packed + i * q * r / 2);
 }
 
-// pairs[m / 2][Q] lanes: rows 2 i and 2 i + 1 of g [m, Q], interleaved.
+// pairs[m / 2][q] lanes: rows 2 i and 2 i + 1 of g [m, q], interleaved; q is Q, or a multiple
+// of 16.
 template <int Q>
-TT_INLINE void pair_rows(const float* g, int64_t m, Lane* pairs) {
+TT_INLINE void pair_rows(const float* g, int64_t m, int64_t q, Lane* pairs) {
   if constexpr (Q == 16) {
     for (int64_t i = 0; i < m; i += 2)
-      _mm512_storeu_si512(pairs + 8 * i, interleaved(g + 16 * i, g + 16 * i + 16));
+      for (int64_t j = 0; j < q; j += 16)
+        _mm512_storeu_si512(pairs + i / 2 * q + j, interleaved(g + i * q + j, g + (i + 1) * q + j));
   } else {
     const __m256i order =
         Q == 4 ? _mm256_set_epi16(15, 11, 14, 10, 13, 9, 12, 8, 7, 3, 6, 2, 5, 1, 4, 0)
@@ -397,11 +405,13 @@ TT_INLINE void pair_rows(const float* g, int64_t m, Lane* pairs) {
   }
 }
 
-// Rows [0, M) of x, M even: their part of grad_y, and their gradients. by_columns: g in pairs of
-// columns [M][Q / 2], by_rows: in pairs of rows [M / 2][Q].
+// Rows [0, M) of x, M even, and Q of a row's q columns: their part of grad_y, and their gradients.
+// by_columns: g in pairs of columns, q / 2 from row to row; by_rows: in pairs of rows, q from pair
+// to pair.
 template <int Q, int M>
 TT_INLINE void bf16_row_backward(const float* x, const Lane* y, const Lane* by_columns,
-                                 const Lane* by_rows, int64_t r, float* grad_x, float* grad_y) {
+                                 const Lane* by_rows, int64_t q, int64_t r, float* grad_x,
+                                 float* grad_y) {
   for (int64_t v = 0; v < r; v += 16) {
     __m512 sum[M];
 #pragma GCC unroll 8
@@ -412,7 +422,7 @@ TT_INLINE void bf16_row_backward(const float* x, const Lane* y, const Lane* by_c
 #pragma GCC unroll 8
       for (int l = 0; l < M; ++l)
         sum[l] = add_products(
-            sum[l], _mm512_set1_epi32(static_cast<int>(by_columns[l * (Q / 2) + j])), pair);
+            sum[l], _mm512_set1_epi32(static_cast<int>(by_columns[l * (q / 2) + j])), pair);
     }
 #pragma GCC unroll 8
     for (int l = 0; l < M; ++l) _mm512_storeu_ps(grad_x + l * r + v, sum[l]);
@@ -426,7 +436,7 @@ TT_INLINE void bf16_row_backward(const float* x, const Lane* y, const Lane* by_c
 #pragma GCC unroll 8
       for (int l = 0; l < M / 2; ++l)
         grad =
-            add_products(grad, _mm512_set1_epi32(static_cast<int>(by_rows[l * Q + j])), pairs[l]);
+            add_products(grad, _mm512_set1_epi32(static_cast<int>(by_rows[l * q + j])), pairs[l]);
       _mm512_storeu_ps(grad_y + j * r + v, grad);
     }
   }
@@ -436,23 +446,25 @@ template <int Q>
 void bf16_rows_backward_as(const TableRows& rows, int64_t begin, int64_t end, const float* products,
                            const Lane* core, const float* grad_rows, float* grad_products,
                            float* grad_core) {
-  const int64_t m = rows.m, r = rows.r;
+  const int64_t m = rows.m, r = rows.r, q = Q < 16 ? Q : rows.q;
   Lane by_columns[kMostColumns / 2], by_rows[kMostColumns / 2];
-  for (int64_t i = begin; i < end; ++i, grad_rows += m * Q) {
+  for (int64_t i = begin; i < end; ++i, grad_rows += m * q) {
     const int64_t node = (rows.node[i] - rows.first_node) * (m * r), last = rows.last[i];
-    const float* x = products + node;
-    float* grad_x = grad_products + node;
-    const Lane* y = core + last * (Q * r / 2);
-    float* grad_y = grad_core + last * (Q * r);
-    round_row(grad_rows, m * Q, by_columns);
-    pair_rows<Q>(grad_rows, m, by_rows);
-    int64_t l = 0;
-    for (; l + 4 <= m; l += 4)
-      bf16_row_backward<Q, 4>(x + l * r, y, by_columns + l * (Q / 2), by_rows + l / 2 * Q, r,
-                              grad_x + l * r, grad_y);
-    if (l < m)
-      bf16_row_backward<Q, 2>(x + l * r, y, by_columns + l * (Q / 2), by_rows + l / 2 * Q, r,
-                              grad_x + l * r, grad_y);
+    round_row(grad_rows, m * q, by_columns);
+    pair_rows<Q>(grad_rows, m, q, by_rows);
+    for (int64_t j = 0; j < q; j += Q) {
+      const Lane* y = core + (last * q + j) * r / 2;
+      float* grad_y = grad_core + (last * q + j) * r;
+      int64_t l = 0;
+      for (; l + 4 <= m; l += 4)
+        bf16_row_backward<Q, 4>(products + node + l * r, y, by_columns + (l * q + j) / 2,
+                                by_rows + l / 2 * q + j, q, r, grad_products + node + l * r,
+                                grad_y);
+      if (l < m)
+        bf16_row_backward<Q, 2>(products + node + l * r, y, by_columns + (l * q + j) / 2,
+                                by_rows + l / 2 * q + j, q, r, grad_products + node + l * r,
+                                grad_y);
+    }
   }
 }
 
@@ -502,7 +514,7 @@ const Kernels<float>* avx512bf16_kernels(int64_t ranks_divisor, int64_t m, int64
   static const Kernels<float> all = avx512bf16::with_bf16_products(true);
   static const Kernels<float> but_rows = avx512bf16::with_bf16_products(false);
   if (!usable || ranks_divisor % 16 != 0) return nullptr;
-  const bool rows = (q == 4 || q == 8 || q == 16) && m % 2 == 0 && m * q % 16 == 0 &&
+  const bool rows = (q == 4 || q == 8 || q % 16 == 0) && m % 2 == 0 && m * q % 16 == 0 &&
                     m * q <= avx512bf16::kMostColumns && r % 32 == 0;
   return rows ? &all : &but_rows;
 }

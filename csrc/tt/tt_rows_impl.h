@@ -35,6 +35,25 @@ TT_INLINE void row_forward_any(const T* x, const T* y, T* row, int64_t i, int64_
   }
 }
 
+constexpr int kTiled = 1024;  // for Q: any multiple of 16
+
+// W columns of a row of the result at a time.
+template <typename T, int W>
+TT_INLINE void row_forward_tiled(const T* x, const T* y, T* row, int64_t m, int64_t q, int64_t r) {
+  using V = Vector<T, W>;
+  for (int64_t i = 0; i < m; ++i, x += r)
+    for (int64_t j = 0; j < q; j += W, row += W) {
+      V sum[W] = {};
+      for (int64_t p = 0; p < r; p += W) {
+        const V left = load<V>(x + p);
+#pragma GCC unroll 16
+        for (int l = 0; l < W; ++l) sum[l] += left * load<V>(y + (j + l) * r + p);
+      }
+      sum_lanes<W, W / 2>(sum);
+      at<V>(row) = sum[0];
+    }
+}
+
 // Q, RV: q and r / W where known at compile time, else 0.
 template <typename T, int W, int Q, int RV>
 TT_INLINE void row_forward(const T* x, const T* y, T* row, int64_t m, int64_t q, int64_t r_any) {
@@ -42,6 +61,8 @@ TT_INLINE void row_forward(const T* x, const T* y, T* row, int64_t m, int64_t q,
   if constexpr (W == 1) {
     for (int64_t i = 0; i < m; ++i)
       for (int64_t j = 0; j < q; ++j) row[i * q + j] = dot<T, 1>(x + i * r, y + j * r, r);
+  } else if constexpr (Q == kTiled) {
+    row_forward_tiled<T, W>(x, y, row, m, q, r);
   } else if constexpr (Q == 0 || W % (Q ? Q : 1) != 0) {
     row_forward_any<T, W>(x, y, row, 0, m, q, r);
   } else {
@@ -73,7 +94,7 @@ TT_INLINE void row_forward(const T* x, const T* y, T* row, int64_t m, int64_t q,
 template <typename T, int W, int Q, int RV>
 TT_INLINE void rows_forward_as(const TableRows& rows, int64_t begin, int64_t end, const T* products,
                                const T* core, T* out) {
-  const int64_t m = rows.m, q = Q ? Q : rows.q, r = RV ? RV * W : rows.r;
+  const int64_t m = rows.m, q = Q && Q != kTiled ? Q : rows.q, r = RV ? RV * W : rows.r;
   for (int64_t i = begin; i < end; ++i) {
     row_forward<T, W, Q, RV>(products + (rows.node[i] - rows.first_node) * (m * r),
                              core + rows.last[i] * (q * r), out + (i - begin) * (m * q), m, q, r);
@@ -116,7 +137,7 @@ TT_INLINE void rows_backward_as(const TableRows& rows, int64_t begin, int64_t en
                                 T* grad_products, T* grad_core) {
   // At most 8 columns at once: their operands and sums are in registers.
   constexpr int kColumns = Q > 8 ? 8 : Q > 0 ? Q : 1;
-  const int64_t m = rows.m, q = Q ? Q : rows.q, r = RV ? RV * W : rows.r;
+  const int64_t m = rows.m, q = Q && Q != kTiled ? Q : rows.q, r = RV ? RV * W : rows.r;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t node = (rows.node[i] - rows.first_node) * (m * r);
     const T* y = core + rows.last[i] * (q * r);
@@ -136,6 +157,7 @@ TT_INLINE void rows_backward_as(const TableRows& rows, int64_t begin, int64_t en
   if (rows.q == 8 && rows.r == 2 * W) return function<T, W, 8, 2>(__VA_ARGS__); \
   if (rows.q == 8) return function<T, W, 8, 0>(__VA_ARGS__);                    \
   if (rows.q == 16) return function<T, W, 16, 0>(__VA_ARGS__);                  \
+  if (rows.q % 16 == 0) return function<T, W, kTiled, 0>(__VA_ARGS__);          \
   function<T, W, 0, 0>(__VA_ARGS__)
 
 template <typename T, int W>

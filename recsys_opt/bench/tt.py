@@ -134,7 +134,7 @@ def _measure(
             figures = _figures(found, turns.get("dense"))
             need = need_of(name, work, case, distinct)
             stored = storage_bytes(modules[name])
-            roof_s = need.roof_s(ceilings, 4 * case.shape.embedding_dim, stored)
+            roof_s = need.roof_s(ceilings, 4 * case.shape.embedding_dim, stored, bf16=name.endswith("-bf16"))
             rows.append(
                 {
                     **where,

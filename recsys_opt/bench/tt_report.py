@@ -74,7 +74,7 @@ def _line(case: tuple[Any, ...], found: Mapping[str, Row], names: Sequence[str])
 
 
 def _width(name: str) -> int:
-    return max(13, len(name) + 1) if name.startswith("tt") and name not in FROZEN else 7
+    return max(14, len(name) + 1) if name.startswith("tt") and name not in FROZEN else 7
 
 
 def _cell(row: Row | None, name: str) -> str:

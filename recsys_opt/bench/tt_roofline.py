@@ -41,18 +41,19 @@ class Need:
     gathered_bytes: float
     """Read or written row by row at random places."""
 
-    def roof_s(self, ceilings: Ceilings, row_bytes: int, stored_bytes: int) -> float:
+    def roof_s(self, ceilings: Ceilings, row_bytes: int, stored_bytes: int, *, bf16: bool = False) -> float:
         """The time below which no call can be: computing and moving may overlap, moving twice may not.
 
         What lies in order, and a whole table that fits the last level's cache, may come from that cache; rows
-        of a larger table come from memory.
+        of a larger table come from memory. bf16: products are of bf16 operands.
         """
         moving = self.streamed_bytes / ceilings.read_rate(0)
         if self.gathered_bytes and stored_bytes > ceilings.cache_bytes:
             moving += self.gathered_bytes / ceilings.gather_bytes_per_s[row_bytes]
         else:
             moving += self.gathered_bytes / ceilings.read_rate(0)
-        return max(self.flops / ceilings.fp32_flops_per_s, moving)
+        rate = ceilings.bf16_flops_per_s if bf16 else ceilings.fp32_flops_per_s
+        return max(self.flops / rate, moving)
 
 
 def count_distinct(case: Case, batches: Sequence[Tensor]) -> Distinct:

@@ -61,7 +61,9 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
 
     Cores may be float32, float64, bfloat16 or float16. On the CPU those of 16 bits are computed with in fp32,
     and each result is rounded once, to the nearest; so is an update, and a change below half a last place is
-    lost. Autocast changes nothing here, as in nn.EmbeddingBag: outputs have the cores' type.
+    lost. Autocast changes nothing here, as in nn.EmbeddingBag: outputs have the cores' type. On the CPU
+    `recsys_opt.ops.tt_allow_bf16(True)` rounds the operands of products to bf16 (float32 sums), which takes
+    less time where the ranks are multiples of 16; on CUDA `tt_allow_tf32` is the like.
 
     The cores are ordinary parameters for any optimizer; `fuse_update` has the backward pass update them.
     Gradients cannot be differentiated again. functional_call works; torch.func.grad and vmap do not.

@@ -42,5 +42,6 @@ def test_the_least_work_of_a_dense_table():
 def test_the_roof_is_what_takes_longest():
     ceilings = Ceilings(1, 1e9, 2e9, {"L3": 1e9, "memory": 1e8}, {32: 1e7}, cache_bytes=1000)
     assert Need(2e9, 1e8, 0).roof_s(ceilings, 32, 10) == 2
+    assert Need(2e9, 1e8, 0).roof_s(ceilings, 32, 10, bf16=True) == 2e9 / ceilings.bf16_flops_per_s
     assert Need(1e6, 1e8, 1e7).roof_s(ceilings, 32, 1000) == pytest.approx(0.11)  # from the cache
     assert Need(1e6, 1e8, 1e7).roof_s(ceilings, 32, 1001) == pytest.approx(1.1)  # from memory
