@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recsys_opt import ops
 from recsys_opt.embeddings.bag_arguments import to_bags
 from recsys_opt.embeddings.base import EmbeddingRepresentation
-from recsys_opt.embeddings.fused_update import Algorithm, FusedUpdate, FusesUpdate
+from recsys_opt.embeddings.fused_update import Algorithm, FusedUpdate, FusesUpdate, shared_update
 from recsys_opt.errors import InputError
 from recsys_opt.tables import Pooling, TableConfig
 
@@ -39,7 +39,6 @@ class DenseEmbeddingBag(EmbeddingRepresentation, nn.EmbeddingBag, FusesUpdate):
     """
 
     stores_rows = True
-    _update: FusedUpdate | None = None
     _state_names: tuple[str, ...] = ()
 
     def __init__(
@@ -108,11 +107,6 @@ class DenseEmbeddingBag(EmbeddingRepresentation, nn.EmbeddingBag, FusesUpdate):
         return ops.dense_bag(weights, indices, bounds, per_sample_weights, mean)
 
     @property
-    def update(self) -> FusedUpdate | None:
-        """The rule of the backward passes to come; None: the table gets gradients."""
-        return self._update
-
-    @property
     def learns(self) -> bool:
         """Whether the rows get updates or gradients."""
         return self._update is not None or self.weight.requires_grad
@@ -168,16 +162,8 @@ class DenseEmbeddingBag(EmbeddingRepresentation, nn.EmbeddingBag, FusesUpdate):
 
 def _update_of(bags: Sequence[DenseEmbeddingBag]) -> ops.DenseUpdate | None:
     """What the op needs to update tables that are looked up together; None: they get gradients."""
-    update = bags[0].update
-    for bag in bags[1:]:
-        if bag._update is not update:
-            raise InputError(
-                f"tables that are looked up together have {update} and {bag.update}; give fuse_update of all "
-                "the same object, or None"
-            )
+    update = shared_update(bags)
     if update is None:
         return None
-    for bag in bags:
-        bag.refuse_lost_updates()
     states = [state for bag in bags for state in bag._states()]
     return ops.DenseUpdate(ops.TT_ALGORITHMS[update.algorithm], states, update.numbers(bags[0].weight.device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -78,6 +79,21 @@ class FusedUpdate:
         return f"FusedUpdate({self.algorithm!r}, {self._learning_rate}, eps={self.eps})"
 
 
+def shared_update(tables: Sequence[FusesUpdate]) -> FusedUpdate | None:
+    """The update of tables that are looked up together; raises where they differ or one would be lost."""
+    update = tables[0].update
+    for table in tables[1:]:
+        if table.update is not update:
+            raise InputError(
+                f"tables that are looked up together have {update} and {table.update}; give fuse_update of "
+                "all the same object, or None"
+            )
+    if update is not None:
+        for table in tables:
+            table.refuse_lost_updates()
+    return update
+
+
 def processes() -> int:
     """Processes of the default group of torch.distributed; 1 without one."""
     group = torch.distributed
@@ -97,6 +113,13 @@ class FusesUpdate(ABC):
 
     stores_rows: ClassVar[bool]
     """Whether the weights are the table's rows, so that the row-wise rules are the usual ones."""
+
+    _update: FusedUpdate | None = None
+
+    @property
+    def update(self) -> FusedUpdate | None:
+        """The rule of the backward passes to come; None: the weights get gradients."""
+        return self._update
 
     @property
     @abstractmethod

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from recsys_opt.embeddings.fused_update import Algorithm, FusedUpdate, FusesUpdate
-from recsys_opt.errors import InputError
+from recsys_opt.embeddings.fused_update import Algorithm, FusedUpdate, FusesUpdate, shared_update
 from recsys_opt.ops import TT_ALGORITHMS, TTUpdate
 
 _STATES: dict[Algorithm, tuple[str, ...]] = {
@@ -29,13 +28,7 @@ class FusesCoreUpdate(nn.Module, FusesUpdate):
 
     stores_rows = False
     cores: nn.ParameterList
-    _update: FusedUpdate | None = None
     _state_names: tuple[str, ...] = ()
-
-    @property
-    def update(self) -> FusedUpdate | None:
-        """The rule of the backward passes to come; None: the cores get gradients."""
-        return self._update
 
     def core_tensors(self) -> list[nn.Parameter]:
         """The cores; a ParameterList takes ten times as long to iterate over."""
@@ -86,17 +79,9 @@ class FusesCoreUpdate(nn.Module, FusesUpdate):
 
 def update_of(bags: Sequence[FusesCoreUpdate]) -> TTUpdate | None:
     """What the op needs to update the cores of bags that are looked up together; None: nothing to update."""
-    update = bags[0].update
-    for bag in bags[1:]:
-        if bag._update is not update:
-            raise InputError(
-                f"tables that are looked up together have {update} and {bag.update}; give fuse_update of all "
-                "the same object, or None"
-            )
+    update = shared_update(bags)
     if update is None:
         return None
-    for bag in bags:
-        bag.refuse_lost_updates()
     numbers = update.numbers(bags[0].core_tensors()[0].device)
     return TTUpdate(
         TT_ALGORITHMS[update.algorithm], [state for bag in bags for state in bag._states()], numbers

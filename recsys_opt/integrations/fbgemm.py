@@ -56,6 +56,8 @@ class FBGEMMEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
     stores_rows = True
     weight: Tensor
 
+    _update: FusedUpdate
+
     def __init__(self, num_embeddings: int, embedding_dim: int, *, mode: Pooling = "sum") -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim, self.mode = num_embeddings, embedding_dim, mode
