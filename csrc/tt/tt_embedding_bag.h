@@ -94,8 +94,8 @@ inline Table check_table(int64_t t, const std::vector<Tensor>& cores, int64_t fi
   }
   STD_TORCH_CHECK(table.r[0] == 1 && table.r[d] == 1, "tt_embedding_bag: the outer ranks of table ",
                   t, " are ", table.r[0], " and ", table.r[d], "; both must be 1");
-  STD_TORCH_CHECK(rows < 1.0e18, "tt_embedding_bag: the row factors of table ", t,
-                  " multiply to ", rows, "; at most 10^18");
+  STD_TORCH_CHECK(rows < 1.0e18, "tt_embedding_bag: the row factors of table ", t, " multiply to ",
+                  rows, "; at most 10^18");
   return table;
 }
 
