@@ -22,8 +22,9 @@ TT_INLINE __m512 add_products(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
 
-// to[n / 2]: n numbers, a multiple of 16, in their order.
-TT_INLINE void round_row(const float* from, int64_t n, Lane* to) {
+// to[n / 2] lanes: n numbers, a multiple of 16, in their order.
+template <typename Number>
+TT_INLINE void round_row(const float* from, int64_t n, Number* to) {
   int64_t i = 0;
   for (; i + 32 <= n; i += 32)
     _mm512_storeu_si512(to + i / 2,
@@ -31,6 +32,9 @@ TT_INLINE void round_row(const float* from, int64_t n, Lane* to) {
   if (i < n)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i / 2),
                         reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i))));
+}
+void round_products(const float* slice, int64_t n, float* packed) {
+  round_row(slice, n, packed);
 }
 
 // packed[k / 2][q n] = the rows 2 p and 2 p + 1 of q matrices [k, n], the matrices side by side.
@@ -71,18 +75,21 @@ void pack_transposed(const float* slice, int64_t q, int64_t k, int64_t n, float*
   pack_transposed_by<8>(slice, q, k, n, packed);
 }
 
+// What becomes of a product's sums.
+enum class To { kSet, kAdd, kRound };  // kRound: set to bf16 numbers, two in a lane
+
 // A block of MR rows by NV vectors of c (+)= a . b over `pairs` steps of two. b: [pairs][columns],
 // from the block's first column on. Asks for two lines of `next` with each vector of b; nullptr:
 // for nothing.
-template <int MR, int NV>
+template <To TO, int MR, int NV>
 TT_INLINE void bf16_block(const Lane (*a)[kPairs], const float* b, int64_t pairs, int64_t columns,
-                          float* const* c, bool accumulate, const float* next) {
+                          float* const* c, const float* next) {
   __m512 sum[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
     for (int j = 0; j < NV; ++j)
-      sum[i][j] = accumulate ? _mm512_loadu_ps(c[i] + 16 * j) : _mm512_setzero_ps();
+      sum[i][j] = TO == To::kAdd ? _mm512_loadu_ps(c[i] + 16 * j) : _mm512_setzero_ps();
   for (int64_t p = 0; p < pairs; ++p, b += columns) {
     __m512i x[NV];
 #pragma GCC unroll 16
@@ -100,48 +107,61 @@ TT_INLINE void bf16_block(const Lane (*a)[kPairs], const float* b, int64_t pairs
     }
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
+  for (int i = 0; i < MR; ++i) {
+    if constexpr (TO == To::kRound) {
 #pragma GCC unroll 16
-    for (int j = 0; j < NV; ++j) _mm512_storeu_ps(c[i] + 16 * j, sum[i][j]);
+      for (int j = 0; j + 2 <= NV; j += 2)
+        _mm512_storeu_si512(c[i] + 8 * j, rounded(sum[i][j], sum[i][j + 1]));
+      if constexpr (NV % 2)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(c[i] + 8 * (NV - 1)),
+                            reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum[i][NV - 1])));
+    } else {
+#pragma GCC unroll 16
+      for (int j = 0; j < NV; ++j) _mm512_storeu_ps(c[i] + 16 * j, sum[i][j]);
+    }
+  }
 }
 
-template <int MR>
+template <To TO, int MR>
 TT_INLINE void bf16_columns(const Lane (*a)[kPairs], const float* b, int64_t pairs, int64_t columns,
-                            float* const* c, bool accumulate, const float* next) {
+                            float* const* c, const float* next) {
+  constexpr int kShare = TO == To::kRound ? 2 : 1;
   float* to[MR];
   int64_t v = 0;
   for (; v + 64 <= columns; v += 64) {
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) to[i] = c[i] + v;
-    bf16_block<MR, 4>(a, b + v, pairs, columns, to, accumulate, next);
+    for (int i = 0; i < MR; ++i) to[i] = c[i] + v / kShare;
+    bf16_block<TO, MR, 4>(a, b + v, pairs, columns, to, next);
     if (next) next += 128 * pairs;
   }
   for (; v + 32 <= columns; v += 32) {
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) to[i] = c[i] + v;
-    bf16_block<MR, 2>(a, b + v, pairs, columns, to, accumulate, next);
+    for (int i = 0; i < MR; ++i) to[i] = c[i] + v / kShare;
+    bf16_block<TO, MR, 2>(a, b + v, pairs, columns, to, next);
     if (next) next += 64 * pairs;
   }
   if (v < columns) {
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) to[i] = c[i] + v;
-    bf16_block<MR, 1>(a, b + v, pairs, columns, to, accumulate, next);
+    for (int i = 0; i < MR; ++i) to[i] = c[i] + v / kShare;
+    bf16_block<TO, MR, 1>(a, b + v, pairs, columns, to, next);
   }
 }
 
-template <int MR>
+template <To TO, int MR>
 TT_INLINE void bf16_rows(int64_t rows, const Lane (*a)[kPairs], const float* b, int64_t pairs,
-                         int64_t columns, float* const* c, bool accumulate, const float* next) {
+                         int64_t columns, float* const* c, const float* next) {
   if constexpr (MR >= 1) {
     if (rows == MR)
-      bf16_columns<MR>(a, b, pairs, columns, c, accumulate, next);
+      bf16_columns<TO, MR>(a, b, pairs, columns, c, next);
     else
-      bf16_rows<MR - 1>(rows, a, b, pairs, columns, c, accumulate, next);
+      bf16_rows<TO, MR - 1>(rows, a, b, pairs, columns, c, next);
   }
 }
 
-void bf16_product(const float* const* a, int64_t rows, const float* packed, int64_t q, int64_t k,
-                  int64_t n, float* const* c, bool accumulate, const float* next) {
+// k above 2 kPairs is done in parts, which add up: not where sums are rounded.
+template <To TO>
+TT_INLINE void bf16_product_to(const float* const* a, int64_t rows, const float* packed, int64_t q,
+                               int64_t k, int64_t n, float* const* c, const float* next) {
   const int64_t columns = q * n;
   Lane left[kRows][kPairs];
   for (int64_t blocks = (rows + kRows - 1) / kRows; blocks > 0; --blocks) {
@@ -149,14 +169,29 @@ void bf16_product(const float* const* a, int64_t rows, const float* packed, int6
     for (int64_t p = 0; p < k; p += 2 * kPairs) {
       const int64_t steps = k - p < 2 * kPairs ? k - p : 2 * kPairs;
       for (int64_t i = 0; i < count; ++i) round_row(a[i] + p, steps, left[i]);
-      bf16_rows<kRows>(count, left, packed + p / 2 * columns, steps / 2, columns, c,
-                       accumulate || p > 0, p == 0 ? next : nullptr);
+      const float* right = packed + p / 2 * columns;
+      if (p == 0)
+        bf16_rows<TO, kRows>(count, left, right, steps / 2, columns, c, next);
+      else
+        bf16_rows<To::kAdd, kRows>(count, left, right, steps / 2, columns, c, nullptr);
     }
     a += count;
     c += count;
     rows -= count;
     next = nullptr;
   }
+}
+
+void bf16_product(const float* const* a, int64_t rows, const float* packed, int64_t q, int64_t k,
+                  int64_t n, float* const* c, bool accumulate, const float* next) {
+  if (accumulate) return bf16_product_to<To::kAdd>(a, rows, packed, q, k, n, c, next);
+  bf16_product_to<To::kSet>(a, rows, packed, q, k, n, c, next);
+}
+
+template <To TO>
+void bf16_top_product(const float* const* a, int64_t rows, const float* packed, int64_t q,
+                      int64_t k, int64_t n, float* const* c, const float* next) {
+  bf16_product_to<TO>(a, rows, packed, q, k, n, c, next);
 }
 
 // A block of MR rows by NV vectors of a slice (+)= a^T . b over pairs of rows. a: [pairs][kPairs]

@@ -1,5 +1,5 @@
-// Rows of the table, and their gradients, by products of bf16 operands. Included by
-// tt_kernels_avx512bf16_cpu.cpp alone, after tt_bf16_gemm_impl.h.
+// Rows of the table, and their gradients, by products of bf16 operands, x and y, which are stored
+// as such. Included by tt_kernels_avx512bf16_cpu.cpp alone, after tt_bf16_gemm_impl.h.
 //
 // The last product, of rows of 16 G numbers from last cores of Q = 4, 8 or 16 columns: 16 / Q rows
 // of x by Q columns are one vector of sums. y is packed as [n][r / 32][16][Q] lanes.
@@ -59,14 +59,14 @@ TT_INLINE __m512i repeated(const Lane* y) {
     return _mm512_loadu_si512(y);
 }
 
-// 16 steps of 16 / Q rows of x, from numbers [0, 32) of each, `r` apart: vector s has one of row
-// l / Q in lane l.
+// 16 steps of 16 / Q rows of x, from numbers [0, 32) of each, r / 2 lanes apart: vector s has one
+// of row l / Q in lane l.
 template <int Q>
 TT_INLINE void spread(const float* x, int64_t r, __m512i* to) {
   const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   __m512i row[16 / Q];
 #pragma GCC unroll 4
-  for (int i = 0; i < 16 / Q; ++i) row[i] = rounded_row(x + i * r);
+  for (int i = 0; i < 16 / Q; ++i) row[i] = _mm512_loadu_si512(x + i * r / 2);
   if constexpr (Q == 4) {
     __m512i steps[4];
     transpose_four(row, steps);
@@ -95,12 +95,12 @@ void bf16_rows_forward_as(const TableRows& rows, int64_t begin, int64_t end, con
   constexpr int kSums = 4;  // one would wait for itself
   const int64_t m = rows.m, r = rows.r, tiles = Q < 16 ? 1 : rows.q / 16;
   for (int64_t i = begin; i < end; ++i) {
-    const float* x = products + (rows.node[i] - rows.first_node) * (m * r);
+    const float* x = products + (rows.node[i] - rows.first_node) * (m * r / 2);
     const Lane* y = core + rows.last[i] * (tiles * Q * r / 2);
-    for (int64_t g = 0; g < m; g += 16 / Q, x += 16 / Q * r, out += 16 * tiles) {
+    for (int64_t g = 0; g < m; g += 16 / Q, x += 16 / Q * r / 2, out += 16 * tiles) {
       for (int64_t p = 0; p < r; p += 32) {
         __m512i spread_x[16];
-        spread<Q>(x + p, r, spread_x);
+        spread<Q>(x + p / 2, r, spread_x);
         for (int64_t t = 0; t < tiles; ++t) {
           const Lane* steps = y + (t * r + p) / 2 * Q;
           __m512 sum[kSums];
@@ -154,17 +154,27 @@ TT_INLINE void pair_rows(const float* g, int64_t m, int64_t q, Lane* pairs) {
   }
 }
 
+// 16 bf16 numbers, each the lower half of a lane.
+TT_INLINE __m512i widened(const float* x) {
+  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+}
+// Numbers [v, v + 16) of rows x and x + r / 2, as pairs.
+TT_INLINE __m512i paired(const float* x, int64_t r, int64_t v) {
+  return _mm512_or_si512(widened(x + v / 2), _mm512_slli_epi32(widened(x + (r + v) / 2), 16));
+}
+
 // Rows [0, M) of x, M even, and Q of a row's q columns: their part of grad_y, and their gradients.
 // by_columns: g in pairs of columns, q / 2 from row to row; by_rows: in pairs of rows, q from pair
-// to pair.
+// to pair. adds: to grad_x; else that is set.
 template <int Q, int M>
 TT_INLINE void bf16_row_backward(const float* x, const Lane* y, const Lane* by_columns,
-                                 const Lane* by_rows, int64_t q, int64_t r, float* grad_x,
-                                 float* grad_y) {
+                                 const Lane* by_rows, int64_t q, int64_t r, bool adds,
+                                 float* grad_x, float* grad_y) {
+  const __mmask16 old = adds ? 0xFFFF : 0;
   for (int64_t v = 0; v < r; v += 16) {
     __m512 sum[M];
 #pragma GCC unroll 8
-    for (int l = 0; l < M; ++l) sum[l] = _mm512_loadu_ps(grad_x + l * r + v);
+    for (int l = 0; l < M; ++l) sum[l] = _mm512_maskz_loadu_ps(old, grad_x + l * r + v);
 #pragma GCC unroll 8
     for (int j = 0; j < Q / 2; ++j) {
       const __m512i pair = _mm512_loadu_si512(y + j * r + v);
@@ -177,8 +187,7 @@ TT_INLINE void bf16_row_backward(const float* x, const Lane* y, const Lane* by_c
     for (int l = 0; l < M; ++l) _mm512_storeu_ps(grad_x + l * r + v, sum[l]);
     __m512i pairs[M / 2];
 #pragma GCC unroll 8
-    for (int l = 0; l < M / 2; ++l)
-      pairs[l] = interleaved(x + 2 * l * r + v, x + (2 * l + 1) * r + v);
+    for (int l = 0; l < M / 2; ++l) pairs[l] = paired(x + l * r, r, v);
 #pragma GCC unroll 16
     for (int j = 0; j < Q; ++j) {
       __m512 grad = _mm512_loadu_ps(grad_y + j * r + v);
@@ -199,19 +208,21 @@ void bf16_rows_backward_as(const TableRows& rows, int64_t begin, int64_t end, co
   Lane by_columns[kMostColumns / 2], by_rows[kMostColumns / 2];
   for (int64_t i = begin; i < end; ++i, grad_rows += m * q) {
     const int64_t node = (rows.node[i] - rows.first_node) * (m * r), last = rows.last[i];
+    const bool node_adds = adds_to_node(rows, i);
     round_row(grad_rows, m * q, by_columns);
     pair_rows<Q>(grad_rows, m, q, by_rows);
     for (int64_t j = 0; j < q; j += Q) {
+      const bool adds = node_adds || j > 0;
       const Lane* y = core + (last * q + j) * r / 2;
       float* grad_y = grad_core + (last * q + j) * r;
       int64_t l = 0;
       for (; l + 4 <= m; l += 4)
-        bf16_row_backward<Q, 4>(products + node + l * r, y, by_columns + (l * q + j) / 2,
-                                by_rows + l / 2 * q + j, q, r, grad_products + node + l * r,
+        bf16_row_backward<Q, 4>(products + (node + l * r) / 2, y, by_columns + (l * q + j) / 2,
+                                by_rows + l / 2 * q + j, q, r, adds, grad_products + node + l * r,
                                 grad_y);
       if (l < m)
-        bf16_row_backward<Q, 2>(products + node + l * r, y, by_columns + (l * q + j) / 2,
-                                by_rows + l / 2 * q + j, q, r, grad_products + node + l * r,
+        bf16_row_backward<Q, 2>(products + (node + l * r) / 2, y, by_columns + (l * q + j) / 2,
+                                by_rows + l / 2 * q + j, q, r, adds, grad_products + node + l * r,
                                 grad_y);
     }
   }

@@ -30,7 +30,7 @@ struct BackwardScratch {
       : rows(w, k),
         grad_parents(rows.parents.size()),
         grad_products(rows.parents.size()),
-        products(w.block_nodes(k) * w.width[k]),
+        products(w.block_nodes(k) * w.product_size(k)),
         grads(w.block_nodes(k) * w.width[k]),
         transposed(k >= 2 ? w.core_slice(k - 1) : 0),
         table_rows(w.grad_weights ? kTableRows * w.table->dim : 0),
@@ -133,7 +133,6 @@ void backward_rows(Work<T>& w, int64_t begin, int64_t end, const T* products, co
   const int32_t* starts = w.plan->row_start.data();
   const TableRows rows = w.table_rows(begin);
   const Lookups<T> lookups = w.lookups(columns, w.adds() ? -w.update[0].rule->lr : T(1));
-  std::fill_n(grads, (end - begin) * w.width[top], T(0));
   const int64_t until = w.level(top).child_start[end];
   for (int64_t i = w.level(top).child_start[begin]; i < until; i += kTableRows) {
     const int64_t next = std::min(i + kTableRows, until);
@@ -152,9 +151,9 @@ template <typename T>
 const T* block_products(const Work<T>& w, int64_t group, int64_t begin, int64_t end,
                         BackwardScratch<T>& scratch) {
   const int top = w.top();
-  if (top == 1) return w.core[0] + w.level(1).group_index[group] * w.width[1];
+  if (top == 1) return slice_products(w, group, scratch.products.data());
   const int64_t count = scratch.rows.point(w, top, begin, end, scratch.products.data());
-  if (w.products[top]) return w.products[top]->data() + begin * w.width[top];
+  if (w.products[top]) return w.products[top]->data() + begin * w.product_size(top);
   multiply_block(w, top, group, scratch.slice, scratch.rows, count);
   return scratch.products.data();
 }

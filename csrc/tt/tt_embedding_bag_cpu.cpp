@@ -17,26 +17,25 @@ void forward_chunk(Work<T>& w, const Chunk& chunk, T* out, int64_t columns) {
   const TablePlan& plan = *w.plan;
   const int top = w.top();
   const Level& level = w.level(top);
-  const int64_t width = w.width[top], dim = w.table->dim;
+  const int64_t width = w.product_size(top), dim = w.table->dim;
   const Lookups<T> lookups = w.lookups(columns, T(1));
   BlockRows<T> rows(w, top);
   Array<T> products(w.block_nodes(top) * width), some(kTableRows * dim);
   Array<T> packed(packed_size(w, top));
   const T* slice = nullptr;
   for_each_block(w, top, chunk, [&](int64_t g, int64_t begin, int64_t end) {
-    const T* block = w.core[0] + level.group_index[g] * width;
+    T* block = w.products[top] ? w.products[top]->data() + begin * width : products.data();
     if (top > 1) {
-      T* target = w.products[top] ? w.products[top]->data() + begin * width : products.data();
       if (begin == level.group_start[g]) slice = packed_slice(w, top, g, packed);
-      multiply_block(w, top, g, slice, rows, rows.point(w, top, begin, end, target));
-      block = target;
+      multiply_block(w, top, g, slice, rows, rows.point(w, top, begin, end, block));
     }
+    const T* found = top > 1 ? block : slice_products(w, g, block);
     const TableRows table_rows = w.table_rows(begin);
     const int64_t until = level.child_start[end];
     for (int64_t i = level.child_start[begin]; i < until; i += kTableRows) {
       const int64_t next = std::min(i + kTableRows, until);
       T* values = plan.one_per_bag ? some.data() : w.rows.data() + i * dim;
-      w.kernels->rows_forward(table_rows, i, next, block, w.last_core(), values);
+      w.kernels->rows_forward(table_rows, i, next, found, w.last_core(), values);
       if (!plan.one_per_bag) continue;
       w.kernels->scatter(lookups, plan.row_start[i], plan.row_start[next], i, values,
                          out + w.table->column);
@@ -75,7 +74,7 @@ void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets
   for (Work<T>& w : call.work) {
     w.pack_last_core();
     const int top = w.top();
-    const int64_t size = w.level(top).nodes * w.width[top];
+    const int64_t size = w.level(top).nodes * w.product_size(top);
     if (kept && top > 1 &&
         size * static_cast<int64_t>(sizeof(T)) <= w.kernels->kept_product_bytes) {
       w.products[top] = std::make_shared<Array<T>>(size);

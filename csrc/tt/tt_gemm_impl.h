@@ -122,6 +122,12 @@ void product(const T* const* a, int64_t rows, const T* slice, int64_t q, int64_t
   if (v < vectors) product_columns<T, W, kRows, 1>(a, rows, slice, k, n, v, c, accumulate, next);
 }
 
+template <typename T, int W>
+void top_product(const T* const* a, int64_t rows, const T* slice, int64_t q, int64_t k, int64_t n,
+                 T* const* c, const T* next) {
+  product<T, W>(a, rows, slice, q, k, n, c, false, next);
+}
+
 template <typename T, int W, int NV>
 TT_INLINE void outer_columns(const T* const* a, const T* const* b, int64_t rows, T* slice,
                              int64_t k, int64_t n, int64_t v, bool accumulate) {

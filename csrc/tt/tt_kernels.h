@@ -33,6 +33,9 @@ struct Kernels {
   // back from memory no faster than they are multiplied.
   int64_t kept_product_bytes;
 
+  // How many of the top level's products lie in one T: 2 where they are rounded to bf16.
+  int64_t products_per_number;
+
   // q matrices [k, n] in the form that `product` takes, of at most q k n numbers; nullptr: it takes
   // them as they are.
   void (*pack)(const T* slice, int64_t q, int64_t k, int64_t n, T* packed);
@@ -46,6 +49,15 @@ struct Kernels {
   void (*product)(const T* const* a, int64_t rows, const T* packed, int64_t q, int64_t k, int64_t n,
                   T* const* c, bool accumulate, const T* next);
 
+  // The same for the top level: rows of c are [q n / products_per_number], as rows_forward and
+  // rows_backward take them.
+  void (*top_product)(const T* const* a, int64_t rows, const T* packed, int64_t q, int64_t k,
+                      int64_t n, T* const* c, const T* next);
+
+  // n products of a top level that are a core's own slices (two cores), in that form; nullptr: they
+  // are in it.
+  void (*pack_products)(const T* slice, int64_t n, T* packed);
+
   // slice (+)= the sum over i of the outer products of row i of a [k] and row i of b [q n].
   void (*outer_product)(const T* const* a, const T* const* b, int64_t rows, T* slice, int64_t q,
                         int64_t k, int64_t n, bool accumulate);
@@ -55,14 +67,14 @@ struct Kernels {
   void (*pack_last)(const T* core, int64_t n, int64_t q, int64_t r, T* packed);
   void (*pack_last_backward)(const T* core, int64_t n, int64_t q, int64_t r, T* packed);
 
-  // For rows i of [begin, end) with x = products[rows.node[i] - rows.first_node] [m, r] and
+  // For rows i of [begin, end) with x = products[rows.node[i] - rows.first_node] [m, r], packed, and
   // y = core[rows.last[i]] [q, r]:  out[i - begin] = x . y^T, [m, q]. How many rows a node and how
   // many lookups a row has no branch could foresee: this and what follows are loops without.
   void (*rows_forward)(const TableRows& rows, int64_t begin, int64_t end, const T* products,
                        const T* core, T* out);
 
   // The same rows, from g = grad_rows[i - begin] [m, q]:
-  //   grad_products[rows.node[i] - rows.first_node] += g . y
+  //   grad_products[rows.node[i] - rows.first_node] += g . y, the first row of a node: =
   //   grad_core[rows.last[i]]                       += g^T . x
   void (*rows_backward)(const TableRows& rows, int64_t begin, int64_t end, const T* products,
                         const T* core, const T* grad_rows, T* grad_products, T* grad_core);
@@ -86,10 +98,11 @@ struct Kernels {
 // Instruction sets, narrowest first.
 enum class Isa : int64_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
 
-// The kernels for a table whose ranks are all multiples of `ranks_divisor` and whose rows are
-// [m, r] . [r, q].
+// The kernels for a table whose ranks are all multiples of `ranks_divisor` and at most
+// `largest_rank`, and whose rows are [m, r] . [r, q].
 template <typename T>
-const Kernels<T>& kernels(int64_t ranks_divisor, int64_t m, int64_t q, int64_t r);
+const Kernels<T>& kernels(int64_t ranks_divisor, int64_t largest_rank, int64_t m, int64_t q,
+                          int64_t r);
 
 // Lets the calls to come use no wider instruction set; returns the widest of those that the machine
 // has.
@@ -110,6 +123,7 @@ const Kernels<T>* avx2_kernels(int64_t ranks_divisor);
 template <typename T>
 const Kernels<T>* portable_kernels(int64_t ranks_divisor);
 // For rows [m, r] . [r, q].
-const Kernels<float>* avx512bf16_kernels(int64_t ranks_divisor, int64_t m, int64_t q, int64_t r);
+const Kernels<float>* avx512bf16_kernels(int64_t ranks_divisor, int64_t largest_rank, int64_t m,
+                                         int64_t q, int64_t r);
 
 }  // namespace recsys_opt::tt

@@ -25,9 +25,13 @@ Kernels<float> with_bf16_products(bool rows) {
   result.pack = pack;
   result.pack_transposed = pack_transposed;
   result.product = bf16_product;
+  result.top_product = bf16_top_product<To::kSet>;
   result.outer_product = bf16_outer_product;
   result.kept_product_bytes = int64_t{1} << 21;
   if (!rows) return result;
+  result.products_per_number = 2;
+  result.top_product = bf16_top_product<To::kRound>;
+  result.pack_products = round_products;
   result.pack_last = pack_last;
   result.pack_last_backward = pack_last_backward;
   result.rows_backward = bf16_rows_backward;
@@ -38,7 +42,8 @@ Kernels<float> with_bf16_products(bool rows) {
 }  // namespace
 }  // namespace avx512bf16
 
-const Kernels<float>* avx512bf16_kernels(int64_t ranks_divisor, int64_t m, int64_t q, int64_t r) {
+const Kernels<float>* avx512bf16_kernels(int64_t ranks_divisor, int64_t largest_rank, int64_t m,
+                                         int64_t q, int64_t r) {
   static const bool usable =
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -47,14 +52,15 @@ const Kernels<float>* avx512bf16_kernels(int64_t ranks_divisor, int64_t m, int64
   static const Kernels<float> but_rows = avx512bf16::with_bf16_products(false);
   if (!usable || ranks_divisor % 16 != 0) return nullptr;
   const bool rows = (q == 4 || q == 8 || q % 16 == 0) && m % 2 == 0 && m * q % 16 == 0 &&
-                    m * q <= avx512bf16::kMostColumns && r % 32 == 0;
+                    m * q <= avx512bf16::kMostColumns && r % 32 == 0 &&
+                    largest_rank <= 2 * avx512bf16::kPairs;
   return rows ? &all : &but_rows;
 }
 
 #else
 
 namespace recsys_opt::tt {
-const Kernels<float>* avx512bf16_kernels(int64_t, int64_t, int64_t, int64_t) {
+const Kernels<float>* avx512bf16_kernels(int64_t, int64_t, int64_t, int64_t, int64_t) {
   return nullptr;
 }
 

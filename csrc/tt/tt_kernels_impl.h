@@ -158,9 +158,12 @@ template <typename T, int W>
 const Kernels<T>* kernels_of_width() {
   static const Kernels<T> all = {W,
                                  int64_t{1} << 25,
+                                 1,
                                  nullptr,
                                  pack_transposed<T, W>,
                                  product<T, W>,
+                                 top_product<T, W>,
+                                 nullptr,
                                  outer_product<T, W>,
                                  nullptr,
                                  nullptr,

@@ -24,12 +24,14 @@ static std::atomic<Isa> widest_isa{Isa::kAvx512};
 static std::atomic<bool> bf16_allowed{false};
 
 template <typename T>
-const Kernels<T>& kernels(int64_t ranks_divisor, [[maybe_unused]] int64_t m,
-                          [[maybe_unused]] int64_t q, [[maybe_unused]] int64_t r) {
+const Kernels<T>& kernels(int64_t ranks_divisor, [[maybe_unused]] int64_t largest_rank,
+                          [[maybe_unused]] int64_t m, [[maybe_unused]] int64_t q,
+                          [[maybe_unused]] int64_t r) {
   const Isa widest = widest_isa;
   const Kernels<T>* found = nullptr;
   if constexpr (std::is_same_v<T, float>) {
-    if (widest >= Isa::kAvx512 && bf16_allowed) found = avx512bf16_kernels(ranks_divisor, m, q, r);
+    if (widest >= Isa::kAvx512 && bf16_allowed)
+      found = avx512bf16_kernels(ranks_divisor, largest_rank, m, q, r);
   }
   if (!found && widest >= Isa::kAvx512) found = avx512_kernels<T>(ranks_divisor);
   if (!found && widest >= Isa::kAvx2) found = avx2_kernels<T>(ranks_divisor);
@@ -51,7 +53,7 @@ bool allow_bf16(bool allowed) {
   return bf16_allowed.exchange(allowed);
 }
 
-template const Kernels<float>& kernels<float>(int64_t, int64_t, int64_t, int64_t);
-template const Kernels<double>& kernels<double>(int64_t, int64_t, int64_t, int64_t);
+template const Kernels<float>& kernels<float>(int64_t, int64_t, int64_t, int64_t, int64_t);
+template const Kernels<double>& kernels<double>(int64_t, int64_t, int64_t, int64_t, int64_t);
 
 }  // namespace recsys_opt::tt

@@ -101,10 +101,27 @@ TT_INLINE void rows_forward_as(const TableRows& rows, int64_t begin, int64_t end
   }
 }
 
-// Columns [j, j + Q) of the row: Q rows of the last core's slice, and their gradients.
+// Whether row i is not the first of its node: then it adds to the gradient of the node's product.
+TT_INLINE bool adds_to_node(const TableRows& rows, int64_t i) {
+  return i > 0 && rows.node[i] == rows.node[i - 1];
+}
+
+// x, or 0 where it does not count: no branch, and x may be anything then.
+template <typename T, int W>
+TT_INLINE Vector<T, W> counted(Vector<T, W> x, bool counts) {
+  if constexpr (W == 1) {
+    return counts ? x : T(0);
+  } else {
+    using Mask = decltype(x < x);
+    return reinterpret_cast<Vector<T, W>>(reinterpret_cast<Mask>(x) & (Mask{} - counts));
+  }
+}
+
+// Columns [j, j + Q) of the row: Q rows of the last core's slice, and their gradients. adds: to
+// grad_x; else that is set.
 template <typename T, int W, int Q, int RV>
 TT_INLINE void row_backward(const T* x, const T* y, const T* grad_row, T* grad_x, T* grad_y,
-                            int64_t m, int64_t q, int64_t r_any) {
+                            int64_t m, int64_t q, int64_t r_any, bool adds) {
   using V = Vector<T, W>;
   const int64_t r = RV ? RV * W : r_any;
 #pragma GCC unroll 1
@@ -117,7 +134,7 @@ TT_INLINE void row_backward(const T* x, const T* y, const T* grad_row, T* grad_x
     }
     for (int64_t i = 0; i < m; ++i) {
       const V left = load<V>(x + i * r + p);
-      V grad = load<V>(grad_x + i * r + p);
+      V grad = counted<T, W>(load<V>(grad_x + i * r + p), adds);
 #pragma GCC unroll 16
       for (int j = 0; j < Q; ++j) {
         const T g = grad_row[i * q + j];
@@ -142,9 +159,11 @@ TT_INLINE void rows_backward_as(const TableRows& rows, int64_t begin, int64_t en
     const int64_t node = (rows.node[i] - rows.first_node) * (m * r);
     const T* y = core + rows.last[i] * (q * r);
     T* grad_y = grad_core + rows.last[i] * (q * r);
+    const bool adds = adds_to_node(rows, i);
     for (int64_t j = 0; j < q; j += kColumns)
       row_backward<T, W, kColumns, RV>(products + node, y + j * r, grad_rows + j,
-                                       grad_products + node, grad_y + j * r, m, q, r);
+                                       grad_products + node, grad_y + j * r, m, q, r,
+                                       adds || j > 0);
     grad_rows += m * q;
   }
 }

@@ -47,8 +47,10 @@ struct Chunk {
 template <typename T>
 struct Kept {
   std::shared_ptr<const TablePlan> plan;
-  // [nodes, width] of level k; the top level's only where that is quicker than to multiply again.
+  // [nodes, width] of level k; the top level's only where that is quicker than to multiply again,
+  // and in the form of the kernels that made them.
   std::shared_ptr<Array<T>> products[kMaxCores];
+  int64_t products_per_number = 1;  // of the top level's
 };
 
 // The used slices of a bf16 or fp16 core, as wide numbers; the rest is not set.
@@ -84,6 +86,10 @@ struct Work : Kept<T> {
 
   int top() const { return table->d - 1; }
   int64_t product_rows(int k) const { return width[k] / table->r[k]; }
+  // How far products of level k lie apart.
+  int64_t product_size(int k) const {
+    return k == top() ? width[k] / kernels->products_per_number : width[k];
+  }
   int64_t core_slice(int k) const { return table->q[k] * table->r[k] * table->r[k + 1]; }
   int64_t core_size(int k) const { return table->n[k] * core_slice(k); }
   const Level& level(int k) const { return this->plan->levels[k]; }
@@ -185,17 +191,21 @@ struct Call {
     for (int64_t t = 0; t < args.size(); ++t) {
       Work<T>& w = work[t];
       w.table = &args.tables[t];
-      int64_t divisor = 0, rows = 1;
+      int64_t divisor = 0, largest = 1, rows = 1;
       for (int k = 0; k < w.table->d; ++k) {
         const Tensor& core = cores[w.table->first_core + k];
         if (!is_reduced(core.scalar_type())) w.core[k] = core.template const_data_ptr<T>();
         divisor = k > 0 ? std::gcd(divisor, w.table->r[k]) : 0;
+        largest = std::max(largest, w.table->r[k]);
         rows *= w.table->q[k];
         w.width[k + 1] = rows * w.table->r[k + 1];
       }
       const int top = w.top();
-      w.kernels = &kernels<T>(divisor, w.product_rows(top), w.table->q[top], w.table->r[top]);
+      w.kernels =
+          &kernels<T>(divisor, largest, w.product_rows(top), w.table->q[top], w.table->r[top]);
       if (kept) static_cast<Kept<T>&>(w) = (*kept)[t];
+      if (w.products_per_number != w.kernels->products_per_number) w.products[top] = nullptr;
+      w.products_per_number = w.kernels->products_per_number;
     }
     if (!kept) make_plans(indices, offsets);
     if (is_reduced(cores[0].scalar_type())) widen_cores(cores);
@@ -278,7 +288,7 @@ struct BlockRows {
   // Nodes [begin, end) of level k >= 2. Returns the number of rows.
   __attribute__((noinline)) int64_t point(const Work<T>& w, int k, int64_t begin, int64_t end,
                                           T* product) {
-    const int64_t m = w.product_rows(k - 1), r = w.table->r[k - 1], n = w.width[k] / m;
+    const int64_t m = w.product_rows(k - 1), r = w.table->r[k - 1], n = w.product_size(k) / m;
     const int64_t width = w.width[k - 1];
     const T* all = k == 2 ? w.core[0] : w.products[k - 1]->data();
     const int32_t* parent_of = w.level(k).parent.data();
@@ -326,8 +336,22 @@ template <typename T>
 void multiply_block(const Work<T>& w, int k, int64_t group, const T* slice,
                     const BlockRows<T>& rows, int64_t count) {
   const Table& s = *w.table;
-  w.kernels->product(rows.parents.data(), count, slice, s.q[k - 1], s.r[k - 1], s.r[k],
-                     rows.products.data(), false, w.next_slice(k, group));
+  if (k == w.top()) {
+    w.kernels->top_product(rows.parents.data(), count, slice, s.q[k - 1], s.r[k - 1], s.r[k],
+                           rows.products.data(), w.next_slice(k, group));
+  } else {
+    w.kernels->product(rows.parents.data(), count, slice, s.q[k - 1], s.r[k - 1], s.r[k],
+                       rows.products.data(), false, w.next_slice(k, group));
+  }
+}
+
+// The products of a table of two cores: a slice of the first, packed where the kernels ask for it.
+template <typename T>
+const T* slice_products(const Work<T>& w, int64_t group, T* packed) {
+  const T* slice = w.core[0] + w.level(1).group_index[group] * w.width[1];
+  if (!w.kernels->pack_products) return slice;
+  w.kernels->pack_products(slice, w.width[1], packed);
+  return packed;
 }
 
 // The levels between the first and the top (four cores have one): their products are kept.
