@@ -96,7 +96,7 @@ TT_INLINE void bf16_block(const Lane (*a)[kPairs], const float* b, int64_t pairs
     for (int j = 0; j < NV; ++j) x[j] = _mm512_loadu_si512(b + 16 * j);
     if (next) {
 #pragma GCC unroll 16
-      for (int j = 0; j < 2 * NV; ++j) __builtin_prefetch(next + 16 * j);
+      for (int j = 0; j < 2 * NV; ++j) __builtin_prefetch(next + 16 * j, 0, 2);
       next += 32 * NV;
     }
 #pragma GCC unroll 16

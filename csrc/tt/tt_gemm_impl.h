@@ -35,7 +35,7 @@ TT_INLINE void product_block(const T* const* a, const T* slice, int64_t k, int64
 #pragma GCC unroll 16
     for (int j = 0; j < NV; ++j) {
       x[j] = load<V>(right[j] + at_row);
-      __builtin_prefetch(right[j] + at_row + ahead);
+      __builtin_prefetch(right[j] + at_row + ahead, 0, 2);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {

@@ -136,7 +136,7 @@ struct Work : Kept<T> {
     return core[k - 1] + level(k).group_index[group] * core_slice(k - 1);
   }
   const T* next_slice(int k, int64_t group) const {
-    return group + 1 < level(k).groups ? slice(k, group + 1) : nullptr;
+    return group + 2 < level(k).groups ? slice(k, group + 2) : nullptr;
   }
 
   TableRows table_rows(int64_t first_node) const {
