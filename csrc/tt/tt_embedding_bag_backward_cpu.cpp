@@ -18,8 +18,8 @@ constexpr int64_t kFinishPieces = 4;  // of a table's last work
 template <typename T>
 struct BackwardScratch {
   BlockRows<T> rows;
-  Array<T*> grad_parents;  // where the rows of the parents' gradients go
-  Array<const T*> grad_products;
+  Array<T*> grad_parents;         // where the rows of the parents' gradients go
+  Array<const T*> grad_products;  // the rows of `grads`
   Array<T> products, grads, transposed, table_rows, grad_rows;
   Array<T> grad_slice;  // of the group in work, for updates
   // Where products are multiplied again: the group's slice for that, and memory for it.
@@ -36,7 +36,10 @@ struct BackwardScratch {
         table_rows(w.grad_weights ? kTableRows * w.table->dim : 0),
         grad_rows(kTableRows * w.table->dim),
         grad_slice(w.updates() && !w.adds() ? w.core_slice(k - 1) : 0),
-        packed(again(w, k) && (w.adds() || w.kernels->pack) ? w.core_slice(k - 1) : 0) {}
+        packed(again(w, k) && (w.adds() || w.kernels->pack) ? w.core_slice(k - 1) : 0) {
+    const int64_t n = k > 1 ? w.width[k] / w.product_rows(k - 1) : 0;
+    for (int64_t i = 0; i < grad_products.size(); ++i) grad_products[i] = grads.data() + i * n;
+  }
 
   static bool again(const Work<T>& w, int k) { return k > 1 && k == w.top() && !w.products[k]; }
 
@@ -72,24 +75,19 @@ T* part_sums(Work<T>& w, int core, int64_t part) {
   return part == 0 ? w.grad[core] : w.sums[core].data() + (part - 1) * w.core_size(core);
 }
 
-// Points to the rows of the gradients of nodes [begin, end) of level k >= 2, and to where the rows
-// of their parents' gradients go: at level 2 they are added to core 0's sums, of this part.
+// Points to where the rows of the gradients of the parents of nodes [begin, end) of level k >= 2
+// go: at level 2 they are added to core 0's sums, of this part; above, each node has its own.
 template <typename T>
 __attribute__((noinline)) void point_gradients(Work<T>& w, int k, int64_t begin, int64_t end,
                                                int64_t part, BackwardScratch<T>& scratch) {
-  const int64_t m = w.product_rows(k - 1), r = w.table->r[k - 1], n = w.width[k] / m;
-  const int64_t width = w.width[k - 1];
-  T* all = k == 2 ? part_sums(w, 0, part) : w.grad_parents[k].data();
-  const int32_t* parent_of = w.level(k).parent.data();
-  T** parent_row = scratch.grad_parents.data();
-  const T** product_row = scratch.grad_products.data();
-  const T* product = scratch.grads.data();
-  for (int64_t u = begin; u < end; ++u) {
-    T* parent = all + (k == 2 ? parent_of[u] : u) * width;
-    for (int64_t i = 0; i < m; ++i, parent += r, product += n) {
-      *parent_row++ = parent;
-      *product_row++ = product;
-    }
+  const int64_t m = w.product_rows(k - 1), r = w.table->r[k - 1], width = w.width[k - 1];
+  T** rows = scratch.grad_parents.data();
+  if (k == 2) {
+    point_rows(w.level(k).parent.data() + begin, end - begin, m, part_sums(w, 0, part), width, r,
+               rows);
+  } else {
+    T* own = w.grad_parents[k].data() + begin * width;
+    for (int64_t i = 0; i < (end - begin) * m; ++i) rows[i] = own + i * r;
   }
 }
 

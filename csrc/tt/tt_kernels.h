@@ -67,9 +67,9 @@ struct Kernels {
   void (*pack_last)(const T* core, int64_t n, int64_t q, int64_t r, T* packed);
   void (*pack_last_backward)(const T* core, int64_t n, int64_t q, int64_t r, T* packed);
 
-  // For rows i of [begin, end) with x = products[rows.node[i] - rows.first_node] [m, r], packed, and
-  // y = core[rows.last[i]] [q, r]:  out[i - begin] = x . y^T, [m, q]. How many rows a node and how
-  // many lookups a row has no branch could foresee: this and what follows are loops without.
+  // For rows i of [begin, end) with x = products[rows.node[i] - rows.first_node] [m, r], packed,
+  // and y = core[rows.last[i]] [q, r]:  out[i - begin] = x . y^T, [m, q]. How many rows a node and
+  // how many lookups a row has no branch could foresee: this and what follows are loops without.
   void (*rows_forward)(const TableRows& rows, int64_t begin, int64_t end, const T* products,
                        const T* core, T* out);
 

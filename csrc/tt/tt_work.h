@@ -276,6 +276,23 @@ struct Call {
   }
 };
 
+// rows[count m] = where the m rows of each of `count` nodes of `all` lie, `width` numbers a node
+// and r a row.
+template <typename T>
+void point_rows(const int32_t* nodes, int64_t count, int64_t m, T* all, int64_t width, int64_t r,
+                T** rows) {
+  if (m == 2) {
+    for (int64_t u = 0; u < count; ++u) {
+      rows[2 * u] = all + nodes[u] * width;
+      rows[2 * u + 1] = all + nodes[u] * width + r;
+    }
+    return;
+  }
+  for (int64_t u = 0; u < count; ++u) {
+    for (int64_t i = 0; i < m; ++i) *rows++ = all + nodes[u] * width + i * r;
+  }
+}
+
 // Where the rows of a block of nodes lie.
 template <typename T>
 struct BlockRows {
@@ -291,16 +308,9 @@ struct BlockRows {
     const int64_t m = w.product_rows(k - 1), r = w.table->r[k - 1], n = w.product_size(k) / m;
     const int64_t width = w.width[k - 1];
     const T* all = k == 2 ? w.core[0] : w.products[k - 1]->data();
-    const int32_t* parent_of = w.level(k).parent.data();
-    const T** parent_row = parents.data();
+    point_rows(w.level(k).parent.data() + begin, end - begin, m, all, width, r, parents.data());
     T** product_row = products.data();
-    for (int64_t u = begin; u < end; ++u) {
-      const T* parent = all + parent_of[u] * width;
-      for (int64_t i = 0; i < m; ++i, parent += r, product += n) {
-        *parent_row++ = parent;
-        *product_row++ = product;
-      }
-    }
+    for (int64_t i = 0; i < (end - begin) * m; ++i) product_row[i] = product + i * n;
     return (end - begin) * m;
   }
 };
