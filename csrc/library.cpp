@@ -66,20 +66,16 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
       "Tensor(a!)[] cores, Tensor(b!)[] states, int[] cores_per_table, int[] num_embeddings, "
       "int[] pooling_modes, int[] padding_idx, Tensor? per_sample_weights, bool weights_grad, "
       "int algorithm, Tensor hyperparameters) -> Tensor");
-  // The same for eager mode: the forward pass hands the backward pass what it found out.
+  // The same for eager mode on the CPU, with nn.EmbeddingBag's forms of a batch; the forward pass
+  // hands the backward pass what it found out.
   m.def(
-      "tt_embedding_bag_keeping(Tensor indices, Tensor offsets, Tensor[] cores, "
+      "tt_lookup(Tensor indices, Tensor? offsets, bool include_last_offset, Tensor[] cores, "
       "int[] cores_per_table, int[] num_embeddings, int[] pooling_modes, int[] padding_idx, "
-      "Tensor? per_sample_weights) -> (Tensor, Tensor)");
+      "Tensor? per_sample_weights, bool keep) -> (Tensor, Tensor?)");
+  m.def("tt_lookup_backward(Tensor kept, Tensor grad, bool weights_grad) -> Tensor[]");
   m.def(
-      "tt_embedding_bag_backward_kept(Tensor kept, Tensor grad, Tensor indices, Tensor offsets, "
-      "Tensor[] cores, int[] cores_per_table, int[] num_embeddings, int[] pooling_modes, "
-      "int[] padding_idx, Tensor? per_sample_weights, bool weights_grad) -> Tensor[]");
-  m.def(
-      "tt_embedding_bag_backward_update_kept(Tensor kept, Tensor grad, Tensor indices, "
-      "Tensor offsets, Tensor(a!)[] cores, Tensor(b!)[] states, int[] cores_per_table, "
-      "int[] num_embeddings, int[] pooling_modes, int[] padding_idx, Tensor? per_sample_weights, "
-      "bool weights_grad, int algorithm, Tensor hyperparameters) -> Tensor");
+      "tt_lookup_update(Tensor kept, Tensor grad, bool weights_grad, bool cores_moved, "
+      "Tensor[] states, int algorithm, Tensor hyperparameters) -> Tensor?");
   m.def(
       "tt_prefix_bag(Tensor indices, Tensor? offsets, Tensor[] prefixes, Tensor[] lasts, "
       "int[] num_embeddings, int[] pooling_modes, int[] padding_idx, Tensor? per_sample_weights, "

@@ -228,14 +228,14 @@ def test_a_copy_of_what_the_forward_pass_kept_is_refused():
     case = one_table()
     rest = [case.options[name] for name in OPTIONS]
     cores = [core.detach() for core in case.cores]
-    out, kept = torch.ops.recsys_opt.tt_embedding_bag_keeping(case.indices, case.offsets, cores, *rest, None)
-    arguments = (out, case.indices, case.offsets, cores, *rest, None, False)
-    torch.ops.recsys_opt.tt_embedding_bag_backward_kept(kept, *arguments)
+    kernels = torch.ops.recsys_opt
+    out, kept = kernels.tt_lookup(case.indices, case.offsets, True, cores, *rest, None, True)
+    kernels.tt_lookup_backward(kept, out, False)
+    with pytest.raises(RuntimeError, match="grad must be"):
+        kernels.tt_lookup_backward(kept, out[:-1], False)
+    numbers = torch.zeros(6, dtype=torch.float64)
     for other in (kept.clone(), kept[:8], torch.zeros(0, dtype=torch.uint8)):
-        with pytest.raises(RuntimeError, match="`kept` is not of a forward pass with these arguments"):
-            torch.ops.recsys_opt.tt_embedding_bag_backward_kept(other, *arguments)
-    wider = [core.repeat(2, 1, 1, 1) for core in cores]  # a plan for other factors would index beyond these
-    with pytest.raises(RuntimeError, match="`kept` is not of a forward pass with these arguments"):
-        torch.ops.recsys_opt.tt_embedding_bag_backward_kept(
-            kept, out, case.indices, case.offsets, wider, *rest, None, False
-        )
+        with pytest.raises(RuntimeError, match="`kept` is not what a forward pass kept"):
+            kernels.tt_lookup_backward(other, out, False)
+        with pytest.raises(RuntimeError, match="`kept` is not what a forward pass kept"):
+            kernels.tt_lookup_update(other, out, False, False, [], 0, numbers)

@@ -69,20 +69,17 @@ def test_a_backward_pass_with_and_without_what_the_forward_pass_kept(p, isa):
         cores = [c.detach() for c in make_cores(p, q, ranks, torch.float32)]
         options = ([len(p)], [10800], [0], [-1])
         kernels = torch.ops.recsys_opt
-        out, kept = kernels.tt_embedding_bag_keeping(indices, offsets, cores, *options, None)
+        out, kept = kernels.tt_lookup(indices, offsets, True, cores, *options, None, True)
         assert torch.equal(out, kernels.tt_embedding_bag(indices, offsets, cores, *options, None))
         grad = torch.randn(out.shape, generator=generator)
         plain = kernels.tt_embedding_bag_backward(grad, indices, offsets, cores, *options, None, False)
-        taken = kernels.tt_embedding_bag_backward_kept(
-            kept, grad, indices, offsets, cores, *options, None, False
-        )
+        taken = kernels.tt_lookup_backward(kept, grad, False)
         assert all(torch.equal(a, b) for a, b in zip(plain, taken, strict=True))
         for decay in (0.0, 0.01):  # without it the terms are added to the cores one by one
             moved = [core.clone() for core in cores]
             numbers = torch.tensor([0.1, 0, 0, 0, decay, 1], dtype=torch.float64)
-            kernels.tt_embedding_bag_backward_update_kept(
-                kept, grad, indices, offsets, moved, [], *options, None, False, 0, numbers
-            )
+            _, mine = kernels.tt_lookup(indices, offsets, True, moved, *options, None, True)
+            kernels.tt_lookup_update(mine, grad, False, False, [], 0, numbers)
             for new, old, gradient in zip(moved, cores, plain, strict=True):
                 touched = gradient.flatten(1).abs().sum(1) > 0
                 want = old - 0.1 * (gradient + decay * old)
@@ -90,6 +87,12 @@ def test_a_backward_pass_with_and_without_what_the_forward_pass_kept(p, isa):
                 torch.testing.assert_close(new[touched], want[touched], rtol=1e-4, atol=1e-5 * scale)
                 assert torch.equal(new[~touched], old[~touched])
             again = [core.clone() for core in cores]
+            kernels.tt_embedding_bag_backward_update(
+                grad, indices, offsets, again, [], *options, None, False, 0, numbers
+            )
+            assert all(torch.equal(a, b) for a, b in zip(moved, again, strict=True))
+            # What was multiplied before the cores moved is not theirs.
+            kernels.tt_lookup_update(mine, grad, False, True, [], 0, numbers)
             kernels.tt_embedding_bag_backward_update(
                 grad, indices, offsets, again, [], *options, None, False, 0, numbers
             )

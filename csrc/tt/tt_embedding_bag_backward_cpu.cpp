@@ -6,8 +6,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 
-#include "tt_kept.h"
-#include "tt_work.h"
+#include "tt_lookup.h"
 
 namespace recsys_opt::tt {
 namespace {
@@ -308,24 +307,17 @@ template void run_backward(Call<double>&, const double*);
 
 namespace {
 
-std::vector<Tensor> backward(const Tensor* kept, Tensor grad, Tensor indices, Tensor offsets,
-                             std::vector<Tensor> cores, const Arguments& args,
-                             std::optional<Tensor> per_sample_weights, bool weights_grad) {
-  check_grad(grad, args, cores[0]);
-  const ScalarType type = cores[0].scalar_type(), compute = compute_type(type);
+std::vector<Tensor> backward(const Lookup& lookup, const KeptLookup* kept, Tensor grad,
+                             bool weights_grad) {
+  check_grad(grad, lookup.args, lookup.cores[0]);
+  const ScalarType compute = lookup.compute();
   grad = contiguous_as(grad, compute);
-  indices = as_contiguous(indices);
-  offsets = as_contiguous(offsets);
-  cores = contiguous(cores);
-  if (per_sample_weights) per_sample_weights = contiguous_as(*per_sample_weights, compute);
+  const std::vector<Tensor> cores = contiguous(lookup.cores);
   std::vector<Tensor> grads;
-  for (const Tensor& core : cores) {
-    grads.push_back(torch::stable::new_empty(core, core.sizes(), compute));
-  }
-  if (weights_grad) grads.push_back(torch::stable::new_zeros(grad, {args.num_indices}));
+  for (const Tensor& core : cores) grads.push_back(empty_on_cpu(core.sizes(), compute));
+  if (weights_grad) grads.push_back(torch::stable::new_zeros(grad, {lookup.args.num_indices}));
   THO_DISPATCH_V2(compute, "tt_embedding_bag_backward_cpu", AT_WRAP([&] {
-                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights,
-                                        kept ? &kept_tables<scalar_t>(*kept, args) : nullptr);
+                    auto call = backward_call<scalar_t>(lookup, cores, kept);
                     for (Work<scalar_t>& w : call.work) {
                       for (int k = 0; k < w.table->d; ++k) {
                         w.grad[k] = grads[w.table->first_core + k].mutable_data_ptr<scalar_t>();
@@ -335,7 +327,7 @@ std::vector<Tensor> backward(const Tensor* kept, Tensor grad, Tensor indices, Te
                     run_backward(call, grad.const_data_ptr<scalar_t>());
                   }),
                   AT_FLOATING_TYPES);
-  for (Tensor& result : grads) result = contiguous_as(result, type);
+  for (Tensor& result : grads) result = contiguous_as(result, lookup.type());
   return grads;
 }
 
@@ -344,19 +336,14 @@ std::vector<Tensor> tt_embedding_bag_backward_cpu(
     std::vector<int64_t> cores_per_table, std::vector<int64_t> num_embeddings,
     std::vector<int64_t> pooling_modes, std::vector<int64_t> padding_idx,
     std::optional<Tensor> per_sample_weights, bool weights_grad) {
-  const Arguments args = check_arguments(indices, offsets, cores, cores_per_table, num_embeddings,
-                                         pooling_modes, padding_idx, per_sample_weights);
-  return backward(nullptr, grad, indices, offsets, cores, args, per_sample_weights, weights_grad);
+  const Lookup lookup(indices, offsets, std::move(cores), cores_per_table, num_embeddings,
+                      pooling_modes, padding_idx, per_sample_weights);
+  return backward(lookup, nullptr, grad, weights_grad);
 }
 
-std::vector<Tensor> tt_embedding_bag_backward_kept_cpu(
-    Tensor kept, Tensor grad, Tensor indices, Tensor offsets, std::vector<Tensor> cores,
-    std::vector<int64_t> cores_per_table, std::vector<int64_t> num_embeddings,
-    std::vector<int64_t> pooling_modes, std::vector<int64_t> padding_idx,
-    std::optional<Tensor> per_sample_weights, bool weights_grad) {
-  const Arguments args = check_arguments(indices, offsets, cores, cores_per_table, num_embeddings,
-                                         pooling_modes, padding_idx, per_sample_weights);
-  return backward(&kept, grad, indices, offsets, cores, args, per_sample_weights, weights_grad);
+std::vector<Tensor> tt_lookup_backward_cpu(Tensor kept, Tensor grad, bool weights_grad) {
+  const KeptLookup& forward = kept_lookup(kept);
+  return backward(forward.lookup, &forward, grad, weights_grad);
 }
 
 }  // namespace
@@ -364,6 +351,5 @@ std::vector<Tensor> tt_embedding_bag_backward_kept_cpu(
 
 STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CPU, m) {
   m.impl("tt_embedding_bag_backward", TORCH_BOX(&recsys_opt::tt::tt_embedding_bag_backward_cpu));
-  m.impl("tt_embedding_bag_backward_kept",
-         TORCH_BOX(&recsys_opt::tt::tt_embedding_bag_backward_kept_cpu));
+  m.impl("tt_lookup_backward", TORCH_BOX(&recsys_opt::tt::tt_lookup_backward_cpu));
 }

@@ -2,8 +2,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/core/Dispatch_v2.h>
 
-#include "tt_kept.h"
-#include "tt_work.h"
+#include "tt_lookup.h"
 
 namespace recsys_opt::tt {
 namespace {
@@ -115,27 +114,32 @@ void backward_update(Call<T>& call, const UpdateArguments& arguments, std::vecto
   }
 }
 
-Tensor backward_update(const Tensor* kept, Tensor grad, Tensor indices, Tensor offsets,
-                       std::vector<Tensor>& cores, std::vector<Tensor>& states,
-                       const Arguments& args, std::optional<Tensor> per_sample_weights,
-                       bool weights_grad, int64_t algorithm, const Tensor& hyperparameters) {
-  check_grad(grad, args, cores[0]);
-  const UpdateArguments update = check_update(args, cores, states, algorithm, hyperparameters);
-  const ScalarType type = cores[0].scalar_type(), compute = compute_type(type);
+// Updates the cores; returns the gradient of the samples' weights where it is wanted.
+std::optional<Tensor> backward_update(const Lookup& lookup, const KeptLookup* kept,
+                                      bool cores_moved, Tensor grad, bool weights_grad,
+                                      std::vector<Tensor>& states, int64_t algorithm,
+                                      const Tensor& hyperparameters) {
+  std::vector<Tensor> cores = lookup.cores;
+  check_grad(grad, lookup.args, cores[0]);
+  const UpdateArguments update =
+      check_update(lookup.args, cores, states, algorithm, hyperparameters);
+  const ScalarType compute = lookup.compute();
   grad = contiguous_as(grad, compute);
-  indices = as_contiguous(indices);
-  offsets = as_contiguous(offsets);
-  if (per_sample_weights) per_sample_weights = contiguous_as(*per_sample_weights, compute);
-  Tensor result = weights_grad ? torch::stable::new_zeros(grad, {args.num_indices})
-                               : torch::stable::new_empty(grad, {0});
+  std::optional<Tensor> result;
+  if (weights_grad) result = torch::stable::new_zeros(grad, {lookup.args.num_indices});
   THO_DISPATCH_V2(compute, "tt_embedding_bag_backward_update_cpu", AT_WRAP([&] {
-                    Call<scalar_t> call(args, indices, offsets, cores, per_sample_weights,
-                                        kept ? &kept_tables<scalar_t>(*kept, args) : nullptr);
-                    if (weights_grad) call.want_weight_gradients(result);
+                    auto call = backward_call<scalar_t>(lookup, cores, kept);
+                    if (cores_moved) {
+                      for (Work<scalar_t>& w : call.work) {
+                        for (auto& products : w.products) products.reset();
+                      }
+                    }
+                    if (weights_grad) call.want_weight_gradients(*result);
                     backward_update(call, update, cores, states, hyperparameters, grad);
                   }),
                   AT_FLOATING_TYPES);
-  return contiguous_as(result, type);
+  if (result) result = contiguous_as(*result, lookup.type());
+  return result;
 }
 
 Tensor tt_embedding_bag_backward_update_cpu(
@@ -144,22 +148,20 @@ Tensor tt_embedding_bag_backward_update_cpu(
     std::vector<int64_t> num_embeddings, std::vector<int64_t> pooling_modes,
     std::vector<int64_t> padding_idx, std::optional<Tensor> per_sample_weights, bool weights_grad,
     int64_t algorithm, Tensor hyperparameters) {
-  const Arguments args = check_arguments(indices, offsets, cores, cores_per_table, num_embeddings,
-                                         pooling_modes, padding_idx, per_sample_weights);
-  return backward_update(nullptr, grad, indices, offsets, cores, states, args, per_sample_weights,
-                         weights_grad, algorithm, hyperparameters);
+  const Lookup lookup(indices, offsets, std::move(cores), cores_per_table, num_embeddings,
+                      pooling_modes, padding_idx, per_sample_weights);
+  const std::optional<Tensor> result = backward_update(lookup, nullptr, false, grad, weights_grad,
+                                                       states, algorithm, hyperparameters);
+  return result ? *result : empty_on_cpu({0}, lookup.type());
 }
 
-Tensor tt_embedding_bag_backward_update_kept_cpu(
-    Tensor kept, Tensor grad, Tensor indices, Tensor offsets, std::vector<Tensor> cores,
-    std::vector<Tensor> states, std::vector<int64_t> cores_per_table,
-    std::vector<int64_t> num_embeddings, std::vector<int64_t> pooling_modes,
-    std::vector<int64_t> padding_idx, std::optional<Tensor> per_sample_weights, bool weights_grad,
-    int64_t algorithm, Tensor hyperparameters) {
-  const Arguments args = check_arguments(indices, offsets, cores, cores_per_table, num_embeddings,
-                                         pooling_modes, padding_idx, per_sample_weights);
-  return backward_update(&kept, grad, indices, offsets, cores, states, args, per_sample_weights,
-                         weights_grad, algorithm, hyperparameters);
+// cores_moved: another lookup has updated the cores since; what was multiplied is not theirs.
+std::optional<Tensor> tt_lookup_update_cpu(Tensor kept, Tensor grad, bool weights_grad,
+                                           bool cores_moved, std::vector<Tensor> states,
+                                           int64_t algorithm, Tensor hyperparameters) {
+  const KeptLookup& forward = kept_lookup(kept);
+  return backward_update(forward.lookup, &forward, cores_moved, grad, weights_grad, states,
+                         algorithm, hyperparameters);
 }
 
 }  // namespace
@@ -168,6 +170,5 @@ Tensor tt_embedding_bag_backward_update_kept_cpu(
 STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CPU, m) {
   m.impl("tt_embedding_bag_backward_update",
          TORCH_BOX(&recsys_opt::tt::tt_embedding_bag_backward_update_cpu));
-  m.impl("tt_embedding_bag_backward_update_kept",
-         TORCH_BOX(&recsys_opt::tt::tt_embedding_bag_backward_update_kept_cpu));
+  m.impl("tt_lookup_update", TORCH_BOX(&recsys_opt::tt::tt_lookup_update_cpu));
 }

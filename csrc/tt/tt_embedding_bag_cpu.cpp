@@ -4,8 +4,7 @@
 
 #include <tuple>
 
-#include "tt_kept.h"
-#include "tt_work.h"
+#include "tt_lookup.h"
 
 namespace recsys_opt::tt {
 namespace {
@@ -65,10 +64,11 @@ void pool_bags(const Work<T>& w, const Offset* offsets, int64_t begin, int64_t e
 
 // Fills `output`. kept: receives what the backward pass can take over.
 template <typename T>
-void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets,
-             const std::vector<Tensor>& cores, const std::optional<Tensor>& weights, Tensor& output,
-             std::optional<Tensor>* kept) {
-  Call<T> call(args, indices, offsets, cores, weights);
+void forward(const Lookup& lookup, Tensor& output, std::optional<Tensor>* kept) {
+  const Arguments& args = lookup.args;
+  const Tensor& offsets = lookup.offsets;
+  const std::vector<Tensor> cores = contiguous(lookup.cores);
+  Call<T> call(args, lookup.indices, offsets, cores, lookup.weights);
   T* out = output.mutable_data_ptr<T>();
   multiply_inner_levels(call);
   for (Work<T>& w : call.work) {
@@ -108,27 +108,15 @@ void forward(const Arguments& args, const Tensor& indices, const Tensor& offsets
       pool_bags(w, starts, begin, end, out, args.columns);
     }
   });
-  if (kept) *kept = keep(call);
+  if (kept) *kept = keep(lookup, call);
 }
 
-Tensor lookup(Tensor indices, Tensor offsets, std::vector<Tensor> cores,
-              const std::vector<int64_t>& cores_per_table,
-              const std::vector<int64_t>& num_embeddings, const std::vector<int64_t>& pooling_modes,
-              const std::vector<int64_t>& padding_idx, std::optional<Tensor> per_sample_weights,
-              std::optional<Tensor>* kept) {
-  const Arguments args = check_arguments(indices, offsets, cores, cores_per_table, num_embeddings,
-                                         pooling_modes, padding_idx, per_sample_weights);
-  indices = as_contiguous(indices);
-  offsets = as_contiguous(offsets);
-  cores = contiguous(cores);
-  const ScalarType type = cores[0].scalar_type(), compute = compute_type(type);
-  if (per_sample_weights) per_sample_weights = contiguous_as(*per_sample_weights, compute);
-  Tensor out = torch::stable::new_empty(cores[0], {args.batch_size, args.columns}, compute);
-  THO_DISPATCH_V2(compute, "tt_embedding_bag_cpu", AT_WRAP([&] {
-                    forward<scalar_t>(args, indices, offsets, cores, per_sample_weights, out, kept);
-                  }),
-                  AT_FLOATING_TYPES);
-  return contiguous_as(out, type);
+Tensor look_up(const Lookup& lookup, std::optional<Tensor>* kept) {
+  const Arguments& args = lookup.args;
+  Tensor out = empty_on_cpu({args.batch_size, args.columns}, lookup.compute());
+  THO_DISPATCH_V2(lookup.compute(), "tt_embedding_bag_cpu",
+                  AT_WRAP([&] { forward<scalar_t>(lookup, out, kept); }), AT_FLOATING_TYPES);
+  return contiguous_as(out, lookup.type());
 }
 
 Tensor tt_embedding_bag_cpu(Tensor indices, Tensor offsets, std::vector<Tensor> cores,
@@ -136,18 +124,56 @@ Tensor tt_embedding_bag_cpu(Tensor indices, Tensor offsets, std::vector<Tensor> 
                             std::vector<int64_t> num_embeddings, std::vector<int64_t> pooling_modes,
                             std::vector<int64_t> padding_idx,
                             std::optional<Tensor> per_sample_weights) {
-  return lookup(indices, offsets, cores, cores_per_table, num_embeddings, pooling_modes,
-                padding_idx, per_sample_weights, nullptr);
+  const Lookup lookup(indices, offsets, std::move(cores), cores_per_table, num_embeddings,
+                      pooling_modes, padding_idx, per_sample_weights);
+  return look_up(lookup, nullptr);
 }
 
-std::tuple<Tensor, Tensor> tt_embedding_bag_keeping_cpu(
-    Tensor indices, Tensor offsets, std::vector<Tensor> cores, std::vector<int64_t> cores_per_table,
+// The bounds of the bags: offsets with the end of the last bag; without offsets, those of the rows
+// of a 2-D input, or of bags of one id each.
+Tensor bounds_of(const Tensor& indices, const std::optional<Tensor>& offsets,
+                 bool include_last_offset) {
+  if (!offsets) {
+    const int64_t bags = indices.size(0), length = indices.dim() == 2 ? indices.size(1) : 1;
+    STD_TORCH_CHECK(indices.numel() < std::numeric_limits<int32_t>::max(),
+                    "tt_lookup: ", indices.numel(), " indices; at most 2^31 - 2 in one call");
+    Tensor bounds = empty_on_cpu({bags + 1}, ScalarType::Int);
+    auto* data = bounds.mutable_data_ptr<int32_t>();
+    for (int64_t b = 0; b <= bags; ++b) data[b] = static_cast<int32_t>(b * length);
+    return bounds;
+  }
+  if (include_last_offset) return *offsets;
+  STD_TORCH_CHECK(offsets->dim() == 1 && is_index_type(offsets->scalar_type()),
+                  "tt_lookup: offsets must be 1-D int32 or int64, got ", offsets->dim(), "-D");
+  const Tensor starts = as_contiguous(*offsets);
+  const int64_t bags = starts.numel(), end = indices.numel();
+  Tensor bounds = empty_on_cpu({bags + 1}, starts.scalar_type());
+  THO_DISPATCH_V2(starts.scalar_type(), "tt_lookup_cpu", AT_WRAP([&] {
+                    auto* data = bounds.mutable_data_ptr<scalar_t>();
+                    std::copy_n(starts.const_data_ptr<scalar_t>(), bags, data);
+                    data[bags] = static_cast<scalar_t>(end);
+                  }),
+                  ScalarType::Int, ScalarType::Long);
+  return bounds;
+}
+
+// The ids, or their weights, in one dimension.
+Tensor flat(const Tensor& tensor) {
+  return tensor.dim() == 2 ? torch::stable::view(as_contiguous(tensor), {-1}) : tensor;
+}
+
+std::tuple<Tensor, std::optional<Tensor>> tt_lookup_cpu(
+    Tensor indices, std::optional<Tensor> offsets, bool include_last_offset,
+    std::vector<Tensor> cores, std::vector<int64_t> cores_per_table,
     std::vector<int64_t> num_embeddings, std::vector<int64_t> pooling_modes,
-    std::vector<int64_t> padding_idx, std::optional<Tensor> per_sample_weights) {
+    std::vector<int64_t> padding_idx, std::optional<Tensor> per_sample_weights, bool keep) {
+  if (per_sample_weights) per_sample_weights = flat(*per_sample_weights);
+  const Lookup lookup(flat(indices), bounds_of(indices, offsets, include_last_offset),
+                      std::move(cores), cores_per_table, num_embeddings, pooling_modes, padding_idx,
+                      per_sample_weights);
   std::optional<Tensor> kept;
-  Tensor out = lookup(indices, offsets, cores, cores_per_table, num_embeddings, pooling_modes,
-                      padding_idx, per_sample_weights, &kept);
-  return {out, *kept};
+  Tensor out = look_up(lookup, keep ? &kept : nullptr);
+  return {out, kept};
 }
 
 int64_t tt_limit_isa(int64_t widest) {
@@ -170,5 +196,5 @@ STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CPU, m) {
   m.impl("tt_embedding_bag", TORCH_BOX(&recsys_opt::tt::tt_embedding_bag_cpu));
-  m.impl("tt_embedding_bag_keeping", TORCH_BOX(&recsys_opt::tt::tt_embedding_bag_keeping_cpu));
+  m.impl("tt_lookup", TORCH_BOX(&recsys_opt::tt::tt_lookup_cpu));
 }

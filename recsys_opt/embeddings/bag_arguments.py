@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recsys_opt.errors import BatchError, InputError
+from recsys_opt.ops.bags import bounds_of_bags
 
 _REMEDIES = {
     "max_norm": "rows are not stored, so that none can be rescaled; use the optimizer's weight_decay "
@@ -46,49 +47,54 @@ def check_weighted(modes: Iterable[str]) -> None:
         )
 
 
-def to_bags(
-    input: Tensor,
-    offsets: Tensor | None,
-    per_sample_weights: Tensor | None,
-    include_last_offset: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The arguments of `nn.EmbeddingBag.forward` as 1-D ids, [B + 1] bounds of the bags, and 1-D weights.
-
-    Shapes and types are checked here, values by the ops. Nothing is read from a tensor, so that this runs on
-    any device, on fake tensors and under a tracer.
-    """
+def check_call(
+    input: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None, include_last_offset: bool
+) -> None:
+    """Checks the shapes and types of the arguments of `nn.EmbeddingBag.forward`; values the ops check."""
     if per_sample_weights is not None and per_sample_weights.shape != input.shape:
         raise BatchError(
             f"per_sample_weights has shape {list(per_sample_weights.shape)}, input {list(input.shape)}; they "
             "must be the same"
         )
     check_ids("input", input)
-    if input.dim() == 2:
-        if offsets is not None:
-            raise BatchError(
-                f"input is 2-D, {list(input.shape)}: its rows are the bags and it takes no offsets; leave "
-                "them out or give a 1-D input"
-            )
-        batch, length = input.shape
-        # Not arange with a step: it may not be 0, and bags may have no column.
-        bounds = torch.arange(batch + 1, device=input.device) * length
-        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
-        return input.reshape(-1), bounds, weights
-    if input.dim() != 1:
-        raise BatchError(f"input must be 1-D with offsets or 2-D without, but has shape {list(input.shape)}")
+    dim = input.dim()
     if offsets is None:
-        raise BatchError("a 1-D input needs offsets, the starts of its bags; [0, 1, ...] for one id per bag")
+        if dim == 1:
+            raise BatchError(
+                "a 1-D input needs offsets, the starts of its bags; [0, 1, ...] for one id per bag"
+            )
+        if dim == 2:
+            return
+    elif dim == 2:
+        raise BatchError(
+            f"input is 2-D, {list(input.shape)}: its rows are the bags and it takes no offsets; leave them "
+            "out or give a 1-D input"
+        )
+    if dim != 1 or offsets is None:
+        raise BatchError(f"input must be 1-D with offsets or 2-D without, but has shape {list(input.shape)}")
     if offsets.dim() != 1:
         raise BatchError(f"offsets must be 1-D, the starts of the bags, but has shape {list(offsets.shape)}")
     check_ids("offsets", offsets)
-    if include_last_offset:
-        if offsets.shape[0] == 0:
-            raise BatchError("offsets is empty; with include_last_offset it has at least the end, 0")
-        return input, offsets, per_sample_weights
-    return input, torch.cat([offsets, offsets.new_full((1,), input.shape[0])]), per_sample_weights
+    if include_last_offset and offsets.shape[0] == 0:
+        raise BatchError("offsets is empty; with include_last_offset it has at least the end, 0")
+
+
+def to_bags(
+    input: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    include_last_offset: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The arguments of `nn.EmbeddingBag.forward` as 1-D ids, [B + 1] bounds of the bags, and 1-D weights."""
+    check_call(input, offsets, per_sample_weights, include_last_offset)
+    ids, bounds = bounds_of_bags(input, offsets, include_last_offset)
+    return ids, bounds, None if per_sample_weights is None else per_sample_weights.reshape(-1)
+
+
+_INDEX_TYPES = (torch.int64, torch.int32)
 
 
 def check_ids(name: str, ids: Tensor) -> None:
     """Raises unless they are int32 or int64."""
-    if ids.dtype not in (torch.int64, torch.int32):
+    if ids.dtype not in _INDEX_TYPES:
         raise BatchError(f"{name} must be int32 or int64, but is {ids.dtype}; convert it with .long()")

@@ -70,10 +70,11 @@ class FusedUpdate:
 
     def numbers(self, device: torch.device) -> Tensor:
         """[6] float64 for the op on a device: lr, eps, beta1, beta2, weight_decay, steps done (Adam's)."""
-        if device not in self._numbers:
+        found = self._numbers.get(device)
+        if found is None:
             values = [self._learning_rate, self.eps, *self.betas, self.weight_decay, 0.0]
-            self._numbers[device] = torch.tensor(values, dtype=torch.float64, device=device)
-        return self._numbers[device]
+            found = self._numbers[device] = torch.tensor(values, dtype=torch.float64, device=device)
+        return found
 
     def __repr__(self) -> str:
         return f"FusedUpdate({self.algorithm!r}, {self._learning_rate}, eps={self.eps})"

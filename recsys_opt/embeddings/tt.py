@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_opt import ops
-from recsys_opt.embeddings.bag_arguments import check_mode, check_weighted, refuse_dense_options, to_bags
+from recsys_opt.embeddings.bag_arguments import check_call, check_mode, check_weighted, refuse_dense_options
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.tt_fit import WORK_BYTES, FitOptions, FitReport, Method, fit_table
 from recsys_opt.embeddings.tt_freeze import Level, frozen
@@ -230,8 +230,8 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         """Pooled rows; see `EmbeddingRepresentation.forward`."""
-        indices, bounds, weights = to_bags(input, offsets, per_sample_weights, self.include_last_offset)
-        return self.forward_group([self], indices, bounds, weights)
+        check_call(input, offsets, per_sample_weights, self.include_last_offset)
+        return _look_up((self,), input, offsets, per_sample_weights, self.include_last_offset)
 
     @classmethod
     def forward_group(
@@ -242,22 +242,7 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
         """Pooled rows of several tables in one launch; see `EmbeddingRepresentation.forward_group`."""
-        if offsets is None:
-            offsets = torch.arange(indices.shape[0] + 1, device=indices.device)
-        if per_sample_weights is not None:
-            check_weighted(bag.mode for bag in bags)
-            per_sample_weights = per_sample_weights.to(bags[0].cores[0].dtype)
-        return ops.tt_embedding_bag(
-            indices,
-            offsets,
-            [core for bag in bags for core in bag.core_tensors()],
-            cores_per_table=[len(bag.cores) for bag in bags],
-            num_embeddings=[bag.num_embeddings for bag in bags],
-            pooling_modes=[_MODES[bag.mode] for bag in bags],
-            padding_idx=[-1 if bag.padding_idx is None else bag.padding_idx for bag in bags],
-            per_sample_weights=per_sample_weights,
-            update=update_of(bags),
-        )
+        return _look_up(bags, indices, offsets, per_sample_weights, True)
 
     def materialize(
         self, rows: range | None = None, *, out: Tensor | None = None, work_bytes: int = 64 << 20
@@ -385,6 +370,31 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
             f"tt_p_shapes={list(self.tt_p_shapes)}, tt_q_shapes={list(self.tt_q_shapes)}, "
             f"mode={self.mode!r}{padding}{last}, {ratio:.1f}x smaller"
         )
+
+
+def _look_up(
+    bags: Sequence[TTEmbeddingBag],
+    indices: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    include_last_offset: bool,
+) -> Tensor:
+    cores = [bag.core_tensors() for bag in bags]
+    if per_sample_weights is not None:
+        check_weighted(bag.mode for bag in bags)
+        per_sample_weights = per_sample_weights.to(cores[0][0].dtype)
+    return ops.tt_embedding_bag(
+        indices,
+        offsets,
+        [core for own in cores for core in own],
+        cores_per_table=[len(own) for own in cores],
+        num_embeddings=[bag.num_embeddings for bag in bags],
+        pooling_modes=[_MODES[bag.mode] for bag in bags],
+        padding_idx=[-1 if bag.padding_idx is None else bag.padding_idx for bag in bags],
+        per_sample_weights=per_sample_weights,
+        include_last_offset=include_last_offset,
+        update=update_of(bags, cores[0][0].device),
+    )
 
 
 def _described(shapes: Sequence[Sequence[int]]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from recsys_opt.ops.library import fake
+from recsys_opt.ops.bags import bounds_of_bags
+from recsys_opt.ops.library import differentiated_once, fake
 
 
 @fake("recsys_opt::tt_embedding_bag")
@@ -63,27 +64,35 @@ def _tt_embedding_bag_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return None, None, grads[: len(cores)], *[None] * 4, grads[-1] if weights_grad else None
 
 
-# The three ops of eager mode. `kept` holds the forward pass's plan and products, so that the backward pass
-# computes neither again; other devices keep nothing.
-def _tt_embedding_bag_keeping(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return torch.ops.recsys_opt.tt_embedding_bag(*arguments), torch.empty(0, dtype=torch.uint8)
+# Eager mode's own ops, for the CPU. `kept` holds the forward pass's arguments, plan and products: the
+# backward pass needs little besides, and computes none of them again.
+LOOK_UP = torch.ops.recsys_opt.tt_lookup.default
+_BACKWARD = torch.ops.recsys_opt.tt_lookup_backward.default
 
 
-def _tt_embedding_bag_backward_kept(kept: Tensor, *arguments: Any) -> Any:
-    return torch.ops.recsys_opt.tt_embedding_bag_backward(*arguments)
+def _look_up_elsewhere(
+    indices: Tensor,
+    offsets: Tensor | None,
+    include_last_offset: bool,
+    cores: list[Tensor],
+    cores_per_table: list[int],
+    num_embeddings: list[int],
+    pooling_modes: list[int],
+    padding_idx: list[int],
+    per_sample_weights: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Other devices keep nothing; their backward pass begins anew."""
+    ids, bounds = bounds_of_bags(indices, offsets, include_last_offset)
+    weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+    options = (cores_per_table, num_embeddings, pooling_modes, padding_idx)
+    with torch._C._AutoDispatchBelowAutograd():  # less bookkeeping
+        result: Tensor = torch.ops.recsys_opt.tt_embedding_bag.default(ids, bounds, cores, *options, weights)
+    return result, None
 
 
-def _tt_embedding_bag_backward_update_kept(kept: Tensor, *arguments: Any) -> Any:
-    return torch.ops.recsys_opt.tt_embedding_bag_backward_update(*arguments)
-
-
-for _name, _kernel in (
-    ("recsys_opt::tt_embedding_bag_keeping", _tt_embedding_bag_keeping),
-    ("recsys_opt::tt_embedding_bag_backward_kept", _tt_embedding_bag_backward_kept),
-    ("recsys_opt::tt_embedding_bag_backward_update_kept", _tt_embedding_bag_backward_update_kept),
-):
-    torch.library.impl(_name, "CUDA", _kernel)
-    torch.library.register_fake(_name, _kernel)
+torch.library.impl("recsys_opt::tt_lookup", "CUDA", _look_up_elsewhere)
+fake("recsys_opt::tt_lookup")(_look_up_elsewhere)
 
 
 class EagerLookup(torch.autograd.Function):
@@ -92,35 +101,36 @@ class EagerLookup(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        indices: Tensor,
-        offsets: Tensor,
-        options: tuple[list[int], ...],
+        bags: tuple[Tensor, Tensor | None, bool],
+        options: tuple[Sequence[int], ...],
         per_sample_weights: Tensor | None,
         *cores: Tensor,
     ) -> Tensor:
         """Looks up, and keeps what the backward pass can use."""
         result: Tensor
-        result, kept = torch.ops.recsys_opt.tt_embedding_bag_keeping.default(
-            indices, offsets, cores, *options, per_sample_weights
-        )
+        # No saved tensor: hooks on those copy bytes, and `kept` is more than bytes.
+        result, ctx.kept = LOOK_UP(*bags, cores, *options, per_sample_weights, True)
+        indices, offsets, ctx.include_last_offset = bags
         ctx.options = options
-        ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[3]
+        ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[2]
         ctx.save_for_backward(indices, offsets, per_sample_weights, *cores)
-        ctx.kept = kept  # no saved tensor: hooks on those copy bytes, and this is more than bytes
         return result
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients of the per-sample weights and the cores."""
-        indices, offsets, weights, *cores = ctx.saved_tensors
-        arguments = (grad, indices, offsets, cores, *ctx.options, weights, ctx.weights_grad)
-        kept, ctx.kept = ctx.kept, None  # a second pass over the graph plans again
-        if kept is None:
-            grads = torch.ops.recsys_opt.tt_embedding_bag_backward.default(*arguments)
+        indices, offsets, weights, *cores = ctx.saved_tensors  # raises where they have changed since
+        kept, ctx.kept = ctx.kept, None  # a second pass over the graph begins anew
+        if kept is not None:
+            grads = _BACKWARD(kept, grad, ctx.weights_grad)
         else:
-            grads = torch.ops.recsys_opt.tt_embedding_bag_backward_kept.default(kept, *arguments)
-        return None, None, None, grads[-1] if ctx.weights_grad else None, *grads[: len(cores)]
+            ids, bounds = bounds_of_bags(indices, offsets, ctx.include_last_offset)
+            factors = None if weights is None else weights.reshape(-1)
+            grads = torch.ops.recsys_opt.tt_embedding_bag_backward.default(
+                grad, ids, bounds, cores, *ctx.options, factors, ctx.weights_grad
+            )
+        return None, None, grads.pop().view_as(weights) if ctx.weights_grad else None, *grads
 
 
 torch.library.register_autograd(

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from recsys_opt.ops.library import fake
-from recsys_opt.ops.tt_gradient import bag_shape
+from recsys_opt.ops.bags import bounds_of_bags
+from recsys_opt.ops.library import differentiated_once, fake
+from recsys_opt.ops.tt_gradient import LOOK_UP, bag_shape
 
 TT_ALGORITHMS = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2, "adam": 3}
 """Update rules of `TTUpdate` by name; csrc/tt/tt_update.h says what they compute."""
@@ -34,6 +34,10 @@ class TTUpdate(NamedTuple):
 ANCHOR = torch.empty(0, requires_grad=True)
 
 
+_UPDATE = torch.ops.recsys_opt.tt_lookup_update.default
+_ADAM = TT_ALGORITHMS["adam"]
+
+
 def _update_cores(
     grad: Tensor,
     batch: tuple[Tensor, Tensor, Sequence[Tensor]],
@@ -41,13 +45,12 @@ def _update_cores(
     per_sample_weights: Tensor | None,
     weights_grad: bool,
     update: TTUpdate,
-    kept: Tensor | None = None,
 ) -> Tensor | None:
     """Updates the cores; returns the gradient of the per-sample weights where they need one."""
-    if update.algorithm == TT_ALGORITHMS["adam"]:
+    if update.algorithm == _ADAM:
         update.hyperparameters[-1] += 1
     indices, offsets, cores = batch
-    arguments = (
+    weights_grads: Tensor = torch.ops.recsys_opt.tt_embedding_bag_backward_update.default(
         grad,
         indices,
         offsets,
@@ -59,11 +62,6 @@ def _update_cores(
         update.algorithm,
         update.hyperparameters,
     )
-    weights_grads: Tensor
-    if kept is None:
-        weights_grads = torch.ops.recsys_opt.tt_embedding_bag_backward_update.default(*arguments)
-    else:
-        weights_grads = torch.ops.recsys_opt.tt_embedding_bag_backward_update_kept.default(kept, *arguments)
     return weights_grads if weights_grad else None
 
 
@@ -75,37 +73,42 @@ class EagerUpdatingLookup(torch.autograd.Function):
     def forward(
         ctx: Any,
         anchor: Tensor,
-        indices: Tensor,
-        offsets: Tensor,
-        cores: list[Tensor],
-        options: tuple[list[int], ...],
+        bags: tuple[Tensor, Tensor | None, bool],
+        cores: Sequence[Tensor],
+        options: tuple[Sequence[int], ...],
         per_sample_weights: Tensor | None,
         update: TTUpdate,
     ) -> Tensor:
         """Looks up, and keeps what the backward pass can use."""
         result: Tensor
-        result, kept = torch.ops.recsys_opt.tt_embedding_bag_keeping.default(
-            indices, offsets, cores, *options, per_sample_weights
-        )
+        result, ctx.kept = LOOK_UP(*bags, cores, *options, per_sample_weights, True)
+        indices, offsets, ctx.include_last_offset = bags
         ctx.cores, ctx.options, ctx.update = cores, options, update
         ctx.versions = [core._version for core in cores]
-        ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[5]
+        ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[4]
         ctx.save_for_backward(indices, offsets, per_sample_weights)
-        ctx.kept = kept
         return result
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Updates the cores; the gradient of the per-sample weights."""
-        indices, offsets, weights = ctx.saved_tensors
+        indices, offsets, weights = ctx.saved_tensors  # raises where they have changed since
+        update, cores, wanted = ctx.update, ctx.cores, ctx.weights_grad
         kept, ctx.kept = ctx.kept, None
-        batch = (indices, offsets, ctx.cores)
-        if ctx.versions != [core._version for core in ctx.cores]:
-            kept = None  # another lookup has updated the cores, and the kept products are not theirs
-        weights = _update_cores(grad, batch, ctx.options, weights, ctx.weights_grad, ctx.update, kept)
-        torch.autograd.graph.increment_version(ctx.cores)
-        return None, None, None, None, None, weights, None
+        if kept is None:
+            ids, bounds = bounds_of_bags(indices, offsets, ctx.include_last_offset)
+            factors = None if weights is None else weights.reshape(-1)
+            found = _update_cores(grad, (ids, bounds, cores), ctx.options, factors, wanted, update)
+        else:
+            if update.algorithm == _ADAM:
+                update.hyperparameters[-1] += 1
+            moved = ctx.versions != [core._version for core in cores]  # by another lookup's update
+            found = _UPDATE(
+                kept, grad, wanted, moved, update.states, update.algorithm, update.hyperparameters
+            )
+        torch.autograd.graph.increment_version(cores)
+        return None, None, None, None, None if found is None else found.view_as(weights), None
 
 
 @torch.library.custom_op("recsys_opt::tt_embedding_bag_updating", mutates_args=())
