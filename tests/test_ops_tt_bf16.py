@@ -48,9 +48,16 @@ def integer_cores(p: tuple[int, ...], q: tuple[int, ...], rank: int) -> list[Ten
 
 
 def looked_up(
-    cores: list[Tensor], ids: Tensor, offsets: Tensor, weights: Tensor | None
+    cores: list[Tensor],
+    ids: Tensor,
+    offsets: Tensor,
+    weights: Tensor | None,
+    backward_bf16: bool | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Pooled rows, and the gradients of the cores for integer upstream gradients."""
+    """Pooled rows, and the gradients of the cores for integer upstream gradients.
+
+    backward_bf16: the setting from the backward pass on; None: the forward pass's.
+    """
     rows = 1
     for core in cores:
         rows *= core.shape[0]
@@ -66,6 +73,8 @@ def looked_up(
         per_sample_weights=weights,
     )
     upstream = torch.arange(found.numel()).view_as(found) % 3 - 1.0
+    if backward_bf16 is not None:
+        ops.tt_allow_bf16(backward_bf16)
     found.backward(upstream)
     return found.detach(), [leaf.grad for leaf in leaves if leaf.grad is not None]
 
@@ -95,6 +104,25 @@ def test_exact_where_operands_are_bf16(
     assert largest > 0
     assert torch.equal(found, expected)
     for grad, exact in zip(grads, expected_grads, strict=True):
+        assert torch.equal(grad, exact) or float((grad - exact).norm() / exact.norm()) < 0.004
+
+
+@pytest.mark.parametrize(("p", "q", "rank"), SHAPES)
+@pytest.mark.parametrize("forward_bf16", [False, True])
+def test_the_setting_may_change_before_the_backward_pass(
+    p: tuple[int, ...], q: tuple[int, ...], rank: int, forward_bf16: bool, bf16: None
+) -> None:
+    """Products that the forward pass kept are in the form of its kernels, which the others cannot read."""
+    torch.manual_seed(0)
+    cores = integer_cores(p, q, rank)
+    rows = 1
+    for n in p:
+        rows *= n
+    ids = torch.randint(0, rows, (300,))
+    ops.tt_allow_bf16(forward_bf16)
+    grads = looked_up(cores, ids, torch.arange(301), None, backward_bf16=not forward_bf16)[1]
+    ops.tt_allow_bf16(False)
+    for grad, exact in zip(grads, looked_up(cores, ids, torch.arange(301), None)[1], strict=True):
         assert torch.equal(grad, exact) or float((grad - exact).norm() / exact.norm()) < 0.004
 
 
