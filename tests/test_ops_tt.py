@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from recsys_opt import ops, reference
+from recsys_opt.errors import InputError
 from tests.tt_cases import OPTIONS, Case
 
 
@@ -190,7 +191,15 @@ def test_bad_arguments_are_named():
     refused("indices must be 1-D int32 or int64", indices=torch.zeros(3))
     twice = {name: values * 2 for name, values in one_table().options.items()}
     refused("offsets has 4 elements", offsets=torch.zeros(4, dtype=torch.long), **twice)
-    refused("2 tables, but 1 num_embeddings", cores_per_table=[3, 3])
+    case = one_table()
+    rest = [[3, 3], *(case.options[name] for name in OPTIONS[1:])]
+    with pytest.raises(RuntimeError, match="2 tables, but 1 num_embeddings"):
+        torch.ops.recsys_opt.tt_embedding_bag(case.indices, case.offsets, case.cores, *rest, None)
+    case.options["cores_per_table"] = [3, 3]
+    with pytest.raises(InputError, match="2 tables, but 1 num_embeddings"):
+        case.call(ops.tt_embedding_bag)
+    with pytest.raises(RuntimeError, match="5 numbers of tables; each table has 4"):
+        torch.ops.recsys_opt.tt_lookup(case.indices, None, True, cores, [3, 60, 0, -1, 0], None, False)
     refused("per_sample_weights has 2 elements, indices has 23", weights=torch.zeros(2).double())
     refused("per_sample_weights and the cores differ in dtype", weights=torch.zeros(23))
     refused("table 0 pools by mean", weights=torch.zeros(23).double(), pooling_modes=[1])
@@ -226,10 +235,10 @@ def test_gradients_of_the_bare_op_cannot_be_differentiated_again():
 
 def test_a_copy_of_what_the_forward_pass_kept_is_refused():
     case = one_table()
-    rest = [case.options[name] for name in OPTIONS]
+    tables = [number for name in OPTIONS for number in case.options[name]]
     cores = [core.detach() for core in case.cores]
     kernels = torch.ops.recsys_opt
-    out, kept = kernels.tt_lookup(case.indices, case.offsets, True, cores, *rest, None, True)
+    out, kept = kernels.tt_lookup(case.indices, case.offsets, True, cores, tables, None, True)
     kernels.tt_lookup_backward(kept, out, False)
     with pytest.raises(RuntimeError, match="grad must be"):
         kernels.tt_lookup_backward(kept, out[:-1], False)

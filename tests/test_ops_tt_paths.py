@@ -67,9 +67,10 @@ def test_a_backward_pass_with_and_without_what_the_forward_pass_kept(p, isa):
         indices = torch.randint(0, 10800, (3000,), generator=generator)
         offsets = torch.arange(3001)
         cores = [c.detach() for c in make_cores(p, q, ranks, torch.float32)]
-        options = ([len(p)], [10800], [0], [-1])
+        tables = (len(p), 10800, 0, -1)
+        options = [[number] for number in tables]
         kernels = torch.ops.recsys_opt
-        out, kept = kernels.tt_lookup(indices, offsets, True, cores, *options, None, True)
+        out, kept = kernels.tt_lookup(indices, offsets, True, cores, tables, None, True)
         assert torch.equal(out, kernels.tt_embedding_bag(indices, offsets, cores, *options, None))
         grad = torch.randn(out.shape, generator=generator)
         plain = kernels.tt_embedding_bag_backward(grad, indices, offsets, cores, *options, None, False)
@@ -78,7 +79,7 @@ def test_a_backward_pass_with_and_without_what_the_forward_pass_kept(p, isa):
         for decay in (0.0, 0.01):  # without it the terms are added to the cores one by one
             moved = [core.clone() for core in cores]
             numbers = torch.tensor([0.1, 0, 0, 0, decay, 1], dtype=torch.float64)
-            _, mine = kernels.tt_lookup(indices, offsets, True, moved, *options, None, True)
+            _, mine = kernels.tt_lookup(indices, offsets, True, moved, tables, None, True)
             kernels.tt_lookup_update(mine, grad, False, False, [], 0, numbers)
             for new, old, gradient in zip(moved, cores, plain, strict=True):
                 touched = gradient.flatten(1).abs().sum(1) > 0

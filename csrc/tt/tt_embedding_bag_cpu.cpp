@@ -164,12 +164,18 @@ Tensor flat(const Tensor& tensor) {
 
 std::tuple<Tensor, std::optional<Tensor>> tt_lookup_cpu(
     Tensor indices, std::optional<Tensor> offsets, bool include_last_offset,
-    std::vector<Tensor> cores, std::vector<int64_t> cores_per_table,
-    std::vector<int64_t> num_embeddings, std::vector<int64_t> pooling_modes,
-    std::vector<int64_t> padding_idx, std::optional<Tensor> per_sample_weights, bool keep) {
+    std::vector<Tensor> cores, std::vector<int64_t> tables,
+    std::optional<Tensor> per_sample_weights, bool keep) {
+  STD_TORCH_CHECK(tables.size() % 4 == 0, "tt_lookup: ", tables.size(),
+                  " numbers of tables; each table has 4");
+  const auto count = static_cast<int64_t>(tables.size()) / 4;
+  const auto numbers = [&](int64_t which) {
+    const auto first = tables.begin() + which * count;
+    return std::vector<int64_t>(first, first + count);
+  };
   if (per_sample_weights) per_sample_weights = flat(*per_sample_weights);
   const Lookup lookup(flat(indices), bounds_of(indices, offsets, include_last_offset),
-                      std::move(cores), cores_per_table, num_embeddings, pooling_modes, padding_idx,
+                      std::move(cores), numbers(0), numbers(1), numbers(2), numbers(3),
                       per_sample_weights);
   std::optional<Tensor> kept;
   Tensor out = look_up(lookup, keep ? &kept : nullptr);

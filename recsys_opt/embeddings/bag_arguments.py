@@ -10,6 +10,7 @@ from torch import Tensor
 from recsys_opt.errors import BatchError, InputError
 from recsys_opt.ops.bags import bounds_of_bags
 
+_INDEX_TYPES = (torch.int64, torch.int32)
 _REMEDIES = {
     "max_norm": "rows are not stored, so that none can be rescaled; use the optimizer's weight_decay "
     "on the cores",
@@ -56,7 +57,8 @@ def check_call(
             f"per_sample_weights has shape {list(per_sample_weights.shape)}, input {list(input.shape)}; they "
             "must be the same"
         )
-    check_ids("input", input)
+    if input.dtype not in _INDEX_TYPES:
+        _refuse_type("input", input)
     dim = input.dim()
     if offsets is None:
         if dim == 1:
@@ -74,7 +76,8 @@ def check_call(
         raise BatchError(f"input must be 1-D with offsets or 2-D without, but has shape {list(input.shape)}")
     if offsets.dim() != 1:
         raise BatchError(f"offsets must be 1-D, the starts of the bags, but has shape {list(offsets.shape)}")
-    check_ids("offsets", offsets)
+    if offsets.dtype not in _INDEX_TYPES:
+        _refuse_type("offsets", offsets)
     if include_last_offset and offsets.shape[0] == 0:
         raise BatchError("offsets is empty; with include_last_offset it has at least the end, 0")
 
@@ -91,10 +94,5 @@ def to_bags(
     return ids, bounds, None if per_sample_weights is None else per_sample_weights.reshape(-1)
 
 
-_INDEX_TYPES = (torch.int64, torch.int32)
-
-
-def check_ids(name: str, ids: Tensor) -> None:
-    """Raises unless they are int32 or int64."""
-    if ids.dtype not in _INDEX_TYPES:
-        raise BatchError(f"{name} must be int32 or int64, but is {ids.dtype}; convert it with .long()")
+def _refuse_type(name: str, ids: Tensor) -> None:
+    raise BatchError(f"{name} must be int32 or int64, but is {ids.dtype}; convert it with .long()")

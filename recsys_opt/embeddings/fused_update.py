@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recsys_opt.errors import InputError
 
+_DISTRIBUTED = torch.distributed.is_available()  # in this build of torch
 Algorithm = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 
 
@@ -82,14 +83,14 @@ class FusedUpdate:
 
 def shared_update(tables: Sequence[FusesUpdate]) -> FusedUpdate | None:
     """The update of tables that are looked up together; raises where they differ or one would be lost."""
-    update = tables[0].update
-    for table in tables[1:]:
-        if table.update is not update:
+    update = tables[0]._update
+    for table in tables:
+        if table._update is not update:
             raise InputError(
-                f"tables that are looked up together have {update} and {table.update}; give fuse_update of "
+                f"tables that are looked up together have {update} and {table._update}; give fuse_update of "
                 "all the same object, or None"
             )
-    if update is not None:
+    if update is not None and processes() > 1:
         for table in tables:
             table.refuse_lost_updates()
     return update
@@ -97,8 +98,7 @@ def shared_update(tables: Sequence[FusesUpdate]) -> FusedUpdate | None:
 
 def processes() -> int:
     """Processes of the default group of torch.distributed; 1 without one."""
-    group = torch.distributed
-    return group.get_world_size() if group.is_available() and group.is_initialized() else 1
+    return torch.distributed.get_world_size() if _DISTRIBUTED and torch.distributed.is_initialized() else 1
 
 
 class FusesUpdate(ABC):

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from recsys_opt import ops
 from recsys_opt.allocator import empty_in_huge_pages
-from recsys_opt.embeddings.bag_arguments import check_ids, check_mode, check_weighted, to_bags
+from recsys_opt.embeddings.bag_arguments import check_call, check_mode, check_weighted
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.tt_rows import table_rows
 from recsys_opt.errors import BatchError, InputError
+from recsys_opt.ops.bags import bounds_of_bags
 from recsys_opt.tables import Pooling, TableConfig
 
 _MODES = {"sum": 0, "mean": 1}
@@ -123,12 +124,11 @@ class FrozenPrefixBag(EmbeddingRepresentation):
         last = self.include_last_offset
         if per_sample_weights is not None:
             check_weighted([self.mode])
-        if per_sample_weights is not None or offsets is None or input.dim() != 1 or offsets.dim() != 1:
-            input, offsets, per_sample_weights = to_bags(input, offsets, per_sample_weights, last)
+        check_call(input, offsets, per_sample_weights, last)
+        if offsets is None:
+            input, offsets = bounds_of_bags(input, offsets, last)
             last = True
-        else:
-            check_ids("input", input)
-            check_ids("offsets", offsets)
+            per_sample_weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
         num_embeddings, pooling_modes, padding_idx = self._options
         # As self.prefix and self.last, each of which takes Python 1 us to find.
         cores = cast(dict[str, Tensor], self._parameters)

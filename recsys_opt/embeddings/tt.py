@@ -379,21 +379,29 @@ def _look_up(
     per_sample_weights: Tensor | None,
     include_last_offset: bool,
 ) -> Tensor:
-    cores = [bag.core_tensors() for bag in bags]
+    cores: list[Tensor] = []
+    counts, rows, modes, padding = [], [], [], []
+    for bag in bags:
+        own = bag.core_tensors()
+        cores += own
+        counts.append(len(own))
+        rows.append(bag.num_embeddings)
+        modes.append(_MODES[bag.mode])
+        padding.append(-1 if bag.padding_idx is None else bag.padding_idx)
     if per_sample_weights is not None:
         check_weighted(bag.mode for bag in bags)
-        per_sample_weights = per_sample_weights.to(cores[0][0].dtype)
+        per_sample_weights = per_sample_weights.to(cores[0].dtype)
     return ops.tt_embedding_bag(
         indices,
         offsets,
-        [core for own in cores for core in own],
-        cores_per_table=[len(own) for own in cores],
-        num_embeddings=[bag.num_embeddings for bag in bags],
-        pooling_modes=[_MODES[bag.mode] for bag in bags],
-        padding_idx=[-1 if bag.padding_idx is None else bag.padding_idx for bag in bags],
+        cores,
+        cores_per_table=counts,
+        num_embeddings=rows,
+        pooling_modes=modes,
+        padding_idx=padding,
         per_sample_weights=per_sample_weights,
         include_last_offset=include_last_offset,
-        update=update_of(bags, cores[0][0].device),
+        update=update_of(bags, cores[0].device),
     )
 
 

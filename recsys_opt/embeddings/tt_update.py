@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +32,8 @@ class FusesCoreUpdate(nn.Module, FusesUpdate):
 
     def core_tensors(self) -> list[nn.Parameter]:
         """The cores; `list(self.cores)` takes ten times as long."""
-        cores = self._modules["cores"]
-        return [] if cores is None else list(cast("dict[str, nn.Parameter]", cores._parameters).values())
+        # As self.cores, which takes Python 1 us to find.
+        return list(self._modules["cores"]._parameters.values())  # type: ignore[union-attr, arg-type]
 
     @property
     def learns(self) -> bool:
@@ -87,5 +86,5 @@ def update_of(bags: Sequence[FusesCoreUpdate], device: torch.device) -> TTUpdate
     update = shared_update(bags)
     if update is None:
         return None
-    states = [state for bag in bags for state in bag._states()]
+    states = [state for bag in bags if bag._state_names for state in bag._states()]
     return TTUpdate(TT_ALGORITHMS[update.algorithm], states, update.numbers(device))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from recsys_opt.errors import InputError
 from recsys_opt.ops.bags import bounds_of_bags
 from recsys_opt.ops.library import eager_apply
 from recsys_opt.ops.tt_gradient import LOOK_UP, EagerLookup
@@ -48,6 +49,12 @@ def tt_embedding_bag(
     returns             [B, sum of the tables' dimensions]
     """
     options = (cores_per_table, num_embeddings, pooling_modes, padding_idx)
+    for option in options:
+        if len(option) != len(cores_per_table):
+            raise InputError(
+                f"tt_embedding_bag: {len(cores_per_table)} tables, but {len(num_embeddings)} num_embeddings, "
+                f"{len(pooling_modes)} pooling_modes and {len(padding_idx)} padding_idx"
+            )
     bags = (indices, offsets, include_last_offset)
     result: Tensor
     if torch.compiler.is_compiling():
@@ -68,12 +75,13 @@ def tt_embedding_bag(
                 update.hyperparameters,
             )
         return result
+    tables = [*cores_per_table, *num_embeddings, *pooling_modes, *padding_idx]
     if torch.is_grad_enabled():
         if update is not None:
-            return _UPDATING(ANCHOR, bags, cores, options, per_sample_weights, update)
+            return _UPDATING(ANCHOR, bags, cores, tables, per_sample_weights, update)
         if (per_sample_weights is not None and per_sample_weights.requires_grad) or any(
             core.requires_grad for core in cores
         ):
-            return _DIFFERENTIABLE(bags, options, per_sample_weights, *cores)
-    result, _ = LOOK_UP(*bags, cores, *options, per_sample_weights, False)
+            return _DIFFERENTIABLE(bags, tables, per_sample_weights, *cores)
+    result, _ = LOOK_UP(*bags, cores, tables, per_sample_weights, False)
     return result

@@ -70,22 +70,25 @@ LOOK_UP = torch.ops.recsys_opt.tt_lookup.default
 _BACKWARD = torch.ops.recsys_opt.tt_lookup_backward.default
 
 
+def options_of(tables: Sequence[int]) -> list[Sequence[int]]:
+    """The op's cores_per_table, num_embeddings, pooling_modes and padding_idx, which lie in `tables`."""
+    count = len(tables) // 4
+    return [tables[i * count : (i + 1) * count] for i in range(4)]
+
+
 def _look_up_elsewhere(
     indices: Tensor,
     offsets: Tensor | None,
     include_last_offset: bool,
     cores: list[Tensor],
-    cores_per_table: list[int],
-    num_embeddings: list[int],
-    pooling_modes: list[int],
-    padding_idx: list[int],
+    tables: list[int],
     per_sample_weights: Tensor | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Other devices keep nothing; their backward pass begins anew."""
     ids, bounds = bounds_of_bags(indices, offsets, include_last_offset)
     weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
-    options = (cores_per_table, num_embeddings, pooling_modes, padding_idx)
+    options = options_of(tables)
     with torch._C._AutoDispatchBelowAutograd():  # less bookkeeping
         result: Tensor = torch.ops.recsys_opt.tt_embedding_bag.default(ids, bounds, cores, *options, weights)
     return result, None
@@ -98,20 +101,22 @@ fake("recsys_opt::tt_lookup")(_look_up_elsewhere)
 class EagerLookup(torch.autograd.Function):
     """The registered gradient, for eager mode."""
 
+    boxed_grads_call = False  # torch asks for it; where it is missing, by way of an AttributeError
+
     @staticmethod
     def forward(
         ctx: Any,
         bags: tuple[Tensor, Tensor | None, bool],
-        options: tuple[Sequence[int], ...],
+        tables: Sequence[int],
         per_sample_weights: Tensor | None,
         *cores: Tensor,
     ) -> Tensor:
         """Looks up, and keeps what the backward pass can use."""
         result: Tensor
         # No saved tensor: hooks on those copy bytes, and `kept` is more than bytes.
-        result, ctx.kept = LOOK_UP(*bags, cores, *options, per_sample_weights, True)
+        result, ctx.kept = LOOK_UP(*bags, cores, tables, per_sample_weights, True)
         indices, offsets, ctx.include_last_offset = bags
-        ctx.options = options
+        ctx.tables = tables
         ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[2]
         ctx.save_for_backward(indices, offsets, per_sample_weights, *cores)
         return result
@@ -128,7 +133,7 @@ class EagerLookup(torch.autograd.Function):
             ids, bounds = bounds_of_bags(indices, offsets, ctx.include_last_offset)
             factors = None if weights is None else weights.reshape(-1)
             grads = torch.ops.recsys_opt.tt_embedding_bag_backward.default(
-                grad, ids, bounds, cores, *ctx.options, factors, ctx.weights_grad
+                grad, ids, bounds, cores, *options_of(ctx.tables), factors, ctx.weights_grad
             )
         return None, None, grads.pop().view_as(weights) if ctx.weights_grad else None, *grads
 

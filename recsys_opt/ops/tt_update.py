@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recsys_opt.ops.bags import bounds_of_bags
 from recsys_opt.ops.library import differentiated_once, fake
-from recsys_opt.ops.tt_gradient import LOOK_UP, bag_shape
+from recsys_opt.ops.tt_gradient import LOOK_UP, bag_shape, options_of
 
 TT_ALGORITHMS = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2, "adam": 3}
 """Update rules of `TTUpdate` by name; csrc/tt/tt_update.h says what they compute."""
@@ -69,21 +69,23 @@ class EagerUpdatingLookup(torch.autograd.Function):
     """Cores and states are not saved as tensors whose version autograd checks: the lookups of one backward
     pass update them one after the other."""
 
+    boxed_grads_call = False  # torch asks for it; where it is missing, by way of an AttributeError
+
     @staticmethod
     def forward(
         ctx: Any,
         anchor: Tensor,
         bags: tuple[Tensor, Tensor | None, bool],
         cores: Sequence[Tensor],
-        options: tuple[Sequence[int], ...],
+        tables: Sequence[int],
         per_sample_weights: Tensor | None,
         update: TTUpdate,
     ) -> Tensor:
         """Looks up, and keeps what the backward pass can use."""
         result: Tensor
-        result, ctx.kept = LOOK_UP(*bags, cores, *options, per_sample_weights, True)
+        result, ctx.kept = LOOK_UP(*bags, cores, tables, per_sample_weights, True)
         indices, offsets, ctx.include_last_offset = bags
-        ctx.cores, ctx.options, ctx.update = cores, options, update
+        ctx.cores, ctx.tables, ctx.update = cores, tables, update
         ctx.versions = [core._version for core in cores]
         ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[4]
         ctx.save_for_backward(indices, offsets, per_sample_weights)
@@ -99,7 +101,7 @@ class EagerUpdatingLookup(torch.autograd.Function):
         if kept is None:
             ids, bounds = bounds_of_bags(indices, offsets, ctx.include_last_offset)
             factors = None if weights is None else weights.reshape(-1)
-            found = _update_cores(grad, (ids, bounds, cores), ctx.options, factors, wanted, update)
+            found = _update_cores(grad, (ids, bounds, cores), options_of(ctx.tables), factors, wanted, update)
         else:
             if update.algorithm == _ADAM:
                 update.hyperparameters[-1] += 1
