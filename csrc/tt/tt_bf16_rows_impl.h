@@ -4,6 +4,8 @@
 // The last product, of rows of 16 G numbers from last cores of Q = 4, 8 or 16 columns: 16 / Q rows
 // of x by Q columns are one vector of sums. y is packed as [n][r / 32][16][Q] lanes.
 
+#include "tt_fold_avx512_impl.h"
+
 // Four rows of 16 lanes as four vectors: lane 4 l + i of vector t has step 4 l + t of row i.
 TT_INLINE void transpose_four(const __m512i* row, __m512i* steps) {
   const __m512i a = _mm512_unpacklo_epi32(row[0], row[1]),
@@ -51,12 +53,33 @@ void pack_last(const float* core, int64_t n, int64_t q, int64_t r, float* packed
 
 template <int Q>
 TT_INLINE __m512i repeated(const Lane* y) {
-  if constexpr (Q == 4)
-    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(y)));
-  else if constexpr (Q == 8)
+  if constexpr (Q == 8)
     return _mm512_broadcast_i32x8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(y)));
   else
     return _mm512_loadu_si512(y);
+}
+
+// Four rows of x, r / 2 lanes apart, by four columns. A vector is four steps of either.
+TT_INLINE __m512 four_by_four(const float* x, const Lane* y, int64_t r) {
+  __m512 sum[4] = {};
+  for (int64_t p = 0; p < r / 2; p += 16) {
+    __m512i row[4], steps[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) row[i] = _mm512_loadu_si512(x + i * r / 2 + p);
+    transpose_four(row, steps);
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; ++t) {
+      const __m512i columns = _mm512_loadu_si512(y + 4 * p + 16 * t);
+      const __m512i turned = _mm512_shuffle_epi32(steps[t], static_cast<_MM_PERM_ENUM>(0x39));
+      const __m512i turned_columns =
+          _mm512_shuffle_epi32(columns, static_cast<_MM_PERM_ENUM>(0x4e));
+      sum[0] = add_products(sum[0], steps[t], columns);
+      sum[1] = add_products(sum[1], turned, columns);
+      sum[2] = add_products(sum[2], steps[t], turned_columns);
+      sum[3] = add_products(sum[3], turned, turned_columns);
+    }
+  }
+  return fold_four_by_four(sum);
 }
 
 // 16 steps of 16 / Q rows of x, from numbers [0, 32) of each, r / 2 lanes apart: vector s has one
@@ -67,15 +90,7 @@ TT_INLINE void spread(const float* x, int64_t r, __m512i* to) {
   __m512i row[16 / Q];
 #pragma GCC unroll 4
   for (int i = 0; i < 16 / Q; ++i) row[i] = _mm512_loadu_si512(x + i * r / 2);
-  if constexpr (Q == 4) {
-    __m512i steps[4];
-    transpose_four(row, steps);
-    const __m512i quarter = _mm512_srli_epi32(lane, 2);
-#pragma GCC unroll 16
-    for (int s = 0; s < 16; ++s)
-      to[s] = _mm512_permutexvar_epi32(_mm512_add_epi32(quarter, _mm512_set1_epi32(s % 4 * 4)),
-                                       steps[s / 4]);
-  } else if constexpr (Q == 8) {
+  if constexpr (Q == 8) {
     const __m512i second = _mm512_slli_epi32(_mm512_srli_epi32(lane, 3), 4);  // 16: of the other
 #pragma GCC unroll 16
     for (int s = 0; s < 16; ++s)
@@ -87,7 +102,18 @@ TT_INLINE void spread(const float* x, int64_t r, __m512i* to) {
   }
 }
 
-// Rows whose q is Q, or a multiple of 16: then Q is 16, and y has as many tiles [16, r] below each
+// Rows whose q is 4.
+void bf16_rows_forward_by_four(const TableRows& rows, int64_t begin, int64_t end,
+                               const float* products, const Lane* core, float* out) {
+  const int64_t m = rows.m, r = rows.r;
+  for (int64_t i = begin; i < end; ++i) {
+    const float* x = products + (rows.node[i] - rows.first_node) * (m * r / 2);
+    for (int64_t g = 0; g < m; g += 4, x += 2 * r, out += 16)
+      _mm512_storeu_ps(out, four_by_four(x, core + rows.last[i] * 2 * r, r));
+  }
+}
+
+// Rows whose q is 8, or a multiple of 16: then Q is 16, and y has as many tiles [16, r] below each
 // other.
 template <int Q>
 void bf16_rows_forward_as(const TableRows& rows, int64_t begin, int64_t end, const float* products,
@@ -120,7 +146,7 @@ void bf16_rows_forward_as(const TableRows& rows, int64_t begin, int64_t end, con
 void bf16_rows_forward(const TableRows& rows, int64_t begin, int64_t end, const float* products,
                        const float* core, float* out) {
   const auto* y = reinterpret_cast<const Lane*>(core);
-  if (rows.q == 4) return bf16_rows_forward_as<4>(rows, begin, end, products, y, out);
+  if (rows.q == 4) return bf16_rows_forward_by_four(rows, begin, end, products, y, out);
   if (rows.q == 8) return bf16_rows_forward_as<8>(rows, begin, end, products, y, out);
   bf16_rows_forward_as<16>(rows, begin, end, products, y, out);
 }

@@ -8,25 +8,17 @@
 
 #define TT_INLINE inline __attribute__((always_inline))
 
+#include "tt_fold_avx512_impl.h"
+
 TT_INLINE __m512i lanes_of(const int8_t (&numbers)[16]) {
   return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(numbers)));
 }
 
-// a's halves added up, and b's: below and above.
-TT_INLINE __m512 fold_halves(__m512 a, __m512 b) {
-  return _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b), _mm512_shuffle_f32x4(a, b, 0x4e));
-}
-
-// 4 x 4: a vector is four steps. Sum d of four has, in lane (step, j), the products of x's column
-// j + d % 2 and y's column j + d / 2 * 2, modulo 4: half of the operands need no shuffle.
+// 4 x 4: a vector is four steps. Half of the operands need no shuffle.
 template <typename P>
 struct Tile44 {
   static constexpr int kLeft = 4, kRight = 4;
   static constexpr int kSteps = 4;  // come at once
-  __m512i order;
-
-  // Written out: what the compiler makes by itself is not of the target.
-  Tile44() { order = lanes_of({0, 15, 8, 7, 4, 1, 12, 9, 10, 5, 2, 13, 14, 11, 6, 3}); }
 
   TT_INLINE __m512 make(const typename P::Lane* x, const typename P::Lane* y, int64_t steps) const {
     __m512 sum[4] = {};
@@ -40,9 +32,7 @@ struct Tile44 {
       sum[2] = P::add_products(sum[2], left, right_turned);
       sum[3] = P::add_products(sum[3], left_turned, right_turned);
     }
-    const __m512 low = fold_halves(sum[0], sum[1]), high = fold_halves(sum[2], sum[3]);
-    return _mm512_permutexvar_ps(order, _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88),
-                                                      _mm512_shuffle_f32x4(low, high, 0xdd)));
+    return fold_four_by_four(sum);
   }
 };
 
