@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 #include <vector>
 
 namespace recsys_opt::tt {
@@ -103,10 +104,10 @@ inline Table check_table(int64_t t, const std::vector<Tensor>& cores, int64_t fi
 // to check.
 inline Arguments check_arguments(const Tensor& indices, const Tensor& offsets,
                                  const std::vector<Tensor>& cores,
-                                 const std::vector<int64_t>& cores_per_table,
-                                 const std::vector<int64_t>& num_embeddings,
-                                 const std::vector<int64_t>& pooling_modes,
-                                 const std::vector<int64_t>& padding_idx,
+                                 std::span<const int64_t> cores_per_table,
+                                 std::span<const int64_t> num_embeddings,
+                                 std::span<const int64_t> pooling_modes,
+                                 std::span<const int64_t> padding_idx,
                                  const std::optional<Tensor>& per_sample_weights) {
   const auto count = static_cast<int64_t>(cores_per_table.size());
   STD_TORCH_CHECK(count > 0, "tt_embedding_bag: no tables given");

@@ -168,10 +168,9 @@ std::tuple<Tensor, std::optional<Tensor>> tt_lookup_cpu(
     std::optional<Tensor> per_sample_weights, bool keep) {
   STD_TORCH_CHECK(tables.size() % 4 == 0, "tt_lookup: ", tables.size(),
                   " numbers of tables; each table has 4");
-  const auto count = static_cast<int64_t>(tables.size()) / 4;
-  const auto numbers = [&](int64_t which) {
-    const auto first = tables.begin() + which * count;
-    return std::vector<int64_t>(first, first + count);
+  const size_t count = tables.size() / 4;
+  const auto numbers = [&](size_t which) {
+    return std::span<const int64_t>(tables).subspan(which * count, count);
   };
   if (per_sample_weights) per_sample_weights = flat(*per_sample_weights);
   const Lookup lookup(flat(indices), bounds_of(indices, offsets, include_last_offset),

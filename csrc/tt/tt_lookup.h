@@ -16,8 +16,8 @@ struct Lookup {
   std::optional<Tensor> weights;  // of the samples; contiguous, of the type that is computed with
 
   Lookup(const Tensor& ids, const Tensor& bounds, std::vector<Tensor> given,
-         const std::vector<int64_t>& cores_per_table, const std::vector<int64_t>& num_embeddings,
-         const std::vector<int64_t>& pooling_modes, const std::vector<int64_t>& padding_idx,
+         std::span<const int64_t> cores_per_table, std::span<const int64_t> num_embeddings,
+         std::span<const int64_t> pooling_modes, std::span<const int64_t> padding_idx,
          const std::optional<Tensor>& per_sample_weights)
       : args(check_arguments(ids, bounds, given, cores_per_table, num_embeddings, pooling_modes,
                              padding_idx, per_sample_weights)),

@@ -86,5 +86,8 @@ def update_of(bags: Sequence[FusesCoreUpdate], device: torch.device) -> TTUpdate
     update = shared_update(bags)
     if update is None:
         return None
-    states = [state for bag in bags if bag._state_names for state in bag._states()]
+    states: list[Tensor] = []
+    for bag in bags:
+        if bag._state_names:
+            states += bag._states()
     return TTUpdate(TT_ALGORITHMS[update.algorithm], states, update.numbers(device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -37,6 +37,11 @@ def fake(name: str) -> Callable[[_F], _F]:
         return function
 
     return register
+
+
+def eager_op(name: str) -> Callable[..., Any]:
+    """An op for eager mode: `torch.ops.recsys_opt.<name>.default` without the call in Python around it."""
+    return cast(Callable[..., Any], getattr(torch.ops.recsys_opt, name).default._op)
 
 
 def differentiated_once(backward: _F) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recsys_opt.ops.bags import bounds_of_bags
-from recsys_opt.ops.library import differentiated_once, fake
+from recsys_opt.ops.library import differentiated_once, eager_op, fake
 
 
 @fake("recsys_opt::tt_embedding_bag")
@@ -66,8 +66,8 @@ def _tt_embedding_bag_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 # Eager mode's own ops, for the CPU. `kept` holds the forward pass's arguments, plan and products: the
 # backward pass needs little besides, and computes none of them again.
-LOOK_UP = torch.ops.recsys_opt.tt_lookup.default
-_BACKWARD = torch.ops.recsys_opt.tt_lookup_backward.default
+LOOK_UP = eager_op("tt_lookup")
+_BACKWARD = eager_op("tt_lookup_backward")
 
 
 def options_of(tables: Sequence[int]) -> list[Sequence[int]]:
@@ -115,9 +115,9 @@ class EagerLookup(torch.autograd.Function):
         result: Tensor
         # No saved tensor: hooks on those copy bytes, and `kept` is more than bytes.
         result, ctx.kept = LOOK_UP(*bags, cores, tables, per_sample_weights, True)
-        indices, offsets, ctx.include_last_offset = bags
-        ctx.tables = tables
-        ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[2]
+        indices, offsets, include_last_offset = bags
+        weights_grad = per_sample_weights is not None and ctx.needs_input_grad[2]
+        ctx.call = (include_last_offset, tables, weights_grad)
         ctx.save_for_backward(indices, offsets, per_sample_weights, *cores)
         return result
 
@@ -126,16 +126,17 @@ class EagerLookup(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Gradients of the per-sample weights and the cores."""
         indices, offsets, weights, *cores = ctx.saved_tensors  # raises where they have changed since
+        include_last_offset, tables, weights_grad = ctx.call
         kept, ctx.kept = ctx.kept, None  # a second pass over the graph begins anew
         if kept is not None:
-            grads = _BACKWARD(kept, grad, ctx.weights_grad)
+            grads = _BACKWARD(kept, grad, weights_grad)
         else:
-            ids, bounds = bounds_of_bags(indices, offsets, ctx.include_last_offset)
+            ids, bounds = bounds_of_bags(indices, offsets, include_last_offset)
             factors = None if weights is None else weights.reshape(-1)
             grads = torch.ops.recsys_opt.tt_embedding_bag_backward.default(
-                grad, ids, bounds, cores, *options_of(ctx.tables), factors, ctx.weights_grad
+                grad, ids, bounds, cores, *options_of(tables), factors, weights_grad
             )
-        return None, None, grads.pop().view_as(weights) if ctx.weights_grad else None, *grads
+        return None, None, grads.pop().view_as(weights) if weights_grad else None, *grads
 
 
 torch.library.register_autograd(

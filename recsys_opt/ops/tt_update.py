@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recsys_opt.ops.bags import bounds_of_bags
-from recsys_opt.ops.library import differentiated_once, fake
+from recsys_opt.ops.library import differentiated_once, eager_op, fake
 from recsys_opt.ops.tt_gradient import LOOK_UP, bag_shape, options_of
 
 TT_ALGORITHMS = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2, "adam": 3}
@@ -34,8 +34,13 @@ class TTUpdate(NamedTuple):
 ANCHOR = torch.empty(0, requires_grad=True)
 
 
-_UPDATE = torch.ops.recsys_opt.tt_lookup_update.default
+_UPDATE = eager_op("tt_lookup_update")
 _ADAM = TT_ALGORITHMS["adam"]
+
+
+def _count_step(update: TTUpdate) -> None:
+    if update.algorithm == _ADAM:
+        update.hyperparameters[-1] += 1
 
 
 def _update_cores(
@@ -47,8 +52,7 @@ def _update_cores(
     update: TTUpdate,
 ) -> Tensor | None:
     """Updates the cores; returns the gradient of the per-sample weights where they need one."""
-    if update.algorithm == _ADAM:
-        update.hyperparameters[-1] += 1
+    _count_step(update)
     indices, offsets, cores = batch
     weights_grads: Tensor = torch.ops.recsys_opt.tt_embedding_bag_backward_update.default(
         grad,
@@ -84,10 +88,10 @@ class EagerUpdatingLookup(torch.autograd.Function):
         """Looks up, and keeps what the backward pass can use."""
         result: Tensor
         result, ctx.kept = LOOK_UP(*bags, cores, tables, per_sample_weights, True)
-        indices, offsets, ctx.include_last_offset = bags
-        ctx.cores, ctx.tables, ctx.update = cores, tables, update
-        ctx.versions = [core._version for core in cores]
-        ctx.weights_grad = per_sample_weights is not None and ctx.needs_input_grad[4]
+        indices, offsets, include_last_offset = bags
+        versions = [core._version for core in cores]
+        weights_grad = per_sample_weights is not None and ctx.needs_input_grad[4]
+        ctx.call = (include_last_offset, cores, versions, tables, weights_grad, update)
         ctx.save_for_backward(indices, offsets, per_sample_weights)
         return result
 
@@ -96,18 +100,19 @@ class EagerUpdatingLookup(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Updates the cores; the gradient of the per-sample weights."""
         indices, offsets, weights = ctx.saved_tensors  # raises where they have changed since
-        update, cores, wanted = ctx.update, ctx.cores, ctx.weights_grad
+        include_last_offset, cores, versions, tables, weights_grad, update = ctx.call
         kept, ctx.kept = ctx.kept, None
         if kept is None:
-            ids, bounds = bounds_of_bags(indices, offsets, ctx.include_last_offset)
+            ids, bounds = bounds_of_bags(indices, offsets, include_last_offset)
             factors = None if weights is None else weights.reshape(-1)
-            found = _update_cores(grad, (ids, bounds, cores), options_of(ctx.tables), factors, wanted, update)
+            found = _update_cores(
+                grad, (ids, bounds, cores), options_of(tables), factors, weights_grad, update
+            )
         else:
-            if update.algorithm == _ADAM:
-                update.hyperparameters[-1] += 1
-            moved = ctx.versions != [core._version for core in cores]  # by another lookup's update
+            _count_step(update)
+            moved = versions != [core._version for core in cores]  # by another lookup's update
             found = _UPDATE(
-                kept, grad, wanted, moved, update.states, update.algorithm, update.hyperparameters
+                kept, grad, weights_grad, moved, update.states, update.algorithm, update.hyperparameters
             )
         torch.autograd.graph.increment_version(cores)
         return None, None, None, None, None if found is None else found.view_as(weights), None
