@@ -75,7 +75,7 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
   m.def("tt_lookup_backward(Tensor kept, Tensor grad, bool weights_grad) -> Tensor[]");
   m.def(
       "tt_lookup_update(Tensor kept, Tensor grad, bool weights_grad, bool cores_moved, "
-      "Tensor[] states, int algorithm, Tensor hyperparameters) -> Tensor?");
+      "Tensor(a!)[] states, int algorithm, Tensor hyperparameters) -> Tensor?");
   m.def(
       "tt_prefix_bag(Tensor indices, Tensor? offsets, Tensor[] prefixes, Tensor[] lasts, "
       "int[] num_embeddings, int[] pooling_modes, int[] padding_idx, Tensor? per_sample_weights, "

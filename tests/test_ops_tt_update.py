@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recsys_opt import ops, reference
+from recsys_opt.ops import tt, tt_gradient, tt_update
 from tests.test_ops_tt import make_cores, one_table
 from tests.tt_cases import OPTIONS, Case, cases, running
 
@@ -211,6 +212,94 @@ def case_call(case, cores, update):
         per_sample_weights=case.weights,
         update=update,
     )
+
+
+def test_a_graph_that_is_run_twice_updates_twice():
+    case = one_table(weighted=True)
+    cores = [core.detach().clone() for core in case.cores]
+    wanted = [core.clone() for core in cores]
+    update = ops.TTUpdate(0, [], numbers(0.001))
+    out = case_call(case, cores, update)
+    assert out.grad_fn.kept is not None
+    for retain in (True, False):
+        (got,) = torch.autograd.grad(out.sum(), case.weights, retain_graph=retain)
+        assert out.grad_fn.kept is None  # its memory is free
+        want = reference.tt_embedding_bag_backward_update(
+            torch.ones_like(out),
+            case.indices,
+            case.offsets,
+            wanted,
+            [],
+            *(case.options[name] for name in OPTIONS),
+            case.weights.detach(),
+            True,
+            0,
+            numbers(0.001),
+        )
+        torch.testing.assert_close([got, *cores], [want, *wanted])
+    before = [core.clone() for core in cores]
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(out.sum(), case.weights)
+    for changed in (case.indices, case.offsets, case.weights.detach()):
+        out = case_call(case, cores, update)
+        changed.add_(0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(before, cores, strict=True))
+
+
+def test_gradients_beside_an_update_cannot_be_differentiated_again():
+    case = one_table(weighted=True)
+    cores = [core.detach().clone() for core in case.cores]
+    out = case_call(case, cores, ops.TTUpdate(0, [], numbers(0.001)))
+    (grad,) = torch.autograd.grad(out.square().sum(), case.weights, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("form", ["bounds", "starts", "two dimensions", "one id per bag"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_devices_that_keep_nothing_compute_the_same(form, weighted, monkeypatch):
+    """What runs on CUDA: the public ops, in the forward pass and in the backward pass."""
+    case = one_table(weighted=weighted)
+    cores = [core.detach() for core in case.cores]
+    ids, offsets, weights = case.indices, case.offsets, case.weights
+    form_of = {
+        "bounds": (ids, offsets, weights, True),
+        "starts": (ids, offsets[:-1], weights, False),
+        "two dimensions": (
+            ids[:20].view(5, 4),
+            None,
+            None if weights is None else weights[:20].view(5, 4),
+            True,
+        ),
+        "one id per bag": (ids, None, weights, True),
+    }
+    ids, offsets, weights, last = form_of[form]
+    weights = None if weights is None else weights.detach()
+
+    def results(update):
+        mine = [core.clone().requires_grad_(update is None) for core in cores]
+        factors = None if weights is None else weights.clone().requires_grad_()
+        out = ops.tt_embedding_bag(
+            ids,
+            offsets,
+            mine,
+            **case.options,
+            per_sample_weights=factors,
+            include_last_offset=last,
+            update=update,
+        )
+        out.square().sum().backward()
+        grads = [core.grad for core in mine] if update is None else mine
+        return [out.detach(), *grads, *([] if factors is None else [factors.grad])]
+
+    updates = [lambda: None, lambda: ops.TTUpdate(0, [], numbers(0.001))]
+    kept = [results(update()) for update in updates]
+    for module in (tt, tt_gradient, tt_update):
+        monkeypatch.setattr(module, "LOOK_UP", tt_gradient.look_up_elsewhere)
+    for got, update in zip(kept, updates, strict=True):
+        torch.testing.assert_close(results(update()), got)
 
 
 def test_without_gradients_nothing_is_updated():

@@ -76,7 +76,7 @@ def options_of(tables: Sequence[int]) -> list[Sequence[int]]:
     return [tables[i * count : (i + 1) * count] for i in range(4)]
 
 
-def _look_up_elsewhere(
+def look_up_elsewhere(
     indices: Tensor,
     offsets: Tensor | None,
     include_last_offset: bool,
@@ -94,8 +94,8 @@ def _look_up_elsewhere(
     return result, None
 
 
-torch.library.impl("recsys_opt::tt_lookup", "CUDA", _look_up_elsewhere)
-fake("recsys_opt::tt_lookup")(_look_up_elsewhere)
+torch.library.impl("recsys_opt::tt_lookup", "CUDA", look_up_elsewhere)
+fake("recsys_opt::tt_lookup")(look_up_elsewhere)
 
 
 class EagerLookup(torch.autograd.Function):

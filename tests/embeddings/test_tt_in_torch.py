@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from recsys_opt import TTEmbeddingBag
+from recsys_opt import FusedUpdate, TTEmbeddingBag
 
 IDS, OFFSETS = torch.tensor([1, 59, 0, 7, 7]), torch.tensor([0, 2, 2])
 
@@ -93,6 +93,8 @@ def test_fake_tensors():
         out.sum().backward()
         assert bag.cores[1].grad.shape == bag.cores[1].shape
         assert bag(torch.zeros(6, 2, dtype=torch.int64)).shape == (6, 16)
+        bag.fuse_update(FusedUpdate("adagrad", 0.1))
+        bag(torch.zeros(6, dtype=torch.int64), torch.tensor([0, 2])).sum().backward()
     real = make_bag()
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert real(mode.from_tensor(IDS), mode.from_tensor(OFFSETS)).shape == (3, 8)
@@ -227,6 +229,104 @@ def test_a_graph_can_be_run_twice():
         bag.cores[0].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+def _change_type(bag):
+    return bag.float()
+
+
+def _load(bag):
+    bag.load_state_dict({name: 2 * core for name, core in bag.state_dict().items()})
+    return bag
+
+
+def _load_by_assignment(bag):
+    bag.load_state_dict({name: 2 * core for name, core in bag.state_dict().items()}, assign=True)
+    return bag
+
+
+def _replace_the_cores(bag):
+    bag.cores = nn.ParameterList(nn.Parameter(core.detach() + 1) for core in bag.cores)
+    return bag
+
+
+def _replace_a_core(bag):
+    bag.cores[1] = nn.Parameter(bag.cores[1].detach() + 1)
+    return bag
+
+
+def _replace_the_data(bag):
+    bag.cores[2].data = bag.cores[2].data + 1
+    return bag
+
+
+def _average(bag):
+    bag.mode = "mean"
+    return bag
+
+
+def _pad(bag):
+    bag.padding_idx = 7
+    return bag
+
+
+def _fuse_and_back(bag):
+    bag.fuse_update(FusedUpdate("adam", 0.1))
+    bag(IDS, OFFSETS).sum().backward()
+    bag.fuse_update(None)
+    return bag
+
+
+def _fuse_and_move(bag):
+    bag.fuse_update(FusedUpdate("adagrad", 0.1))
+    return bag.float()
+
+
+def _fuse_and_copy(bag):
+    bag.fuse_update(FusedUpdate("rowwise_adagrad", 0.1))
+    return copy.deepcopy(bag)
+
+
+CHANGES = [
+    _change_type,
+    _load,
+    _load_by_assignment,
+    _replace_the_cores,
+    _replace_a_core,
+    _replace_the_data,
+    _average,
+    _pad,
+    _fuse_and_back,
+    _fuse_and_move,
+    _fuse_and_copy,
+    copy.deepcopy,
+    through_pickle,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_lookup_takes_the_bag_as_it_is_now(change):
+    bag = make_bag()
+    bag(IDS, OFFSETS).sum().backward()
+    bag = change(bag)
+    for _ in range(2):  # an update in the first backward pass is in the second lookup
+        table = bag.materialize().detach()
+        out = bag(IDS, OFFSETS)
+        want = torch.nn.functional.embedding_bag(
+            IDS, table, OFFSETS, mode=bag.mode, padding_idx=bag.padding_idx
+        )
+        torch.testing.assert_close(out, want)
+        out.sum().backward()
+        assert torch.equal(bag.materialize(), table) == (bag.update is None)
+
+
+def test_torch_func_is_refused():
+    bag = make_bag()
+    weights = torch.ones(5, dtype=torch.float64)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="setup_context"):
+            torch.func.grad(lambda w: bag(IDS, OFFSETS, w).sum())(weights)
+        bag.fuse_update(FusedUpdate("sgd", 0.1))
 
 
 def test_threads_look_up_and_train_side_by_side():
