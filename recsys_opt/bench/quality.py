@@ -24,6 +24,7 @@ from recsys_opt.bench.quality_trial import (
     Row,
     Trial,
     Variant,
+    end_with_parent,
     row_key,
     run_trial,
 )
@@ -118,7 +119,7 @@ class Comparison:
         if later and start is not None:
             first = [start, *(trial for trial in first if trial.key() != start.key())]
         self.progress.start(description, len(first) + len(later), "runs")
-        with ProcessPoolExecutor(self.jobs, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(self.jobs, get_context("spawn"), initializer=end_with_parent) as pool:
             for some in (first, later):
                 for row in pool.map(run_trial, [self.place] * len(some), some):
                     if row_key(row) not in rows and any(row_key(row) == t.key() for t in missing):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import os
 import shutil
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +102,20 @@ class Place:
     def dense_run(self, seed: int) -> Path:
         """The dense model of a seed."""
         return self.folder / f"dense-{seed}"
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Has the kernel end this process when the command that started it ends, however that ends.
+
+    A killed command would leave its trial training to the end, for nobody.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it has ended already
+        os._exit(1)
 
 
 def run_trial(place: Place, trial: Trial) -> Row:

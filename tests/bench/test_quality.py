@@ -1,4 +1,8 @@
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +24,43 @@ SMALL = [
     "--tt-rank",
     "4",
 ]
+
+
+POOL = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from recsys_opt.bench.quality_trial import end_with_parent
+
+def trial(file):
+    Path(file + ".new").write_text(str(os.getpid()))
+    os.rename(file + ".new", file)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent) as pool:
+        pool.submit(trial, sys.argv[1]).result()
+"""
+
+
+def wait_until(true, seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.05)
+    return true()
+
+
+def test_a_trial_ends_with_the_command_that_started_it(tmp_path):
+    (tmp_path / "pool.py").write_text(POOL)
+    pid = tmp_path / "pid"
+    command = subprocess.Popen([sys.executable, str(tmp_path / "pool.py"), str(pid)])
+    assert wait_until(pid.exists)
+    trial = Path("/proc") / pid.read_text()
+    assert trial.exists()
+    command.kill()
+    command.wait()
+    assert wait_until(lambda: not trial.exists() or "State:\tZ" in (trial / "status").read_text())
 
 
 def test_points_fill_the_space_and_stay_the_same():
