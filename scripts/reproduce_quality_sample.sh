@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Quality on real rows: dense tables and a logistic regression on vocabulary ids; then, with ids hashed to the full
 # Kaggle cardinalities, dense tables against tensor trains of four ranks, with held rows, and fitted to the trained
-# dense tables with and without fine-tuning, at a share of the learning rates that is chosen on the validation rows.
+# dense tables (by TT-SVD, and to the rows that the training rows look up) with and without fine-tuning, at a share of
+# the learning rates that is chosen on the validation rows.
 # One epoch, 80/10/10 in time order, 5 seeds.
 #
 #   scripts/reproduce_quality_sample.sh TRAIN_TXT [SEARCH [JOBS [SEEDS]]]
@@ -12,7 +13,7 @@
 #   JOBS       runs at a time, one thread and up to 2.4 GB each (default: one a core)
 #   SEEDS      default 5
 #
-# About 15 s a run on a quiet core, and 20 s more for each fit; 90 runs with 5 seeds. Interrupted, the same line goes on
+# About 15 s a run on a quiet core, 20 s more for each TT-SVD and 90 s for each fit by lookups; 100 runs with 5 seeds. Interrupted, the same line goes on
 # where it stopped (remove build/quality_sample to begin anew).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,7 +33,7 @@ common=(--seeds "$seeds" --search "$search" --jobs "$jobs" --logistic --resume)
 recsys-opt bench quality "$work/vocabulary" --variants dense "${common[@]}" \
   --record "$work/quality_sample_vocabulary.json"
 recsys-opt bench quality "$work/hashed" "${common[@]}" --work "$work" \
-  --variants dense,tt8,tt16,tt32,tt64,tt32@2x2x4,tt32+cache,svd8,svd16,svd32,svd64,dense+tuned,svd32+tuned,svd64+tuned \
+  --variants dense,tt8,tt16,tt32,tt64,tt32@2x2x4,tt32+cache,svd8,svd16,svd32,svd64,fit32,dense+tuned,svd32+tuned,svd64+tuned,fit32+tuned \
   --tune-rate 0.003 0.03 --record "$work/quality_sample_hashed.json"
 mv "$work"/quality_sample_*.json "$results/"
 rm -rf "$work"

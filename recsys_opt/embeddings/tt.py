@@ -191,8 +191,10 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
         method          "exact", "streaming" or "randomised" (see `recsys_opt.embeddings.tt_fit`); "auto"
                         takes exact for small tables, else streaming where that takes seconds
         num_embeddings  rows of an iterable
-        row_weights     [num_embeddings] such as counts of lookups: rows of more weight come out closer, those
-                        of less farther off (`fit_report.weighted_error`); one more pass over the table
+        row_weights     [num_embeddings] how often each row is looked up: the cores are then fitted to the
+                        rows of weight, by alternating least squares from TT-SVD on, in one more pass over
+                        the table (`fit_report.weighted_error`); a row of weight 0 may come out as
+                        anything small
         dtype           of the cores; default: the table's
         work_bytes      memory to work in, beside the table and the cores; not for "exact"
         oversampling, power_iterations, seed  of "randomised"

@@ -59,7 +59,7 @@ def fit_rows_(cores: list[Tensor], seen: WeightedRows, work_bytes: int, progress
             break
         before = [core.clone() for core in cores]
         for k in order:
-            _solve_core_(cores, k, seen, digits, orders[k], chunk)
+            solve_core_(cores, k, seen, digits, orders[k], chunk)
         order = list(range(len(cores) - 1))[::-1] if order[-1] == len(cores) - 1 else [*range(1, len(cores))]
         after = _weighted_sum(cores, seen, chunk)
         if not after <= sums[-1]:  # by rounding: nothing is left to gain
@@ -81,10 +81,15 @@ def _weighted_sum(cores: Sequence[Tensor], seen: WeightedRows, chunk: int) -> fl
     return total
 
 
-def _solve_core_(
+def solve_core_(
     cores: list[Tensor], k: int, seen: WeightedRows, digits: Sequence[Tensor], order: Tensor, chunk: int
 ) -> None:
-    """Every slice of core k; `order` has the rows by their slice."""
+    """Every slice of core k, in place.
+
+    digits  of the rows, by core
+    order   [E] the rows by their slice of core k
+    chunk   rows of a slice that are worked on together
+    """
     n, core = cores[k].shape[0], cores[k]
     left = left_gram(cores[:k]).to(core)
     right = right_gram(cores[k + 1 :]).to(core)

@@ -10,6 +10,7 @@
 One more pass computes the error of the finished cores, in the type that they are stored in; the single pass
 keeps random sums of rows instead, from which it is estimated. TT-SVD's error is at most sqrt(d - 1) times the
 least possible at these ranks. Beyond the table itself all methods but "exact" work within `work_bytes`.
+With `row_weights` these cores are the start of a fit to the rows of weight: see `tt_weighted` and `tt_als`.
 """
 
 from __future__ import annotations

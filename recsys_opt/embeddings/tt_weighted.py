@@ -18,6 +18,7 @@ from recsys_opt.errors import InputError
 
 MOST_ROWS = 1 << 19
 """Rows that are fitted; of more, a sample stands for them all."""
+_CHUNK = 1 << 20
 
 
 def check_row_weights(weights: Tensor, rows: int) -> Tensor:
@@ -66,17 +67,32 @@ def weighted_rows(
 
 
 def _sample(weights: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Ascending ids of at most about `most` rows, and what each counts."""
-    ids = weights.nonzero()[:, 0]
-    own = weights[ids].double()
-    if len(ids) <= most:
-        return ids, own
-    # c with sum min(1, c w) = most: the h heaviest rows are sure to be in, the others share the rest.
-    heavy = own.sort(descending=True).values
-    rest = heavy.flip(0).cumsum(0).flip(0)  # [h]: weight of all but the h heaviest
-    sure = int(((most - torch.arange(len(heavy), device=own.device)) * heavy > rest).sum())
-    c = (most - sure) / float(rest[sure])
-    share = (c * own).clamp(max=1.0)
-    drawn = torch.rand(len(own), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    taken = drawn.to(own.device) < share
-    return ids[taken], (own / share)[taken]
+    """Ascending ids of at most about `most` rows, and what each counts; in little memory of its own."""
+    if int(weights.count_nonzero()) <= most:
+        ids = weights.nonzero()[:, 0]
+        return ids, weights[ids].double()
+    c = _share_of_weight(weights, most)
+    generator, taken, counted = torch.Generator().manual_seed(seed), [], []
+    for number, part in enumerate(weights.split(_CHUNK)):
+        share = (c * part.double()).clamp(max=1.0)
+        drawn = torch.rand(len(part), generator=generator, dtype=torch.float64).to(part.device)
+        chosen = (drawn < share).nonzero()[:, 0]
+        taken.append(chosen + number * _CHUNK)
+        counted.append(part[chosen].double() / share[chosen])
+    return torch.cat(taken), torch.cat(counted)
+
+
+def _share_of_weight(weights: Tensor, most: int) -> float:
+    """c with sum min(1, c w) = most, by bisection; more than `most` weights are larger than 0."""
+
+    def expected(c: float) -> float:
+        return sum(float((c * part.double()).clamp(max=1.0).sum()) for part in weights.split(_CHUNK))
+
+    low = most / float(weights.sum(dtype=torch.float64))
+    high = 2.0 * low
+    while expected(high) < most:
+        low, high = high, 2.0 * high
+    for _ in range(20):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if expected(middle) < most else (low, middle)
+    return low

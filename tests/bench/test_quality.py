@@ -139,26 +139,30 @@ def test_a_comparison_from_search_to_record(tmp_path, capsys):
 @pytest.mark.slow
 def test_variants_that_begin_with_the_dense_model(tmp_path, capsys):
     data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
-    flags = [str(data.path), "--variants", "dense,svd2,svd800,dense+tuned,svd2+tuned", "--seeds", "1", *SMALL]
+    flags = [str(data.path), "--variants", "dense,svd2,svd800,fit2,dense+tuned,fit2+tuned", "--seeds", "1"]
     work = tmp_path / "work"
     work.mkdir()
-    flags = ["bench", "quality", *flags, "--record", str(path), "--work", str(work), "--json"]
+    flags = ["bench", "quality", *flags, *SMALL, "--record", str(path), "--work", str(work), "--json"]
     assert main([*flags, "--tune-rate", "0.5"]) == 0
     assert not list(work.iterdir())
     rows = {r["variant"]: r for r in json.loads(path.read_text())["rows"]}
-    assert list(rows) == ["dense", "svd2", "svd800", "dense+tuned", "svd2+tuned"]
+    assert list(rows) == ["dense", "svd2", "svd800", "fit2", "dense+tuned", "fit2+tuned"]
     assert all(0.1 < error < 1 for error in rows["svd2"]["fit_error"].values())
     # A tensor train of full rank is the dense table.
     assert rows["svd800"]["test_auc"] == pytest.approx(rows["dense"]["test_auc"], abs=1e-4)
     assert rows["svd2"]["test_logloss"] != rows["dense"]["test_logloss"]
     assert rows["dense+tuned"]["test_logloss"] != pytest.approx(rows["dense"]["test_logloss"], abs=1e-5)
-    assert rows["svd2+tuned"]["embedding_bytes"] == rows["svd2"]["embedding_bytes"]
-    assert rows["svd2+tuned"]["test_logloss"] != rows["svd2"]["test_logloss"]
+    assert all(error is None for error in rows["svd2"]["weighted_fit_error"].values())
+    assert all(0.1 < error < 1 for error in rows["fit2"]["weighted_fit_error"].values())
+    assert rows["fit2"]["fit_error"].keys() == rows["svd2"]["fit_error"].keys()
+    assert all(error > rows["svd2"]["fit_error"][name] for name, error in rows["fit2"]["fit_error"].items())
+    assert rows["fit2+tuned"]["embedding_bytes"] == rows["svd2"]["embedding_bytes"]
+    assert rows["fit2+tuned"]["test_logloss"] != rows["fit2"]["test_logloss"]
     capsys.readouterr()
     assert {name: row.get("tune_rate") for name, row in rows.items()} == {
-        "dense": None, "svd2": None, "svd800": None, "dense+tuned": 0.5, "svd2+tuned": 0.5
+        "dense": None, "svd2": None, "svd800": None, "fit2": None, "dense+tuned": 0.5, "fit2+tuned": 0.5
     }  # fmt: skip
-    assert rows["svd2"]["tensor_trains"] == rows["svd2+tuned"]["tensor_trains"] != {}
+    assert rows["svd2"]["tensor_trains"] == rows["fit2+tuned"]["tensor_trains"] != {}
 
 
 @pytest.mark.slow

@@ -318,22 +318,28 @@ PROGRAM = """
 import resource, sys, torch
 from recsys_opt import TTEmbeddingBag
 torch.set_num_threads(1)
-TTEmbeddingBag.from_pretrained(torch.randn(5000, 16), 4, method="streaming")  # what is loaded on first use
+table = torch.randn(5000, 16)
+TTEmbeddingBag.from_pretrained(table, 4, method="streaming", row_weights=torch.ones(5000))  # loads code
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-bag = TTEmbeddingBag.from_pretrained(sys.argv[1], 8, method=sys.argv[2], work_bytes=48 << 20)
+weights = torch.ones(1_500_000) if sys.argv[3] == "weighted" else None
+bag = TTEmbeddingBag.from_pretrained(
+    sys.argv[1], 8, method=sys.argv[2], work_bytes=48 << 20, row_weights=weights
+)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(after - before, bag.fit_error)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["streaming", "randomised"])
-def test_a_file_larger_than_the_working_memory(tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "rows"), [("streaming", "alike"), ("randomised", "alike"), ("streaming", "weighted")]
+)
+def test_a_file_larger_than_the_working_memory(tmp_path, method, rows):
     """96 MB of rows within 48 MB beyond what the process has."""
     shape = dict(rows=1_500_000, dim=16)
     table = planted(shape, 3, 0.01)
     np.save(tmp_path / "t.npy", table.numpy())
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "t.npy"), method]
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "t.npy"), method, rows]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     unit = 1024 if sys.platform == "linux" else 1
     assert int(out[0]) * unit < 48 << 20
