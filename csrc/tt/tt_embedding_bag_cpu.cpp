@@ -129,6 +129,15 @@ Tensor tt_embedding_bag_cpu(Tensor indices, Tensor offsets, std::vector<Tensor> 
   return look_up(lookup, nullptr);
 }
 
+// A tensor in scratch memory, which the next call takes over: at 65,536 bags the system takes
+// longer to give new memory than the bounds to be written.
+Tensor scratch_tensor(int64_t size, ScalarType type) {
+  const int64_t stride = 1, bytes = size * (type == ScalarType::Int ? 4 : 8);
+  return torch::stable::from_blob(take_memory(bytes), {&size, 1}, {&stride, 1},
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU, -1),
+                                  type, [bytes](void* memory) { give_memory(memory, bytes); });
+}
+
 // The bounds of the bags: offsets with the end of the last bag; without offsets, those of the rows
 // of a 2-D input, or of bags of one id each.
 Tensor bounds_of(const Tensor& indices, const std::optional<Tensor>& offsets,
@@ -137,7 +146,7 @@ Tensor bounds_of(const Tensor& indices, const std::optional<Tensor>& offsets,
     const int64_t bags = indices.size(0), length = indices.dim() == 2 ? indices.size(1) : 1;
     STD_TORCH_CHECK(indices.numel() < std::numeric_limits<int32_t>::max(),
                     "tt_lookup: ", indices.numel(), " indices; at most 2^31 - 2 in one call");
-    Tensor bounds = empty_on_cpu({bags + 1}, ScalarType::Int);
+    Tensor bounds = scratch_tensor(bags + 1, ScalarType::Int);
     auto* data = bounds.mutable_data_ptr<int32_t>();
     for (int64_t b = 0; b <= bags; ++b) data[b] = static_cast<int32_t>(b * length);
     return bounds;
@@ -147,7 +156,7 @@ Tensor bounds_of(const Tensor& indices, const std::optional<Tensor>& offsets,
                   "tt_lookup: offsets must be 1-D int32 or int64, got ", offsets->dim(), "-D");
   const Tensor starts = as_contiguous(*offsets);
   const int64_t bags = starts.numel(), end = indices.numel();
-  Tensor bounds = empty_on_cpu({bags + 1}, starts.scalar_type());
+  Tensor bounds = scratch_tensor(bags + 1, starts.scalar_type());
   THO_DISPATCH_V2(starts.scalar_type(), "tt_lookup_cpu", AT_WRAP([&] {
                     auto* data = bounds.mutable_data_ptr<scalar_t>();
                     std::copy_n(starts.const_data_ptr<scalar_t>(), bags, data);
