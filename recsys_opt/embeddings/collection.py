@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,10 @@ class _Tables(nn.Module):
         found = self._modules[name]
         assert isinstance(found, EmbeddingRepresentation)
         return found
+
+    def of(self, names: Sequence[str]) -> list[EmbeddingRepresentation]:
+        """The tables of these names; one by one they take Python 1 us each to find."""
+        return cast("list[EmbeddingRepresentation]", [self._modules[name] for name in names])
 
     def __contains__(self, name: str) -> bool:
         return name in self._modules
@@ -137,7 +142,7 @@ class EmbeddingCollection(nn.Module):
             part = (values, offsets, weights)
             if len(self._groups) > 1:
                 part = self._select(positions, batch, values, offsets, weights)
-            bags = [self.tables[self._table_of[p]] for p in positions]
+            bags = self.tables.of([self._table_of[p] for p in positions])
             outputs.append(representation.forward_group(bags, *part))
         return outputs
 

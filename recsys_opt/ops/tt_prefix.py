@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from recsys_opt.ops.library import fake
+from recsys_opt.ops.library import eager_op, fake
+
+_LOOK_UP = eager_op("tt_prefix_bag")
 
 
 def tt_prefix_bag(
@@ -53,7 +55,7 @@ def tt_prefix_bag(
         result = torch.ops.recsys_opt.tt_prefix_bag(*arguments)
         return result
     with torch._C._AutoDispatchBelowAutograd():  # 6 us of bookkeeping less
-        result = torch.ops.recsys_opt.tt_prefix_bag.default(*arguments)
+        result = _LOOK_UP(*arguments)
     return result
 
 
