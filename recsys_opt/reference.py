@@ -194,7 +194,8 @@ def tt_embedding_bag(
     padding_idx: Sequence[int],
     per_sample_weights: Tensor | None = None,
 ) -> Tensor:
-    """Pooled rows of several tensor-train tables; the arguments are those of `ops.tt_embedding_bag`."""
+    """Pooled rows of several tensor-train tables; the arguments are those of `ops.tt_embedding_bag`, with 1-D
+    ids and all bounds of the bags."""
     batch = (offsets.numel() - 1) // len(cores_per_table)
     outputs, first = [], 0
     for t, d in enumerate(cores_per_table):

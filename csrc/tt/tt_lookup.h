@@ -36,13 +36,14 @@ struct Lookup {
 struct KeptLookup {
   const KeptLookup* self;
   Lookup lookup;
+  ScalarType type;  // of the cores
   std::variant<std::vector<Kept<float>>, std::vector<Kept<double>>> tables;
 };
 
 template <typename T>
 Tensor keep(const Lookup& lookup, const Call<T>& call) {
-  auto* kept =
-      new KeptLookup{nullptr, lookup, std::vector<Kept<T>>(call.work.begin(), call.work.end())};
+  auto* kept = new KeptLookup{nullptr, lookup, lookup.type(),
+                              std::vector<Kept<T>>(call.work.begin(), call.work.end())};
   kept->self = kept;
   constexpr int64_t kBytes = sizeof(KeptLookup), kStride = 1;
   return torch::stable::from_blob(kept, {&kBytes, 1}, {&kStride, 1},
@@ -51,11 +52,30 @@ Tensor keep(const Lookup& lookup, const Call<T>& call) {
                                   [](void* memory) { delete static_cast<KeptLookup*>(memory); });
 }
 
+// Whether the cores are still those that the arguments were checked with: a module that is moved,
+// or `core.data = ...`, gives them other memory.
+inline bool cores_fit(const KeptLookup& kept) {
+  for (const Table& table : kept.lookup.args.tables) {
+    for (int k = 0; k < table.d; ++k) {
+      const Tensor& core = kept.lookup.cores[table.first_core + k];
+      if (!core.is_cpu() || core.scalar_type() != kept.type || core.dim() != 4 ||
+          core.size(0) != table.n[k] || core.size(1) != table.q[k] || core.size(2) != table.r[k] ||
+          core.size(3) != table.r[k + 1]) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 inline const KeptLookup& kept_lookup(const Tensor& tensor) {
   const auto* kept = static_cast<const KeptLookup*>(tensor.const_data_ptr());
   STD_TORCH_CHECK(tensor.numel() == sizeof(KeptLookup) &&
                       tensor.scalar_type() == ScalarType::Byte && kept->self == kept,
                   "tt_lookup: `kept` is not what a forward pass kept, but a copy of its bytes");
+  STD_TORCH_CHECK(
+      cores_fit(*kept),
+      "tt_lookup: the cores have another shape, type or device than in the forward pass");
   return *kept;
 }
 

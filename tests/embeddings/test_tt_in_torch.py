@@ -260,6 +260,11 @@ def _replace_the_data(bag):
     return bag
 
 
+def _swap_a_smaller_core(bag):
+    bag.cores[1].data = bag.cores[1].data[:1].clone()
+    return bag
+
+
 def _average(bag):
     bag.mode = "mean"
     return bag
@@ -318,6 +323,17 @@ def test_a_lookup_takes_the_bag_as_it_is_now(change):
         torch.testing.assert_close(out, want)
         out.sum().backward()
         assert torch.equal(bag.materialize(), table) == (bag.update is None)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("change", [_change_type, _swap_a_smaller_core])
+def test_cores_that_have_other_memory_than_in_the_forward_pass_are_refused(change, fused):
+    bag = make_bag()
+    bag.fuse_update(FusedUpdate("sgd", 0.1) if fused else None)
+    out = bag(IDS, OFFSETS)
+    change(bag)
+    with pytest.raises(RuntimeError, match="another shape, type or device than in the forward pass"):
+        out.sum().backward()
 
 
 def test_torch_func_is_refused():
