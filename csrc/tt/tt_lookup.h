@@ -52,9 +52,14 @@ Tensor keep(const Lookup& lookup, const Call<T>& call) {
                                   [](void* memory) { delete static_cast<KeptLookup*>(memory); });
 }
 
-// Whether the cores are still those that the arguments were checked with: a module that is moved,
-// or `core.data = ...`, gives them other memory.
-inline bool cores_fit(const KeptLookup& kept) {
+// Whether the tensors are still as they were checked: a module that is moved, or `core.data = ...`,
+// gives them other memory.
+inline bool still_fits(const KeptLookup& kept) {
+  const std::optional<Tensor>& weights = kept.lookup.weights;
+  if (weights && (!weights->is_cpu() || weights->scalar_type() != compute_type(kept.type) ||
+                  weights->numel() != kept.lookup.args.num_indices || !weights->is_contiguous())) {
+    return false;
+  }
   for (const Table& table : kept.lookup.args.tables) {
     for (int k = 0; k < table.d; ++k) {
       const Tensor& core = kept.lookup.cores[table.first_core + k];
@@ -73,9 +78,9 @@ inline const KeptLookup& kept_lookup(const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.numel() == sizeof(KeptLookup) &&
                       tensor.scalar_type() == ScalarType::Byte && kept->self == kept,
                   "tt_lookup: `kept` is not what a forward pass kept, but a copy of its bytes");
-  STD_TORCH_CHECK(
-      cores_fit(*kept),
-      "tt_lookup: the cores have another shape, type or device than in the forward pass");
+  STD_TORCH_CHECK(still_fits(*kept),
+                  "tt_lookup: the cores, or per_sample_weights, have another shape, type or device "
+                  "than in the forward pass");
   return *kept;
 }
 

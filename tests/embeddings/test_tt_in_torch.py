@@ -327,11 +327,18 @@ def test_a_lookup_takes_the_bag_as_it_is_now(change):
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("change", [_change_type, _swap_a_smaller_core])
-def test_cores_that_have_other_memory_than_in_the_forward_pass_are_refused(change, fused):
+def test_tensors_that_have_other_memory_than_in_the_forward_pass_are_refused(change, fused):
     bag = make_bag()
     bag.fuse_update(FusedUpdate("sgd", 0.1) if fused else None)
     out = bag(IDS, OFFSETS)
     change(bag)
+    with pytest.raises(RuntimeError, match="another shape, type or device than in the forward pass"):
+        out.sum().backward()
+    bag = make_bag()
+    bag.fuse_update(FusedUpdate("sgd", 0.1) if fused else None)
+    weights = torch.ones(5, dtype=torch.float64)
+    out = bag(IDS, OFFSETS, weights)
+    weights.data = torch.ones(2, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="another shape, type or device than in the forward pass"):
         out.sum().backward()
 
