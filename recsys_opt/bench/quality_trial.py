@@ -126,10 +126,13 @@ def _after_dense(place: Place, trial: Trial, run: Path) -> dict[str, Any]:
         rates = {path: config.optimizer.learning_rate(kind) for path, kind in _RATES.items()}
         slower = {path: rate * trial.settings[TUNE_RATE] for path, rate in rates.items()}
         return _train(place, trial, run, init_from=str(place.dense_run(trial.seed)), **slower)
-    fits = convert_run(place.dense_run(trial.seed), run, config.compression)
+    fits = convert_run(place.dense_run(trial.seed), run, config.compression).fits
     dataset = Dataset(place.dataset)
     validation, test = (evaluate_run(run, dataset, split) for split in ("validation", "test"))
-    return _row(trial, validation, test, run) | {"fit_error": {fit.name: fit.fit_error for fit in fits}}
+    return _row(trial, validation, test, run) | {
+        "fit_error": {fit.name: fit.fit_error for fit in fits},
+        "weighted_fit_error": {fit.name: fit.weighted_error for fit in fits},
+    }
 
 
 _SHAPES = ("tt_ranks", "tt_p_shapes", "tt_q_shapes")

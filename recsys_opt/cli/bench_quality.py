@@ -42,6 +42,7 @@ _VARIANTS_OWN = frozenset(
         "compression.tt_tables",
         "compression.tt_cache_rows",
         "compression.memory_budget",
+        "compression.tt_fit",
         "checkpoint_every_s",
     }
 )
@@ -56,8 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with commas between, the first is what the others are compared with: dense; tt, tensor trains "
         "of rank --tt-rank; tt8, of rank 8, or any other; tt8@2x1x8, with these column factors; tt8+cache, "
         "with frequent rows held dense; tt8+bf16 and dense+bf16, trained with --precision bf16; svd8, the "
-        "trained dense tables fitted by tensor trains of rank 8; "
-        "svd8+tuned, and trained on from there; dense+tuned, the dense model trained on likewise; budget4MB, "
+        "trained dense tables as tensor trains of rank 8 by TT-SVD, and fit8, fitted to the rows that the "
+        "training rows look up, each as often; svd8+tuned and fit8+tuned, and trained on from there; "
+        "dense+tuned, the dense model trained on likewise; budget4MB, "
         "what --memory-budget 4MB chooses, and uniform4MB, one rank for the largest tables at as many bytes "
         "(default dense,tt)",
     )
@@ -168,14 +170,14 @@ def _variant(name: str, args: argparse.Namespace, config: TrainingConfig, datase
             )
         columns, dim = dataset.info.sparse_columns, config.architecture.embedding_dim
         return Variant(name, {"compression.tt_options": uniform_options(columns, dim, size)})
-    found = re.fullmatch(r"tt([1-9]\d*)?(?:@(\d+(?:x\d+)*))?(\+cache)?|svd([1-9]\d*)(\+tuned)?", name)
+    found = re.fullmatch(r"tt([1-9]\d*)?(?:@(\d+(?:x\d+)*))?(\+cache)?|(svd|fit)([1-9]\d*)(\+tuned)?", name)
     if found is None:
         raise InputError(
             f"--variants {args.variants}: there is no variant {name!r}; choose dense, tt, tt8, "
-            "tt8@2x1x8, tt8+cache, tt8+bf16, dense+bf16, svd8, svd8+tuned, dense+tuned, with any rank for 8, "
-            "budget4MB, uniform4MB, with any size"
+            "tt8@2x1x8, tt8+cache, tt8+bf16, dense+bf16, svd8, fit8, fit8+tuned, dense+tuned, with any rank "
+            "for 8, budget4MB, uniform4MB, with any size"
         )
-    rank = found[1] or found[4]
+    rank = found[1] or found[5]
     changes: dict[str, Any] = {} if rank is None else {"compression.tt_rank": int(rank)}
     if found[2]:
         own = {"tt_ranks": int(rank or config.compression.tt_rank), "tt_q_shapes": _factors(found[2])}
@@ -185,6 +187,8 @@ def _variant(name: str, args: argparse.Namespace, config: TrainingConfig, datase
         changes["compression.tt_threshold"] = args.tt_above
     if found[3]:
         changes["compression.tt_cache_rows"] = args.cache_rows
+    if found[4]:
+        changes["compression.tt_fit"] = "svd" if found[4] == "svd" else "counts"
     return Variant(name, changes, after_dense=found[4] is not None, tuned=tuned)
 
 
@@ -208,6 +212,9 @@ def _finished(args: argparse.Namespace, described: Mapping[str, Any]) -> Sequenc
     if not args.record.exists():
         return ()
     record = read_record(args.record)
+    # Fields that the configuration did not have yet are as if at their defaults.
+    record = {**record, "config": TrainingConfig.from_json(record["config"]).to_json()}
+    record = json.loads(json.dumps(record))
     for what, now in json.loads(json.dumps(described)).items():
         if record.get(what) != now:
             raise InputError(

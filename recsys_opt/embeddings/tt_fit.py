@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from recsys_opt.embeddings.tt_als import fit_rows_
 from recsys_opt.embeddings.tt_range import (
     Probes,
     Unfolding,
@@ -38,7 +39,7 @@ from recsys_opt.embeddings.tt_rows import interface_rows
 from recsys_opt.embeddings.tt_shapes import resolve_shapes
 from recsys_opt.embeddings.tt_source import RowSource, TableLike, open_table
 from recsys_opt.embeddings.tt_svd import RankRule, balance, leading_cores, next_aim, padded, split
-from recsys_opt.embeddings.tt_weighted import check_row_weights, weighted_last_core
+from recsys_opt.embeddings.tt_weighted import check_row_weights, weighted_rows
 from recsys_opt.errors import InputError
 from recsys_opt.progress import Progress, SilentProgress
 
@@ -72,6 +73,8 @@ class FitReport:
     seconds: float
     weighted_error: float | None = None
     """The same with every row's square counted `row_weights` times, where these are given."""
+    rows_fitted: int | None = None
+    """Rows of weight that the cores were fitted to: all, or a sample of as many as there is room for."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only."""
@@ -227,9 +230,11 @@ def _fit_once(
             )
     last = right.reshape(-1, p[-1], q[-1], 1).permute(1, 2, 0, 3)
     cores = [*leading_cores(rest, p[:-1], q[:-1], rule, table.used), last]
+    cores, fitted = padded(cores, ranks), None
     if weights is not None:
-        cores[-1] = weighted_last_core(table, cores, weights)
-    cores = balance(padded(cores, ranks))
+        fitted = weighted_rows(table, weights, cores[0].dtype, options.work_bytes, options.seed)
+        fit_rows_(cores, fitted, options.work_bytes, progress)
+    cores = balance(cores)
     stored = [core.to(dtype or source.dtype).to(work) for core in cores]
     weighted = None
     if probes:
@@ -246,6 +251,7 @@ def _fit_once(
         work_bytes=work_bytes,
         seconds=0.0,
         weighted_error=weighted,
+        rows_fitted=None if fitted is None else len(fitted.ids),
     )
     return cores, report
 

@@ -1,32 +1,27 @@
-"""The last core of a tensor train fitted again so that frequent rows come out closer.
+"""The rows that a table's users look up, with their weights: what a tensor train is fitted to.
 
-With P_m the [q_0 .. q_{d-2}, r] product of the first cores at prefix m, X_{m,i} the rows of prefix m and last
-digit i as [q_0 .. q_{d-2}, q_{d-1}], and w_{m,i} their weights, the last core's slice G_i minimises
-
-    sum_m w_{m,i} || P_m G_i - X_{m,i} ||^2,
-
-a least-squares problem of its own for each i, whose normal equations are summed in one pass over the table.
-So the weighted error is never larger than before; the plain error may be. A step of alternating least squares
-stops here: the middle cores' equations have (r r')^2 entries for each digit.
+Training leaves the rows that it never looked up as they were drawn: noise, which takes up the ranks of a fit
+that counts every row alike. Here a row counts as often as it was looked up. What rows of weight 0 come out as
+is then free; but lookups to come will meet some of them, and should find something small. By Good's estimate
+(1953) as many of them will meet rows never seen as there are rows seen once. So the rows of the whole table
+together are pulled to 0 with the weight of the rows of weight 1, times the share of rows of weight 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from recsys_opt.embeddings.tt_als import WeightedRows
 from recsys_opt.embeddings.tt_range import Unfolding
-from recsys_opt.embeddings.tt_rows import interface_rows
 from recsys_opt.errors import InputError
 
-_RIDGE = 1e-6
-"""Pull to the old slice, as a share of the mean eigenvalue: where nothing is looked up, nothing moves."""
+MOST_ROWS = 1 << 19
+"""Rows that are fitted; of more, a sample stands for them all."""
 
 
 def check_row_weights(weights: Tensor, rows: int) -> Tensor:
-    """The weights as [rows] float32 of mean 1; raises for what are none."""
+    """The weights as [rows] float32; raises for what are none."""
     if tuple(weights.shape) != (rows,):
         raise InputError(f"row_weights has shape {list(weights.shape)}; the table has {rows} rows")
     found = weights.detach().to(torch.float32)
@@ -34,35 +29,54 @@ def check_row_weights(weights: Tensor, rows: int) -> Tensor:
     if bad.numel():
         row = int(bad[0])
         raise InputError(f"row_weights[{row}] = {float(weights[row])}; weights are finite and at least 0")
-    total = float(found.sum(dtype=torch.float64))
-    if total == 0:
+    if not bool((found > 0).any()):
         raise InputError("row_weights are all 0; give how often each row is looked up")
-    return found * (rows / total)
+    return found
 
 
-def weighted_last_core(table: Unfolding, cores: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """A last core [n, q, r, 1] of least weighted error beside the others, from one pass over the table."""
-    n, q, rank, _ = cores[-1].shape
-    normal = torch.zeros(n, rank * rank, dtype=torch.float64, device=weights.device)
-    target = torch.zeros(rank, n, q, dtype=torch.float64, device=weights.device)
-    table.progress.start(f"pass {table.passes + 1}: weighted core", table.source.num_embeddings, "rows")
-    for start, rows in table.source.blocks(table.block_prefixes * n):
-        missing = -rows.shape[0] % n
-        own = torch.nn.functional.pad(weights[start : start + rows.shape[0]], (0, missing)).view(-1, n)
-        wide = torch.nn.functional.pad(rows.to(cores[0].dtype), (0, 0, 0, missing))
-        first = start // n
-        prefix = interface_rows(cores[:-1], first, first + own.shape[0])  # [m, c, r]
-        squares = prefix.transpose(1, 2) @ prefix
-        normal += own.double().T @ squares.flatten(1).double()
-        scaled = wide.view(*own.shape, -1, q) * own[:, :, None, None]  # [m, n, c, q]
-        flat = scaled.transpose(1, 2).reshape(-1, n * q)
-        target += (prefix.flatten(0, 1).T @ flat).double().view(rank, n, q)
-        table.progress.advance(rows.shape[0])
+def pull_to_zero(weights: Tensor) -> float:
+    """The weight on being 0 of a table whose rows were looked up so often."""
+    return float((weights == 1).sum()) * float((weights == 0).sum()) / len(weights)
+
+
+def weighted_rows(
+    table: Unfolding, weights: Tensor, dtype: torch.dtype, work_bytes: int, seed: int
+) -> WeightedRows:
+    """The rows of weight from one pass over the table, all of them or as many as are fitted.
+
+    A row of weight w is then in the sample with probability min(1, c w), and counts w over that: the sum that
+    is minimised is on average the one over all rows.
+    """
+    source = table.source
+    row_bytes = source.embedding_dim * dtype.itemsize + 64
+    ids, chosen = _sample(weights, max(min(MOST_ROWS, work_bytes // 2 // row_bytes), 1), seed)
+    rows = torch.empty(len(ids), source.embedding_dim, dtype=dtype, device=source.device)
+    block_rows = table.block_prefixes * table.p[-1]
+    bounds = torch.arange(0, source.num_embeddings + block_rows, block_rows, device=ids.device)
+    ends = torch.searchsorted(ids, bounds).tolist()
+    table.progress.start(f"pass {table.passes + 1}: rows of weight", source.num_embeddings, "rows")
+    for number, (start, block) in enumerate(source.blocks(block_rows)):
+        own = slice(ends[number], ends[number + 1])
+        rows[own] = block[ids[own] - start].to(dtype)
+        table.progress.advance(block.shape[0])
     table.passes += 1
     table.progress.finish()
-    matrix = normal.view(n, rank, rank)
-    pull = _RIDGE * matrix.diagonal(dim1=1, dim2=2).mean().clamp(min=1e-30)
-    matrix += pull * torch.eye(rank, dtype=torch.float64, device=weights.device)
-    old = cores[-1][..., 0].transpose(1, 2).double()  # [n, r, q]
-    solved: Tensor = torch.linalg.solve(matrix, target.transpose(0, 1) + pull * old)
-    return solved.transpose(1, 2).unsqueeze(3).to(cores[-1].dtype)
+    scale = len(ids) / float(chosen.sum(dtype=torch.float64))
+    return WeightedRows(ids, rows, (chosen * scale).to(dtype), pull_to_zero(weights) * scale)
+
+
+def _sample(weights: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Ascending ids of at most about `most` rows, and what each counts."""
+    ids = weights.nonzero()[:, 0]
+    own = weights[ids].double()
+    if len(ids) <= most:
+        return ids, own
+    # c with sum min(1, c w) = most: the h heaviest rows are sure to be in, the others share the rest.
+    heavy = own.sort(descending=True).values
+    rest = heavy.flip(0).cumsum(0).flip(0)  # [h]: weight of all but the h heaviest
+    sure = int(((most - torch.arange(len(heavy), device=own.device)) * heavy > rest).sum())
+    c = (most - sure) / float(rest[sure])
+    share = (c * own).clamp(max=1.0)
+    drawn = torch.rand(len(own), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    taken = drawn.to(own.device) < share
+    return ids[taken], (own / share)[taken]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recsys_opt.embeddings.tt_interfaces import interfaces, left_gram, right_gram, row_digits
 from recsys_opt.reference import tt_rows
 
 _ROWS_AT_ONCE = 32
@@ -29,7 +30,7 @@ class WriteBack:
 
 def table_mean_square(cores: Sequence[Tensor]) -> float:
     """The mean squared norm of the table's rows, from the cores."""
-    return float(_left_gram(cores)[0, 0])
+    return float(left_gram(cores)[0, 0])
 
 
 @torch.no_grad()
@@ -70,12 +71,12 @@ def write_back_(
         return WriteBack(math.nan, math.nan, 0.0)  # a diverged table: there is nothing to save
     k = _most_local_core(exact)
     old, exact[k] = exact[k], exact[k].clone()
-    left = _factor(_left_gram(exact[:k]) if k else exact[0].new_ones(1, 1))
-    right = _factor(_right_gram(exact[k + 1 :]) if k + 1 < len(exact) else exact[0].new_ones(1, 1))
+    left = _factor(left_gram(exact[:k]).to(exact[k].device))
+    right = _factor(right_gram(exact[k + 1 :]).to(exact[k].device))
     sharing = math.prod(core.shape[0] for core in exact) / exact[k].shape[0]
     weights = counts.double().clamp(min=1.0)
     penalty = max(other_count * sharing, 1e-9 * float(weights.max()))
-    for chosen in _rounds(_digits(ids, exact)[k]):
+    for chosen in _rounds(row_digits(ids, exact)[k]):
         _fit(exact, k, ids[chosen], wanted[chosen], penalty / weights[chosen], left, right)
     change = exact[k] - old
     exact[k] = old
@@ -96,11 +97,11 @@ def _fit(
     right: Tensor,
 ) -> None:
     """One round: changes core k in place. Padded to the slice with the most rows, all slices at once."""
-    digits = _digits(ids, cores)
+    digits = row_digits(ids, cores)
     slices, group = digits[k].unique(return_inverse=True)
     place = _place_in_group(group)
     s, m = len(slices), int(place.max()) + 1
-    a, b = _interfaces(cores, digits, k)  # [E, Ql, r], [E, r', Qr]
+    a, b = interfaces(cores, digits, k)  # [E, Ql, r], [E, r', Qr]
     a = torch.linalg.solve_triangular(left, a.mT, upper=False).mT  # A C^-T with L = C C^T
     b = torch.linalg.solve_triangular(right, b, upper=False)
     q, columns = cores[k].shape[1], a.shape[1] * b.shape[2]
@@ -126,14 +127,6 @@ def _fit(
     cores[k][slices] += change
 
 
-def _digits(ids: Tensor, cores: Sequence[Tensor]) -> list[Tensor]:
-    digits: list[Tensor] = []
-    for core in reversed(cores):
-        digits.insert(0, ids % core.shape[0])
-        ids = ids // core.shape[0]
-    return digits
-
-
 def _place_in_group(group: Tensor) -> Tensor:
     """How many of the same group come before each."""
     order = torch.argsort(group, stable=True)
@@ -146,34 +139,6 @@ def _place_in_group(group: Tensor) -> Tensor:
 def _rounds(slice_of: Tensor) -> list[Tensor]:
     place = _place_in_group(slice_of) // _ROWS_AT_ONCE
     return [(place == r).nonzero()[:, 0] for r in range(int(place.max()) + 1)]
-
-
-def _interfaces(cores: Sequence[Tensor], digits: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """[E, Ql, r_k] and [E, r_{k+1}, Qr]: the products left and right of core k."""
-    count = len(digits[0])
-    a = cores[0].new_ones(count, 1, 1)
-    for core, digit in zip(cores[:k], digits[:k], strict=True):
-        a = torch.einsum("njr,nqrs->njqs", a, core[digit]).flatten(1, 2)
-    b = cores[0].new_ones(count, 1, 1)
-    for core, digit in zip(reversed(cores[k + 1 :]), reversed(digits[k + 1 :]), strict=True):
-        b = torch.einsum("nqrs,nsj->nrqj", core[digit], b).flatten(2, 3)
-    return a, b
-
-
-def _left_gram(cores: Sequence[Tensor]) -> Tensor:
-    """The mean of A^T A over all products A of slices, one of each core."""
-    gram = cores[0].new_ones(1, 1, dtype=torch.float64)
-    for core in cores:
-        gram = torch.einsum("nqrs,rt,nqtu->su", core.double(), gram, core.double()) / core.shape[0]
-    return gram
-
-
-def _right_gram(cores: Sequence[Tensor]) -> Tensor:
-    """The mean of B B^T over all products B of slices, one of each core."""
-    gram = cores[0].new_ones(1, 1, dtype=torch.float64)
-    for core in reversed(cores):
-        gram = torch.einsum("nqrs,su,nqtu->rt", core.double(), gram, core.double()) / core.shape[0]
-    return gram
 
 
 def _factor(gram: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
@@ -41,6 +41,8 @@ class TableFit:
     fit_error: float
     """Relative Frobenius distance between the new table and the old one."""
     seconds: float
+    weighted_error: float | None = None
+    """The same with every row's square counted as often as the row is looked up, where that is known."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only."""
@@ -52,6 +54,7 @@ def convert_model(
     tables: Sequence[TableConfig],
     *,
     tolerance: float | None = None,
+    row_weights: Callable[[str], Tensor | None] | None = None,
     progress: Progress | None = None,
 ) -> tuple[DLRM, list[TableFit]]:
     """A model that computes what `model` does, as closely as `tables` can, and what was fitted.
@@ -63,6 +66,8 @@ def convert_model(
                table chooses the rows that it holds changes without a fit
     tolerance  the fitted tables get, instead of their tt_ranks, the least multiples of 8 whose relative error
                is within it
+    row_weights  by a table's name, how often each of its rows is looked up: fitted are the rows that are, as
+               `TTEmbeddingBag.from_pretrained` says; not with a tolerance, nor by rounding
     """
     _check(model, tables)
     progress = progress or SilentProgress()
@@ -73,7 +78,8 @@ def convert_model(
     fits, modules = [], {}
     for config in changed:
         source, began = model.embeddings.table(config.name), time.perf_counter()
-        modules[config.name], error = _fit(source, config, tolerance)
+        weights = row_weights(config.name) if row_weights is not None and tolerance is None else None
+        modules[config.name], error, weighted = _fit(source, config, tolerance, weights)
         progress.advance(config.num_embeddings, table=config.name, error=f"{error:.3g}")
         module = modules[config.name]
         train = module.tt if isinstance(module, CachedTTEmbeddingBag) else module
@@ -88,6 +94,7 @@ def convert_model(
                 bytes_after=module.storage_bytes(),
                 fit_error=error,
                 seconds=time.perf_counter() - began,
+                weighted_error=weighted,
             )
         )
     progress.finish()
@@ -118,31 +125,32 @@ def convert_model(
 
 
 def _fit(
-    source: EmbeddingRepresentation, config: TableConfig, tolerance: float | None
-) -> tuple[EmbeddingRepresentation, float]:
+    source: EmbeddingRepresentation, config: TableConfig, tolerance: float | None, weights: Tensor | None
+) -> tuple[EmbeddingRepresentation, float, float | None]:
+    """The new table, its relative error, and that error weighted."""
     if isinstance(source, TTEmbeddingBag) and config.representation == "tt":
         had = dict(zip(_SHAPES, (source.tt_p_shapes, source.tt_q_shapes), strict=True))
         if all(tuple(config.options.get(key) or had[key]) == had[key] for key in _SHAPES):
-            return _rounded(source, config, tolerance)
+            return *_rounded(source, config, tolerance), None
     with torch.no_grad():
         table = source.materialize()
     if config.representation == "dense":
         dense = DenseEmbeddingBag.from_config(config, device="meta")
         dense.weight = nn.Parameter(table)
-        return dense, 0.0
+        return dense, 0.0, None
     shape = {k: v for k, v in config.options.items() if k in ("tt_ranks", "tt_p_shapes", "tt_q_shapes")}
     if tolerance is not None:
         shape |= {"tt_ranks": None, "tolerance": tolerance, "rank_multiple": 8}
     if config.representation == "tt_cached":
-        train = TTEmbeddingBag.from_pretrained(table, **shape)
-        assert train.fit_error is not None
+        train = TTEmbeddingBag.from_pretrained(table, row_weights=weights, **shape)
+        assert train.fit_report is not None
         own = {**config.options, "tt_ranks": list(train.tt_ranks[1:-1])}
         cached = CachedTTEmbeddingBag.from_config(replace(config, options=own), dtype=table.dtype)
         cached.tt = train
-        return cached, train.fit_error
-    bag = TTEmbeddingBag.from_pretrained(table, mode=config.pooling, **shape)
-    assert bag.fit_error is not None
-    return bag, bag.fit_error
+        return cached, train.fit_report.error, train.fit_report.weighted_error
+    bag = TTEmbeddingBag.from_pretrained(table, mode=config.pooling, row_weights=weights, **shape)
+    assert bag.fit_report is not None
+    return bag, bag.fit_report.error, bag.fit_report.weighted_error
 
 
 def _rounded(

@@ -19,6 +19,7 @@ from recsys_opt.training.schedule import ScheduleConfig
 
 Precision = Literal["fp32", "bf16"]
 DenseRepresentation = Literal["dense", "fbgemm"]
+TableFitting = Literal["counts", "svd"]
 ByteSize = typing.NewType("ByteSize", int)
 """A number of bytes; the command line reads 20MB, 16MiB, 1.5GB and plain numbers."""
 
@@ -42,6 +43,9 @@ class CompressionConfig:
     """Frequent rows of each tensor train that are held dense and trained in place; 0: none."""
     tt_cache_refresh_every: int = 100
     """Updates between two choices of these rows."""
+    tt_fit: TableFitting = "counts"
+    """How a trained dense table becomes a tensor train: counts: fitted to the rows that the training rows
+    look up, each counting as often as it is; svd: by TT-SVD, every row alike."""
 
     def __post_init__(self) -> None:
         if self.tt_threshold is not None and self.tt_threshold < 1:
@@ -52,6 +56,8 @@ class CompressionConfig:
             raise InputError(f"tt_cache_rows = {self.tt_cache_rows}; it must be 0 or more")
         if self.tt_cache_refresh_every < 1:
             raise InputError(f"tt_cache_refresh_every = {self.tt_cache_refresh_every}; it must be at least 1")
+        if self.tt_fit not in ("counts", "svd"):
+            raise InputError(f"tt_fit = {self.tt_fit!r}; it must be 'counts' or 'svd'")
         if self.memory_budget is None:
             return
         if self.memory_budget < 1:
@@ -87,7 +93,7 @@ class TrainingConfig:
     backward pass (CPU, an embedding dimension that 4 divides; needs the package fbgemm-gpu-cpu)."""
     init_from: str | None = None
     """Start from the weights of this trained run; a table that the settings make a tensor train and that was
-    dense there is fitted to it by TT-SVD."""
+    dense there is fitted to it as tt_fit says."""
     seed: int = 0
     """The same seed gives the same weights."""
     device: str = "cpu"

@@ -1,18 +1,19 @@
 """The model that training starts from: drawn from the seed, or taken over from a trained run.
 
     recsys-opt train kaggle/ --out runs/dense
-    recsys-opt convert runs/dense --out runs/svd --tt-threshold 100k --tt-rank 32    # TT-SVD alone
-    recsys-opt train kaggle/ --out runs/tuned --init-from runs/svd --core-lr 0.002   # and fine-tuning
+    recsys-opt convert runs/dense --out runs/fit --tt-threshold 100k --tt-rank 32    # the tables alone
+    recsys-opt train kaggle/ --out runs/tuned --init-from runs/fit --core-lr 0.002   # and fine-tuning
 
 The last two are one with `train --init-from runs/dense --tt-threshold 100k --tt-rank 32`. From Python:
-`convert_run("runs/dense", "runs/svd", CompressionConfig(tt_threshold=100_000, tt_rank=32))` and
-`train(replaced(config, {"init_from": "runs/svd"}), dataset, "runs/tuned")`.
+`convert_run("runs/dense", "runs/fit", CompressionConfig(tt_threshold=100_000, tt_rank=32))` and
+`train(replaced(config, {"init_from": "runs/fit"}), dataset, "runs/tuned")`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,22 @@ from recsys_opt.tables import TableConfig
 from recsys_opt.training.budget import with_chosen_tables
 from recsys_opt.training.checkpoint import Position, write_checkpoint
 from recsys_opt.training.config import CompressionConfig, TrainingConfig, differences
+from recsys_opt.training.lookup_counts import count_lookups, counts_for_run, new_trains
 from recsys_opt.training.metrics import RecentMetrics
 from recsys_opt.training.optimizers import ModelOptimizer
 
 
 def initial_model(
     config: TrainingConfig,
-    columns: Sequence[SparseColumn],
+    dataset: Dataset,
     device: torch.device,
     progress: Progress | None = None,
 ) -> DLRM:
     """The model that `config` asks for over a dataset's columns, before its first update."""
     if config.init_from is not None:
-        return _taken_over(config, config.init_from, columns, device, progress)
+        return _taken_over(config, config.init_from, dataset, device, progress)
     torch.manual_seed(config.seed)
-    return config.architecture.build(wanted_tables(config, columns), device=device)
+    return config.architecture.build(wanted_tables(config, dataset.info.sparse_columns), device=device)
 
 
 def wanted_tables(config: TrainingConfig, columns: Sequence[SparseColumn]) -> list[TableConfig]:
@@ -64,21 +66,35 @@ def wanted_tables(config: TrainingConfig, columns: Sequence[SparseColumn]) -> li
     )
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert_run` did."""
+
+    fits: list[TableFit]
+    weighting: str
+    """What each row counted in the fits, in words."""
+
+
 def convert_run(
     run: Path | str,
     out: Path | str,
     compression: CompressionConfig,
     *,
     tolerance: float | None = None,
+    count_from: Path | str | None = None,
     progress: Progress | None = None,
-) -> list[TableFit]:
+) -> Conversion:
     """Writes a run folder whose model is the trained one of `run` with its tables as `compression` says.
 
     Nothing is trained. `train --evaluate-only` evaluates the new run, `train --init-from` fine-tunes it.
 
     compression  a memory budget in it needs the dataset of `run` where it was, to count lookups
-    tolerance    instead of ranks: see `convert_model`
+    tolerance    instead of ranks: see `convert_model`; every row counts alike then
+    count_from   the dataset whose training rows say how often a table's rows are looked up; default: that of
+                 `run`, and if it is there no longer, every row counts alike
     """
+    if count_from is not None and (tolerance is not None or compression.tt_fit == "svd"):
+        raise InputError("count_from: neither a tolerance nor tt_fit = 'svd' counts lookups; leave one out")
     source = RunFolder(run)
     description = source.description()
     config = dataclasses.replace(
@@ -92,7 +108,11 @@ def convert_run(
             config, _ = with_chosen_tables(config, Dataset(description["dataset"]["path"]), progress)
         old = load_model(run, device="cpu")
         wanted = wanted_tables(config, _columns(old))
-        model, fits = convert_model(old, wanted, tolerance=tolerance, progress=progress)
+        counts, weighting = None, "every row alike"
+        if tolerance is None and compression.tt_fit == "counts":
+            named = new_trains(old, wanted)
+            counts, weighting = counts_for_run(description, named, count_from, progress)
+        model, fits = convert_model(old, wanted, tolerance=tolerance, row_weights=counts, progress=progress)
         if not fits:
             sizes = ", ".join(f"{c.name} {c.num_embeddings}" for c in old.embeddings.configs)
             raise InputError(
@@ -108,7 +128,12 @@ def convert_run(
         described = describe_model(config.architecture, model)
         documents = {"config": config.to_json(), "model": described, "dataset": description["dataset"]}
         target.write_description(
-            {**documents, "environment": environment(), "conversion": [fit.to_json() for fit in fits]}
+            {
+                **documents,
+                "environment": environment(),
+                "conversion": [fit.to_json() for fit in fits],
+                "conversion_weights": weighting,
+            }
         )
         target.metrics_path.touch()
         write_checkpoint(
@@ -119,18 +144,19 @@ def convert_run(
             {**RecentMetrics().state(), "torch_rng": torch.get_rng_state()},
             documents,
         )
-    return fits
+    return Conversion(fits, weighting)
 
 
 def _taken_over(
     config: TrainingConfig,
     run: str,
-    columns: Sequence[SparseColumn],
+    dataset: Dataset,
     device: torch.device,
     progress: Progress | None,
 ) -> DLRM:
     before = TrainingConfig.from_json(RunFolder(run).description()["config"])
     model = load_model(run, device=device)
+    columns = dataset.info.sparse_columns
     sizes: list[Any] = [[c.num_embeddings for c in model.embeddings.configs]]
     sizes.append([c.num_embeddings for c in columns])
     if sizes[0] != sizes[1]:
@@ -143,7 +169,10 @@ def _taken_over(
         raise InputError(f"the weights of {run} do not fit the settings: {'; '.join(changed)}")
     kept = ("compression", "dense_representation")
     if any(getattr(before, name) != getattr(config, name) for name in kept):
-        model, _ = convert_model(model, wanted_tables(config, columns), progress=progress)
+        wanted, counts = wanted_tables(config, columns), None
+        if config.compression.tt_fit == "counts":
+            counts = count_lookups(dataset, new_trains(model, wanted), before.max_rows, progress)
+        model, _ = convert_model(model, wanted, row_weights=counts, progress=progress)
     return model.train()
 
 

@@ -112,7 +112,7 @@ class _Training:
                 checkpoint.model, weights=checkpoint.path / "model.safetensors", device=self.device
             )
         else:
-            self.model = initial_model(config, dataset.info.sparse_columns, self.device, progress)
+            self.model = initial_model(config, dataset, self.device, progress)
         self.optimizer = ModelOptimizer(self.model, config.optimizer)
         self.recent = RecentMetrics()
         self.position = Position(step=0, epoch=0, row=0, rows_seen=0, metrics_bytes=0)

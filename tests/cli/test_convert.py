@@ -38,7 +38,7 @@ def test_json(tmp_path, capsys):
     (table,) = json.loads(text)["tables"]
     assert code == 0
     assert (table["name"], table["tt_ranks"]) == ("C4", [2, 2])
-    assert 0 < table["fit_error"] < 1
+    assert 0 < table["weighted_error"] < 1 < table["fit_error"] < 1.1
 
 
 def test_ranks_by_tolerance_and_by_budget(tmp_path, capsys):

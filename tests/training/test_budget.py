@@ -74,7 +74,7 @@ def test_optimizer_bytes_are_those_of_the_optimizer(data, algorithm, per_paramet
     from recsys_opt.training.optimizers import ModelOptimizer
 
     config, choice = with_chosen_tables(replaced(CONFIG, {"optimizer.algorithm": algorithm}), data)
-    model = initial_model(config, data.info.sparse_columns, "cpu")
+    model = initial_model(config, data, "cpu")
     state = ModelOptimizer(model, config.optimizer).state_dict()
     tables = {name: s for name, s in state.items() if name.startswith("embeddings.")}
     assert choice.optimizer_bytes == sum(s.numel() * s.element_size() for s in tables.values())

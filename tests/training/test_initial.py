@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("initial")
     dataset = make_dataset(folder / "data")
     result = train(CONFIG, dataset.path, folder / "dense")
-    fits = convert_run(folder / "dense", folder / "svd", TT)
+    fits = convert_run(folder / "dense", folder / "svd", TT).fits
     return folder, dataset, result, fits
 
 

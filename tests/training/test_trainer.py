@@ -330,11 +330,7 @@ def test_fbgemm_tables_train_as_dense_ones(dataset, tmp_path, algorithm):
         assert set(ours) == set(theirs)
         assert all(ours[k].shape == theirs[k].shape for k in ours)
     moved = load_model(tmp_path / "fused").embeddings.table("C4").materialize()
-    start = (
-        initial_model(config, dataset.info.sparse_columns, torch.device("cpu"))
-        .embeddings.table("C4")
-        .materialize()
-    )
+    start = initial_model(config, dataset, torch.device("cpu")).embeddings.table("C4").materialize()
     assert (moved - start).abs().max() > 0.01
     with pytest.raises(InputError, match="dense_representation: 'dense' -> 'fbgemm'"):
         train(replaced(config, FBGEMM), dataset.path, tmp_path / "dense", resume=True)
