@@ -5,7 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+
+from recsys_opt.cli.main import let_threads_sleep
+
+let_threads_sleep()
+
+import torch  # noqa: E402  its OpenMP reads the environment once
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "criteo"

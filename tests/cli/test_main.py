@@ -165,3 +165,22 @@ def test_doctor_names_the_remedy_for_an_absent_option(tmp_path: Path):
     _, findings = doctor_with(tmp_path, "zstandard", "raise ImportError('No module named zstandard')")
     assert findings["zstandard"]["state"] == "absent"
     assert "pip install zstandard" in findings["zstandard"]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_sleep_unless_the_environment_says_otherwise(given, expected):
+    """As torch's OpenMP finds it when it is loaded."""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {k: v for k, v in os.environ.items() if k not in names} | given
+    program = (
+        "import os, sys; from recsys_opt.cli.main import main; assert 'torch' not in sys.modules; "
+        "main(['train', 'missing', '--out', 'missing']); import ctypes; getenv = ctypes.CDLL(None).getenv; "
+        "getenv.restype = ctypes.c_char_p; print('found', (getenv(b'GOMP_SPINCOUNT') or b'none').decode())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert f"found {expected or 'none'}" in done.stdout, done.stderr
