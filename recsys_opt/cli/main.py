@@ -61,8 +61,8 @@ _SPINS = "3000"  # some tens of microseconds
 def let_threads_sleep() -> None:
     """Has threads that wait for each other sleep soon, unless the user's environment says otherwise.
 
-    Torch's OpenMP (libgomp) spins through the waits of a loop. Where another program has one of the cores, that
-    takes the time that the last thread needs. To be called before torch is loaded.
+    Torch's OpenMP (libgomp) spins through the waits of a loop. Where another program has one of the cores,
+    that takes the time that the last thread needs. To be called before torch is loaded.
     """
     if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
         os.environ["GOMP_SPINCOUNT"] = _SPINS
