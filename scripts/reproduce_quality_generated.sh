@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.."
 rows=${1:-10000000}
 seeds=${2:-1}
 jobs=${3:-1}
-variants=${4:-dense,tt8,tt16,tt32,tt64,tt32@2x2x4,tt32+cache,svd32,svd32+tuned,dense+tuned}
+variants=${4:-dense,tt8,tt16,tt32,tt64,tt32@2x2x4,tt32+cache,tt32+bf16,svd32,svd32+tuned,fit32,dense+tuned}
 tune_rate=${5:-0.003}
 export PATH="$PWD/.venv/bin:$PATH"
 work=build/quality_generated # relative, so that the records' command lines are
