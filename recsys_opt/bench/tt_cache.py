@@ -26,6 +26,7 @@ from recsys_opt.errors import InputError
 from recsys_opt.ops.hot_rows import hot_rows_bag, hot_rows_split
 from recsys_opt.progress import Progress
 from recsys_opt.report.figure import figure
+from recsys_opt.report.page import CURVES
 from recsys_opt.report.svg import Level, Series, chart
 from recsys_opt.training.optimizers import ModelOptimizer, OptimizerConfig
 
@@ -259,7 +260,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> str:
                 and row["candidate"].startswith("held")
             ]
             x = [100 * row["fraction"] for row in points]
-            series.append(Series(ids, x, [row[field] for row in points], colour % 6, markers=True))
+            series.append(Series(ids, x, [row[field] for row in points], colour % CURVES, markers=True))
         return chart(series, x_label="rows held, % of the table", y_label=y_label, levels=levels, log_x=True)
 
     sizes = list(dict.fromkeys(row["batch_size"] for row in rows))
@@ -278,5 +279,5 @@ def curves(rows: Sequence[dict[str, Any]]) -> str:
         f"{first['num_embeddings']:,} x {first['embedding_dim']}, R = {first['rank']}, one id a bag, "
         f"{first['threads']} thread(s), a refresh every {first['refresh_every']} steps",
         plots,
-        [(name, i % 6) for i, name in enumerate(distributions)],
+        [(name, i % CURVES) for i, name in enumerate(distributions)],
     )

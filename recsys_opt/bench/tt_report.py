@@ -20,6 +20,7 @@ _DRAWN = (
     "tt-fused",
     "tt-fused-bf16",
     "tt-prefix",
+    "tt-prefix-bf16",
     "tt-graph",
     "tt-fused-graph",
 )
@@ -32,6 +33,7 @@ _NAMES = {
     "tt-bf16": "TTEmbeddingBag, bf16 products",
     "tt-fused-bf16": "fused SGD, bf16 products",
     "tt-prefix": "frozen to prefixes",
+    "tt-prefix-bf16": "frozen to prefixes, bf16",
     "tt-graph": "TTEmbeddingBag, CUDA graph",
     "tt-fused-graph": "fused SGD, CUDA graph",
 }
@@ -112,12 +114,12 @@ def plot(rows: Sequence[Row]) -> str:
     for work in ("forward", "step"):
         for ids in dict.fromkeys(row["ids"] for row in shown):
             series = []
-            for name in names:
+            for colour, name in enumerate(names):
                 own = [r for r in shown if (r["work"], r["ids"], r["candidate"]) == (work, ids, name)]
                 own.sort(key=lambda r: int(r["batch_size"]))
                 x = [float(r["batch_size"]) for r in own]
                 y = [1e3 * r["median_us"] / (r["batch_size"] * r["bag_size"]) for r in own]
-                series.append(Series(_NAMES[name], x, y, _DRAWN.index(name), markers=True))
+                series.append(Series(_NAMES[name], x, y, colour, markers=True))
             drawn = chart(
                 series, x_label="batch size", y_label="ns per id", log_x=True, log_y=True, x_ticks=sizes
             )
@@ -127,7 +129,8 @@ def plot(rows: Sequence[Row]) -> str:
     table = f"{first['num_embeddings']:,} x {first['embedding_dim']}"
     return figure(
         f"{table}: tensor train of rank {first['rank']} beside dense tables",
-        f"TT {first['shapes']}; {first['bag_size']} id(s) a bag; {where}; medians; less is better",
+        f"TT {first['shapes']}; {first['bag_size']} id(s) a bag; {where}; {first['caches']} caches; medians; "
+        "less is better",
         plots,
-        [(_NAMES[name], _DRAWN.index(name)) for name in names],
+        [(_NAMES[name], colour) for colour, name in enumerate(names)],
     )

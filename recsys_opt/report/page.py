@@ -11,12 +11,16 @@ from recsys_opt.files import write_text
 
 COLOURS = """
 :root { --ink: #1c2733; --soft: #5b6875; --line: #dfe4ea; --ground: #ffffff; --panel: #f6f8fa;
-  --c0: #2563c9; --c1: #d9631e; --c2: #14856b; --c3: #8a3ffc; --c4: #b8860b; --c5: #c2255c; }
+  --c0: #2563c9; --c1: #d9631e; --c2: #14856b; --c3: #8a3ffc; --c4: #b8860b; --c5: #c2255c;
+  --c6: #0b7fa8; --c7: #6b8e23; --c8: #a0522d; --c9: #475569; --c10: #d53fbf; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6ebf0; --soft: #9aa7b4; --line: #36414d;
   --ground: #14191f; --panel: #1c232b; --c0: #6ea3ff; --c1: #ff9a5c; --c2: #4fcfae; --c3: #b794ff;
-  --c4: #e3b94f; --c5: #ff7eaa; } }
+  --c4: #e3b94f; --c5: #ff7eaa; --c6: #5cc8e8; --c7: #b5d164; --c8: #dd9a74; --c9: #a8b3c2;
+  --c10: #f49be6; } }
 """
-"""Variables of a style sheet: the ground, the ink, and c0 .. c5 for curves, for light and dark pages."""
+"""Variables of a style sheet: the ground, the ink, and c0 .. c10 for curves, for light and dark pages."""
+CURVES = 11
+"""How many colours there are."""
 _STYLE = (
     COLOURS
     + """
@@ -57,7 +61,7 @@ td.wrap { white-space: normal; overflow-wrap: anywhere; }
 _STYLE += "".join(
     f"polyline.c{i} {{ stroke: var(--c{i}); }} circle.c{i}, .b{i} {{ fill: var(--c{i}); "
     f"background: var(--c{i}); }}\n"
-    for i in range(6)
+    for i in range(CURVES)
 )
 
 
