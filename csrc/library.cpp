@@ -67,7 +67,7 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
       "int[] pooling_modes, int[] padding_idx, Tensor? per_sample_weights, bool weights_grad, "
       "int algorithm, Tensor hyperparameters) -> Tensor");
   // The same for eager mode on the CPU, with nn.EmbeddingBag's forms of a batch; the forward pass
-  // hands the backward pass what it found out. Each list of arguments costs 2 us: tables holds
+  // hands the backward pass what it found out. Each list of arguments costs time: tables holds
   // cores_per_table, num_embeddings, pooling_modes and padding_idx, one after the other.
   m.def(
       "tt_lookup(Tensor indices, Tensor? offsets, bool include_last_offset, Tensor[] cores, "

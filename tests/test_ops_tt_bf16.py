@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -58,9 +59,7 @@ def looked_up(
 
     backward_bf16: the setting from the backward pass on; None: the forward pass's.
     """
-    rows = 1
-    for core in cores:
-        rows *= core.shape[0]
+    rows = math.prod(core.shape[0] for core in cores)
     leaves = [core.clone().requires_grad_() for core in cores]
     found = ops.tt_embedding_bag(
         ids,
@@ -88,9 +87,7 @@ def test_exact_where_operands_are_bf16(
     torch.manual_seed(0)
     cores = integer_cores(p, q, rank)
     count = 500
-    rows = 1
-    for n in p:
-        rows *= n
+    rows = math.prod(p)
     ids = torch.randint(0, rows, (count,))
     offsets = torch.arange(count + 1)
     if bags == "several ids":
@@ -115,9 +112,7 @@ def test_the_setting_may_change_before_the_backward_pass(
     """Products that the forward pass kept are in the form of its kernels, which the others cannot read."""
     torch.manual_seed(0)
     cores = integer_cores(p, q, rank)
-    rows = 1
-    for n in p:
-        rows *= n
+    rows = math.prod(p)
     ids = torch.randint(0, rows, (300,))
     ops.tt_allow_bf16(forward_bf16)
     grads = looked_up(cores, ids, torch.arange(301), None, backward_bf16=not forward_bf16)[1]
@@ -133,9 +128,7 @@ def test_error_is_that_of_rounded_operands(
     torch.manual_seed(1)
     ranks = (1, *[rank] * (len(p) - 1), 1)
     cores = [torch.randn(p[k], q[k], ranks[k], ranks[k + 1]) for k in range(len(p))]
-    rows = 1
-    for n in p:
-        rows *= n
+    rows = math.prod(p)
     ids = torch.randint(0, rows, (200,))
     found, grads = looked_up(cores, ids, torch.arange(201), None)
     exact = [core.double().requires_grad_() for core in cores]

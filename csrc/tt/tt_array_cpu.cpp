@@ -8,7 +8,7 @@
 namespace recsys_opt::tt {
 namespace {
 
-constexpr int64_t kSmallest = 1 << 8;
+constexpr int64_t kSmallest = 1 << 8;  // smaller blocks are malloc's
 constexpr int64_t kKeptBytes = int64_t{1} << 29;
 constexpr std::align_val_t kAlignment{64};
 

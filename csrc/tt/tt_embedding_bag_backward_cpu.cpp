@@ -97,7 +97,7 @@ void multiply_block_backward(const Work<T>& w, int k, int64_t group, int64_t cou
                              bool first_of_group, T* slice, BackwardScratch<T>& scratch) {
   const int64_t r = w.table->r[k - 1], r_next = w.table->r[k], q = w.table->q[k - 1];
   w.kernels->product(scratch.grad_products.data(), count, scratch.transposed.data(), 1, q * r_next,
-                     r, scratch.grad_parents.data(), k == 2, w.next_slice(k, group));
+                     r, scratch.grad_parents.data(), k == 2, w.slice_ahead(k, group));
   w.kernels->outer_product(scratch.rows.parents.data(), scratch.grad_products.data(), count, slice,
                            q, r, r_next, w.adds() || !first_of_group);
 }

@@ -44,15 +44,15 @@ struct Kernels {
   void (*pack_transposed)(const T* slice, int64_t q, int64_t k, int64_t n, T* packed);
 
   // Row i of c (+)= row i of a . slice; slice: q matrices [k, n], packed, and their results side by
-  // side, [q n]. Rows of a and c lie where the pointers say. next: the slice, not packed, to be
-  // used next, or nullptr.
+  // side, [q n]. Rows of a and c lie where the pointers say. ahead: a slice, not packed, to be
+  // asked for on the way, or nullptr.
   void (*product)(const T* const* a, int64_t rows, const T* packed, int64_t q, int64_t k, int64_t n,
-                  T* const* c, bool accumulate, const T* next);
+                  T* const* c, bool accumulate, const T* ahead);
 
   // The same for the top level: rows of c are [q n / products_per_number], as rows_forward and
   // rows_backward take them.
   void (*top_product)(const T* const* a, int64_t rows, const T* packed, int64_t q, int64_t k,
-                      int64_t n, T* const* c, const T* next);
+                      int64_t n, T* const* c, const T* ahead);
 
   // n products of a top level that are a core's own slices (two cores), in that form; nullptr: they
   // are in it.

@@ -23,6 +23,9 @@ namespace recsys_opt::tt {
 constexpr int64_t kBlockRows = 24;
 // Rows of the table in work at once.
 constexpr int64_t kTableRows = 64;
+// Groups ahead of the one in work whose slice is asked for: at rank 32 memory takes longer to bring
+// a slice than one group takes.
+constexpr int64_t kGroupsAhead = 2;
 // Distinct rows of a chunk, about: 50 us of work at rank 32.
 constexpr int64_t kChunkRows = 640;
 
@@ -131,12 +134,13 @@ struct Work : Kept<T> {
     return std::max<int64_t>(1, kBlockRows / product_rows(k > 1 ? k - 1 : k));
   }
 
-  // The slice of core k - 1 of a group of level k, and that of the group after it.
+  // The slice of core k - 1 of a group of level k, and the one that is asked for meanwhile.
   const T* slice(int k, int64_t group) const {
     return core[k - 1] + level(k).group_index[group] * core_slice(k - 1);
   }
-  const T* next_slice(int k, int64_t group) const {
-    return group + 2 < level(k).groups ? slice(k, group + 2) : nullptr;
+  const T* slice_ahead(int k, int64_t group) const {
+    const int64_t ahead = group + kGroupsAhead;
+    return ahead < level(k).groups ? slice(k, ahead) : nullptr;
   }
 
   TableRows table_rows(int64_t first_node) const {
@@ -281,7 +285,7 @@ struct Call {
 template <typename T>
 void point_rows(const int32_t* nodes, int64_t count, int64_t m, T* all, int64_t width, int64_t r,
                 T** rows) {
-  if (m == 2) {
+  if (m == 2) {  // the usual case, with a loop less
     for (int64_t u = 0; u < count; ++u) {
       rows[2 * u] = all + nodes[u] * width;
       rows[2 * u + 1] = all + nodes[u] * width + r;
@@ -348,10 +352,10 @@ void multiply_block(const Work<T>& w, int k, int64_t group, const T* slice,
   const Table& s = *w.table;
   if (k == w.top()) {
     w.kernels->top_product(rows.parents.data(), count, slice, s.q[k - 1], s.r[k - 1], s.r[k],
-                           rows.products.data(), w.next_slice(k, group));
+                           rows.products.data(), w.slice_ahead(k, group));
   } else {
     w.kernels->product(rows.parents.data(), count, slice, s.q[k - 1], s.r[k - 1], s.r[k],
-                       rows.products.data(), false, w.next_slice(k, group));
+                       rows.products.data(), false, w.slice_ahead(k, group));
   }
 }
 
