@@ -1,0 +1,1 @@
+"""Where the rows of embedding tables go: hardware, cost, solver, replay."""
