@@ -7,10 +7,11 @@ import argparse
 from recsys_opt.bench.convert import Settings, text
 from recsys_opt.bench.convert import run as measure
 from recsys_opt.bench.record import write_record
-from recsys_opt.cli.arguments import add_record_argument, whole_number
+from recsys_opt.cli.arguments import add_record_argument
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.data.dataset import Dataset
+from recsys_opt.quantities import whole_number
 
 EXAMPLE = "recsys-opt bench convert runs/tt kaggle/ --rank 16 8 --tolerance 0.05 0.2"
 

@@ -18,15 +18,14 @@ from recsys_opt.bench.uniform import uniform_options
 from recsys_opt.cli.arguments import (
     add_config_arguments,
     add_record_argument,
-    byte_size,
     config_changes,
-    whole_number,
 )
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.cli.train import LEAVE_OUT, NAMES
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.errors import InputError
+from recsys_opt.quantities import byte_size, whole_number
 from recsys_opt.training.config import RECIPES, CompressionConfig, TrainingConfig, recipe, replaced
 
 EXAMPLE = (

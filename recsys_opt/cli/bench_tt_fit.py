@@ -7,9 +7,10 @@ import argparse
 from recsys_opt.bench.record import write_record
 from recsys_opt.bench.tt_fit import METHODS, Settings, text
 from recsys_opt.bench.tt_fit import run as measure
-from recsys_opt.cli.arguments import add_record_argument, whole_number
+from recsys_opt.cli.arguments import add_record_argument
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
+from recsys_opt.quantities import whole_number
 
 EXAMPLE = """recsys-opt bench tt-fit --rows 1M --rank 16 --file-bytes 0 \\
     --table runs/dense/checkpoint/model.safetensors#embeddings.tables.C3.weight"""

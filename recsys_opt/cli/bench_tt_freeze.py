@@ -8,9 +8,10 @@ from recsys_opt.bench.record import write_record
 from recsys_opt.bench.tt_cases import IDS
 from recsys_opt.bench.tt_freeze import DTYPES, Settings, text
 from recsys_opt.bench.tt_freeze import run as measure
-from recsys_opt.cli.arguments import add_record_argument, shape, whole_number
+from recsys_opt.cli.arguments import add_record_argument, shape
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
+from recsys_opt.quantities import whole_number
 
 EXAMPLE = "recsys-opt bench tt-freeze --batch-size 1 128 2048 --dtype fp32 bf16"
 

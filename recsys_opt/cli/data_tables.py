@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recsys_opt.cli.arguments import byte_size
 from recsys_opt.cli.budget_table import budget_table
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.errors import InputError
+from recsys_opt.quantities import byte_size
 from recsys_opt.training.budget import choose_for_dataset
 from recsys_opt.training.config import RECIPES, recipe
 

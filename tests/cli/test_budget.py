@@ -3,10 +3,10 @@ import json
 import pytest
 
 from recsys_opt.access import TableAccess
-from recsys_opt.cli.arguments import byte_size
 from recsys_opt.cli.budget_table import budget_table
 from recsys_opt.cli.main import main
 from recsys_opt.embeddings.tt_budget import choose_tables
+from recsys_opt.quantities import byte_size
 from recsys_opt.run_folder import RunFolder
 from recsys_opt.tables import TableConfig
 from tests.generated import make_dataset

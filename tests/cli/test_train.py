@@ -3,10 +3,11 @@ import json
 
 import pytest
 
-from recsys_opt.cli.arguments import field_docs, whole_number
+from recsys_opt.cli.arguments import field_docs
 from recsys_opt.cli.main import build_parser, main
 from recsys_opt.cli.train import LEAVE_OUT
 from recsys_opt.models.recipes import DLRMConfig
+from recsys_opt.quantities import whole_number
 from recsys_opt.run_folder import RunFolder
 from recsys_opt.training.config import TrainingConfig, leaves
 from recsys_opt.training.optimizers import OptimizerConfig
