@@ -59,8 +59,8 @@ def greedy_plan(
         if place is None:
             raise InfeasibleError(
                 f"{baseline} greedy: table {table.name} needs {need:,} bytes in one tier of one device, of "
-                f"which {max(fast):,} are left in {hardware.fast.name} and {max(slow):,} in {hardware.slow.name}; "
-                "give more devices or memory: this baseline cuts no table"
+                f"which {max(fast):,} are left in {hardware.fast.name} and {max(slow):,} in "
+                f"{hardware.slow.name}; give more devices or memory: this baseline cuts no table"
             )
         room, device = place
         room[device] -= need
