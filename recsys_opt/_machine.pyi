@@ -1,6 +1,19 @@
 """The highest rates that this machine reaches, measured."""
 
+from typing_extensions import Buffer
+
 def fp32_flops_per_s(threads: int, seconds: float) -> float: ...
 def bf16_flops_per_s(threads: int, seconds: float) -> float: ...
 def read_bytes_per_s(bytes: int, threads: int, seconds: float) -> float: ...
 def gather_bytes_per_s(table_bytes: int, row_bytes: int, threads: int, seconds: float) -> float: ...
+def row_rate(
+    memory: Buffer,
+    row_bytes: int,
+    threads: int,
+    seconds: float,
+    *,
+    update: bool,
+    mapped_file: bool,
+    seed: int,
+) -> tuple[float, int]: ...
+def copy_bytes_per_s(memory: Buffer, threads: int, seconds: float) -> float: ...

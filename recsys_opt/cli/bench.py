@@ -25,6 +25,10 @@ SUBVERBS: dict[str, tuple[str, str]] = {
     "convert": ("recsys_opt.cli.bench_convert", "AUC of a trained model at less rank, without training"),
     "tt-cache": ("recsys_opt.cli.bench_tt_cache", "when holding frequent rows of a tensor train pays"),
     "quality": ("recsys_opt.cli.bench_quality", "compare dense tables and tensor trains over several seeds"),
+    "hardware": (
+        "recsys_opt.cli.bench_hardware",
+        "bandwidth of memory and disk by the size of a row, as the planner reads it",
+    ),
     "synth": ("recsys_opt.cli.bench_synth", "rows a second of the generator, made and written"),
     "synth-gap": (
         "recsys_opt.cli.bench_synth_gap",

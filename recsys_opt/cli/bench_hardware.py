@@ -1,0 +1,101 @@
+"""`recsys-opt bench hardware`: bandwidth by the size of a row, for the planner."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from recsys_opt.bench.hardware import KINDS, Measured, Rate, Settings, measure
+from recsys_opt.bench.record import write_record
+from recsys_opt.cli.arguments import add_record_argument
+from recsys_opt.cli.outcome import Outcome
+from recsys_opt.cli.progress import ConsoleProgress, short_count
+from recsys_opt.quantities import byte_size
+
+EXAMPLE = "recsys-opt bench hardware --out hardware.toml --disk /mnt/nvme"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags."""
+    default = Settings()
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("hardware.toml"),
+        metavar="FILE",
+        help="what `plan --hardware` reads (%(default)s)",
+    )
+    parser.add_argument(
+        "--disk",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="on the disk to measure: a file is made there and removed (default: the current folder)",
+    )
+    parser.add_argument(
+        "--file-bytes",
+        type=byte_size,
+        default=default.file_bytes,
+        metavar="BYTES",
+        help="of this file (%(default)s)",
+    )
+    parser.add_argument(
+        "--memory-bytes",
+        type=byte_size,
+        default=default.memory_bytes,
+        metavar="BYTES",
+        help="of the table in memory, many times the caches' size (%(default)s)",
+    )
+    parser.add_argument(
+        "--row-bytes",
+        type=int,
+        nargs="+",
+        default=list(default.row_bytes),
+        metavar="N",
+        help="sizes of rows (%(default)s)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=default.rounds, help="the median of so many counts (%(default)s)"
+    )
+    add_record_argument(parser, "hardware.json")
+
+
+def run(args: argparse.Namespace) -> Outcome:
+    """Measures, writes hardware.toml and the record, prints a table."""
+    settings = Settings(
+        row_bytes=tuple(sorted(set(args.row_bytes))),
+        rounds=args.rounds,
+        memory_bytes=args.memory_bytes,
+        file_bytes=args.file_bytes,
+    )
+    with ConsoleProgress() as progress:
+        found = measure(settings, args.disk, progress)
+    found.hardware.save(args.out)
+    rows = [asdict(rate) for rate in found.rates]
+    write_record(args.record, "hardware", rows, threads=settings.threads, remarks=list(found.remarks))
+    lines = [*_table(found), *(f"note       {remark}" for remark in found.remarks)]
+    lines += [f"hardware   {args.out}", f"record     {args.record}"]
+    result = {"hardware": found.hardware.to_json(), "rates": rows, "remarks": list(found.remarks)}
+    return Outcome("\n".join(lines), {**result, "path": str(args.out), "record": str(args.record)})
+
+
+def _table(found: Measured) -> list[str]:
+    rates = {(r.tier, r.kind, r.row_bytes): r for r in found.rates}
+    columns = [(tier, kind) for tier in ("ddr", "disk") for kind in KINDS]
+    lines = [f"{'bytes of a row':<14}" + "".join(f"{f'{tier} {kind}':>21}" for tier, kind in columns)]
+    for size in sorted({r.row_bytes for r in found.rates if r.kind in KINDS}):
+        cells = [_amount(rates.get((tier, kind, size))) for tier, kind in columns]
+        lines.append(f"{size:<14}" + "".join(f"{cell:>21}" for cell in cells))
+    copies = [short_count(rates[tier, "copy", 0].bytes_per_s) for tier in ("ddr", "disk")]
+    lines.append(
+        "bytes of rows a second, (20 % .. 80 %) of the rounds; an update reads and writes, and counts once"
+    )
+    lines.append(f"in order       ddr {copies[0]} copied, disk {copies[1]} read")
+    return lines
+
+
+def _amount(rate: Rate | None) -> str:
+    if rate is None:
+        return "-"
+    return f"{short_count(rate.bytes_per_s)} ({short_count(rate.p20)}..{short_count(rate.p80)})"
