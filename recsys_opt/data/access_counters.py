@@ -1,0 +1,63 @@
+"""Counting ids exactly, and the checks that ids must pass before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys_opt import _access
+from recsys_opt.errors import InputError
+
+Place = Callable[[int, int], str]
+"""(index of the table, position among its ids) -> where that is, in words."""
+
+
+def as_ids(array: NDArray[Any], where: str) -> NDArray[Any]:
+    """Ids as the counters take them: int32 and int64 as they are, other integers converted.
+
+    where  what the array is, for the message of the error
+    """
+    if array.ndim != 1:
+        raise InputError(f"{where} has the shape {array.shape}; ids must be one array of one dimension")
+    if array.dtype.kind not in "iu":
+        nan = ""
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            nan = f" (it is not a number at position {int(np.isnan(array).argmax())}: a missing id?)"
+        raise InputError(
+            f"{where} has the type {array.dtype}{nan}; ids must be integers: replace missing ids by an id of "
+            "their own and store them as int32 or int64"
+        )
+    if array.dtype in (np.dtype(np.int32), np.dtype(np.int64)):
+        return array
+    if array.dtype == np.dtype(np.uint64) and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        at = int((array > np.iinfo(np.int64).max).argmax())
+        raise InputError(
+            f"{where}: id {int(array[at])} at position {at} is above 2^63 - 1; hash or number the values to "
+            "rows of the table first"
+        )
+    return array.astype(np.int64)
+
+
+def count(
+    counters: Sequence[_access.Counters],
+    ids: Sequence[NDArray[Any]],
+    place: Place,
+    *,
+    threads: int = 1,
+) -> None:
+    """Counts `ids[t]` into `counters[t]`, without a copy of columns of int32 and int64.
+
+    After an error the counters are of no use: some of the ids are counted.
+    """
+    checked = [as_ids(array, place(t, 0)) for t, array in enumerate(ids)]
+    bad = _access.count(counters, checked, threads)
+    if bad is not None:
+        table, position, found = bad
+        rows = counters[table].rows
+        raise InputError(
+            f"{place(table, position)}: id {found} is outside the table's {rows} rows (0 to {rows - 1}); "
+            "correct the data, or give the table's true size"
+        )

@@ -1,0 +1,254 @@
+"""stats.npz: access statistics on disk. numpy can read every member by itself.
+
+about                    JSON as bytes: format, version, table names, samples, late_from, source, sha256
+num_embeddings ..        i64 [tables]: num_embeddings, samples, bags, lookups, late_lookups, runs; f64 drift
+run_counts, run_rows     u8: of every table in turn, how many rows have how many lookups, as varints:
+                         counts descending, each but a table's first as the difference to the one before
+curve, curve_in_sample   f64: of every table in turn, the shares at `curve_rows(num_embeddings)`
+ranking, late            u8: of every table in turn, the packed rows (csrc/access/ranking.h), table t's in
+                         [offsets[t], offsets[t + 1]); checksums beside them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys_opt import _access
+from recsys_opt.data.access_curve import AccessCurve, curve_rows
+from recsys_opt.data.access_table import TableStatistics
+from recsys_opt.data.packed_rows import PackedRows
+from recsys_opt.errors import InputError
+from recsys_opt.files import atomic_path
+
+Array = NDArray[Any]
+FORMAT = "recsys_opt.access_statistics"
+VERSION = 1
+_SCALARS = ("num_embeddings", "samples", "bags", "lookups", "late_lookups")
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the same statistics give the same bytes
+_AGAIN = "make it again with recsys-opt stats"
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What the file holds (`recsys_opt.data.access_statistics.AccessStatistics`)."""
+
+    tables: Sequence[TableStatistics]
+    samples: int
+    late_from: int
+    source: Mapping[str, Any]
+    sha256: str
+
+
+def write(content: Content, path: Path) -> None:
+    """Writes stats.npz whole."""
+    tables = content.tables
+    members = _members(tables)
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tables": [t.name for t in tables],
+        "samples": content.samples,
+        "late_from": content.late_from,
+        "source": content.source,
+        "sha256": content.sha256,
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {path.parent}: {error.strerror}") from error
+    with atomic_path(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        text = json.dumps(about, allow_nan=False).encode()
+        _put(archive, "about", np.frombuffer(text, dtype=np.uint8))
+        for name, array in members.items():
+            _put(archive, name, array)
+        for name, read_one in _PACKED.items():
+            size = int(members[f"{name}_offsets"][-1])
+            with archive.open(_entry(name), "w", force_zip64=True) as member:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (size,)}
+                np.lib.format.write_array_header_1_0(member, header)
+                for table in tables:
+                    member.write(np.ascontiguousarray(read_one(table.packed)).data)
+
+
+_PACKED: dict[str, Callable[[PackedRows], Array]] = {
+    "ranking": lambda packed: packed.read_ids(),
+    "late": lambda packed: packed.read_late(),
+}
+
+
+def digest(tables: Sequence[TableStatistics], samples: int, late_from: int) -> str:
+    """SHA-256 of the statistics: equal hashes mean equal names, sizes and counts."""
+    return _digest([t.name for t in tables], samples, late_from, _members(tables))
+
+
+def _digest(names: Sequence[str], samples: int, late_from: int, members: Mapping[str, Array]) -> str:
+    found = hashlib.sha256(json.dumps([VERSION, list(names), samples, late_from]).encode())
+    for name, array in members.items():
+        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
+
+
+def _members(tables: Sequence[TableStatistics]) -> dict[str, Array]:
+    """All arrays but the packed rows."""
+    members: dict[str, Array] = {
+        name: np.array([getattr(t, name) for t in tables], dtype=np.int64) for name in _SCALARS
+    }
+    members["drift"] = np.array([t.drift for t in tables], dtype=np.float64)
+    members["runs"] = np.array([len(t.counts) for t in tables], dtype=np.int64)
+    falls = [np.abs(np.diff(t.counts, prepend=0)) for t in tables]
+    members["run_counts"] = _access.pack_numbers(_joined(falls, np.uint64))
+    members["run_rows"] = _access.pack_numbers(_joined([t.rows for t in tables], np.uint64))
+    members["curve"] = _joined([t.curve.share for t in tables], np.float64)
+    members["curve_in_sample"] = _joined([t.curve_in_sample.share for t in tables], np.float64)
+    for name, read_one in _PACKED.items():
+        sizes = [read_one(t.packed).size for t in tables]
+        members[f"{name}_offsets"] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    members["ranking_crc"] = np.array([t.packed.ids_crc for t in tables], dtype=np.uint32)
+    members["late_crc"] = np.array([t.packed.late_crc for t in tables], dtype=np.uint32)
+    return members
+
+
+def _joined(arrays: Sequence[Array], dtype: Any) -> Array:
+    return np.concatenate([np.zeros(0, dtype), *(a.astype(dtype) for a in arrays)])
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    return zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH)
+
+
+def _put(archive: zipfile.ZipFile, name: str, array: Array) -> None:
+    with archive.open(_entry(name), "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+
+
+def read(path: Path) -> Content:
+    """Reads stats.npz, the rankings when they are asked for."""
+    if not path.is_file():
+        raise InputError(
+            f"{path} {'is no file' if path.exists() else 'does not exist'}; make one with recsys-opt stats "
+            "DATA --out stats.npz"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read(path, archive)
+    except (zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path} is not whole, readable access statistics ({error or type(error).__name__}); {_AGAIN}"
+        ) from None
+
+
+def _read(path: Path, archive: zipfile.ZipFile) -> Content:
+    if "about.npy" not in archive.namelist():
+        raise InputError(f"{path} is not a {FORMAT} file: it has no member 'about'; {_AGAIN}")
+    about = json.loads(_get(archive, "about").tobytes())
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise InputError(f"{path} is not a {FORMAT} file; {_AGAIN}")
+    if about.get("version") != VERSION:
+        raise InputError(
+            f"{path} has version {about.get('version')!r} of {FORMAT}; this recsys_opt reads version "
+            f"{VERSION}: {_AGAIN}, or use the recsys_opt that wrote it"
+        )
+    names = list(about["tables"])
+    order = [
+        *_SCALARS,
+        *("drift", "runs", "run_counts", "run_rows", "curve", "curve_in_sample"),
+        *("ranking_offsets", "late_offsets", "ranking_crc", "late_crc"),
+    ]
+    members = {name: _get(archive, name) for name in order}
+    found = _digest(names, about["samples"], about["late_from"], members)
+    if found != about["sha256"]:
+        raise InputError(f"{path} is damaged: its contents have another hash than it says; {_AGAIN}")
+    packed = {name: _mapped(path, archive, name) for name in _PACKED}
+    tables = _tables(path, names, members, packed)
+    return Content(tables, about["samples"], about["late_from"], about["source"], found)
+
+
+def _get(archive: zipfile.ZipFile, name: str) -> Array:
+    array: Array = np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")), allow_pickle=False)
+    return array
+
+
+def _tables(
+    path: Path, names: Sequence[str], members: Mapping[str, Array], packed: Mapping[str, Array]
+) -> list[TableStatistics]:
+    runs = np.concatenate([[0], np.cumsum(members["runs"])])
+    falls = _access.unpack_numbers(members["run_counts"], int(runs[-1])).astype(np.int64)
+    run_rows = _access.unpack_numbers(members["run_rows"], int(runs[-1])).astype(np.int64)
+    points, tables = 0, []
+    for t, name in enumerate(names):
+        num_embeddings, samples, bags, lookups, late_lookups = (int(members[k][t]) for k in _SCALARS)
+        run = slice(int(runs[t]), int(runs[t + 1]))
+        grid = curve_rows(num_embeddings)
+        at = slice(points, points + len(grid))
+        points += len(grid)
+        fall = falls[run]
+        spans = [slice(int(members[f"{k}_offsets"][t]), int(members[f"{k}_offsets"][t + 1])) for k in _PACKED]
+        tables.append(
+            TableStatistics(
+                name=name,
+                num_embeddings=num_embeddings,
+                samples=samples,
+                bags=bags,
+                lookups=lookups,
+                late_lookups=late_lookups,
+                counts=np.cumsum(np.append(fall[:1], -fall[1:])),
+                rows=run_rows[run],
+                curve=AccessCurve(grid, members["curve"][at]),
+                curve_in_sample=AccessCurve(grid, members["curve_in_sample"][at]),
+                drift=float(members["drift"][t]),
+                packed=PackedRows(
+                    f"{path}, table {name}",
+                    int(members["ranking_crc"][t]),
+                    int(members["late_crc"][t]),
+                    _reader(packed["ranking"], spans[0]),
+                    _reader(packed["late"], spans[1]),
+                ),
+            )
+        )
+    return tables
+
+
+def _reader(packed: Array, span: slice) -> Callable[[], Array]:
+    return lambda: np.asarray(packed[span])
+
+
+def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
+    """A member of bytes, mapped into memory: nothing is read yet."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"its member {name} is compressed")
+    with archive.open(info) as member:
+        size, header = _npy_header(member)
+    with open(path, "rb") as file:
+        file.seek(info.header_offset + 26)
+        name_bytes, extra_bytes = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    start = info.header_offset + 30 + name_bytes + extra_bytes + header
+    if start + size > path.stat().st_size:
+        raise EOFError(f"its member {name} ends too early")
+    if not size:  # numpy cannot map nothing
+        return np.zeros(0, dtype=np.uint8)
+    return np.memmap(path, np.uint8, "r", start, (size,))
+
+
+def _npy_header(member: IO[bytes]) -> tuple[int, int]:
+    """(Bytes of the array, bytes of the header before it)."""
+    version = np.lib.format.read_magic(member)
+    if version != (1, 0):
+        raise ValueError(f"a member is of .npy version {version}")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+    if len(shape) != 1 or dtype != np.dtype(np.uint8):
+        raise ValueError(f"a member is {dtype} {shape}, not bytes")
+    return int(shape[0]), member.tell()

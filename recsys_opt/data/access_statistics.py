@@ -1,0 +1,137 @@
+"""How the rows of embedding tables are looked up: what planners rest on, and the file stats.npz.
+
+Counts are exact and merge exactly: a table keeps how often each of its rows was looked up, in all and in the
+later half of the time; everything else follows from that. What `recsys-opt stats` writes for two shards,
+merged, is what it writes for both at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recsys_opt import _access
+from recsys_opt.data import access_file
+from recsys_opt.data.access_curve import AccessCurve
+from recsys_opt.data.access_table import TableStatistics
+from recsys_opt.errors import InputError
+
+__all__ = ["AccessCurve", "AccessStatistics", "TableStatistics"]
+
+
+@dataclass(frozen=True, eq=False)
+class AccessStatistics:
+    """The content of stats.npz."""
+
+    tables: Mapping[str, TableStatistics]
+    """By name, in order."""
+    samples: int
+    """Rows of data that were seen."""
+    late_from: int
+    """The later part of the time begins with this sample."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """What was counted: {"inputs": [...]}; JSON values."""
+    sha256: str = ""
+    """Of all but the source: equal hashes mean equal statistics."""
+
+    @classmethod
+    def of(
+        cls, tables: Sequence[TableStatistics], *, late_from: int | None = None, **source: Any
+    ) -> AccessStatistics:
+        """Of tables that were counted over the same samples."""
+        names = [t.name for t in tables]
+        for at, name in enumerate(names):
+            if name in names[:at]:
+                raise InputError(f"the statistics have two tables called {name!r}")
+        samples = max((t.samples for t in tables), default=0)
+        late_from = samples // 2 if late_from is None else late_from
+        sha256 = access_file.digest(tables, samples, late_from)
+        return cls({t.name: t for t in tables}, samples, late_from, source, sha256)
+
+    def table(self, name: str) -> TableStatistics:
+        """A table by name."""
+        if name not in self.tables:
+            some = ", ".join(list(self.tables)[:20]) + (", ..." if len(self.tables) > 20 else "")
+            raise InputError(f"the statistics have no table {name!r}; their tables are {some}")
+        return self.tables[name]
+
+    @classmethod
+    def load(cls, path: Path | str) -> AccessStatistics:
+        """Reads what `save` wrote; rankings are read when they are asked for."""
+        content = access_file.read(Path(path))
+        return cls(
+            {t.name: t for t in content.tables},
+            content.samples,
+            content.late_from,
+            content.source,
+            content.sha256,
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Writes stats.npz whole."""
+        content = access_file.Content(
+            list(self.tables.values()), self.samples, self.late_from, self.source, self.sha256
+        )
+        access_file.write(content, Path(path))
+
+    @classmethod
+    def merge(cls, parts: Sequence[AccessStatistics]) -> AccessStatistics:
+        """Of shards of the same tables' lookups, given in the order of time: as counted in one pass.
+
+        The later part of the time begins at the shard's border or middle that is nearest to the middle of
+        all; with shards of equal length, that is the middle.
+        """
+        if not parts:
+            raise InputError("give the statistics of at least one shard to merge")
+        _check_same_tables(parts)
+        samples = sum(p.samples for p in parts)
+        late_from, sides = _borders(parts)
+        tables = []
+        for name, first in parts[0].tables.items():
+            early = _access.Counters(first.num_embeddings)
+            late = _access.Counters(first.num_embeddings)
+            for part, (side_early, side_late) in zip(parts, sides, strict=True):
+                part.tables[name].add_to((early, late)[side_early], (early, late)[side_late])
+            shards = [p.tables[name] for p in parts]
+            tables.append(
+                TableStatistics.from_counters(
+                    name, sum(s.samples for s in shards), sum(s.bags for s in shards), early, late
+                )
+            )
+        inputs = [entry for p in parts for entry in p.source.get("inputs", ())]
+        merged = cls.of(tables, late_from=late_from, inputs=inputs)
+        assert merged.samples == samples or not tables
+        return merged
+
+
+def _borders(parts: Sequence[AccessStatistics]) -> tuple[int, list[tuple[bool, bool]]]:
+    """(Where the later part begins, for each shard whether its earlier and its later part are later)."""
+    total = sum(p.samples for p in parts)
+    borders = []
+    start = 0
+    for p in parts:
+        borders += [start, start + p.late_from]
+        start += p.samples
+    best = min(borders, key=lambda b: (abs(2 * b - total), b))
+    sides = []
+    start = 0
+    for p in parts:
+        sides.append((start >= best, start + p.late_from >= best))
+        start += p.samples
+    return best, sides
+
+
+def _check_same_tables(parts: Sequence[AccessStatistics]) -> None:
+    first = parts[0]
+    for at, part in enumerate(parts[1:], 2):
+        for name in [*first.tables, *part.tables]:
+            here, there = first.tables.get(name), part.tables.get(name)
+            if here is None or there is None or here.num_embeddings != there.num_embeddings:
+                one = "no table of the name" if here is None else f"{here.num_embeddings} rows"
+                other = "no table of the name" if there is None else f"{there.num_embeddings} rows"
+                raise InputError(
+                    f"the statistics to merge are of other tables: of {name!r}, the first has {one}, number "
+                    f"{at} has {other}; merge shards of one model's lookups (--rows gives the sizes)"
+                )

@@ -1,0 +1,53 @@
+"""Rows in the order of rank: the one rule by which plans, tables and remapped ids count rows.
+
+Rank 0 is the row that is looked up most. Rows that a ranking does not name follow in ascending order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys_opt.errors import InputError
+
+
+def rank_order(ranking: NDArray[Any], num_embeddings: int) -> NDArray[Any]:
+    """The row at each rank, [num_embeddings]; int32 where the rows fit into it, else int64.
+
+    ranking  [n] different rows, hottest first (`TableStatistics.ranking`)
+    """
+    ranking = np.asarray(ranking)
+    dtype = np.int32 if num_embeddings <= np.iinfo(np.int32).max else np.int64
+    if ranking.ndim != 1 or (ranking.size and ranking.dtype.kind not in "iu"):
+        raise InputError(
+            f"the ranking is {ranking.dtype} {ranking.shape}; it must be rows of the table, hottest first"
+        )
+    if ranking.size:
+        low, high = int(ranking.min()), int(ranking.max())
+        if low < 0 or high >= num_embeddings:
+            raise InputError(
+                f"the ranking names row {low if low < 0 else high}; the table has {num_embeddings} rows, "
+                "counted from 0"
+            )
+    unranked = np.ones(num_embeddings, dtype=np.bool_)
+    unranked[ranking] = False
+    rest = np.flatnonzero(unranked)
+    if len(rest) + len(ranking) != num_embeddings:
+        row = int(np.flatnonzero(np.bincount(ranking, minlength=num_embeddings) > 1)[0])
+        raise InputError(f"the ranking names row {row} twice")
+    order = np.empty(num_embeddings, dtype=dtype)
+    order[: len(ranking)] = ranking
+    order[len(ranking) :] = rest
+    return order
+
+
+def rank_of(order: NDArray[Any]) -> NDArray[Any]:
+    """The rank of each row: the inverse of `rank_order`.
+
+    order  [num_embeddings] every row once
+    """
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(order), dtype=order.dtype)
+    return ranks
