@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -36,22 +38,8 @@ def write_tensors(
 
     The file is written in place: write it into a folder that is renamed when whole.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset = 0
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
-            raise InputError(f"tensor {name} has type {tensor.dtype}, which a checkpoint cannot hold")
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data starts on a multiple of 8
     with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(_header({name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}, metadata))
         for tensor in tensors.values():
             if tensor.numel() == 0:
                 continue
@@ -60,6 +48,57 @@ def write_tensors(
                 file.write(data[start : start + _CHUNK_BYTES].data)
         file.flush()
         os.fsync(file.fileno())
+
+
+class TensorWriter:
+    """A safetensors file of tensors that come one after another, each in parts, in the order of its rows.
+
+    shapes  name -> (type, shape), in the order in which they will come
+
+    The file is written in place, as that of `write_tensors`; it is durable when the writer's block ends.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by `__exit__`)
+        self._file.write(_header(shapes, metadata))
+
+    def write(self, rows: Tensor) -> None:
+        """The next rows of the tensor whose turn it is."""
+        self._file.write(rows.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    def __enter__(self) -> TensorWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with self._file as file:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, memory-mapped: rows are read when they are looked at, changes stay in memory."""
+    with _open(path) as file:
+        names = list(file.keys())
+    with open(path, "rb") as raw:
+        (length,) = struct.unpack("<Q", raw.read(8))
+        header = json.loads(raw.read(length))
+    types = {name: dtype for dtype, name in _DTYPES.items()}
+    data = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c"))[8 + length :]
+    tensors = {}
+    for name in names:
+        first, last = header[name]["data_offsets"]
+        dtype = types[header[name]["dtype"]]
+        content = data[first:last]
+        if (8 + length + first) % dtype.itemsize:  # behind a tensor of smaller numbers
+            content = content.clone()
+        tensors[name] = content.view(dtype).reshape(header[name]["shape"])
+    return tensors
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -104,6 +143,26 @@ def read_into(path: Path, targets: Mapping[str, Tensor]) -> None:
                     f"{list(target.shape)}"
                 )
             target.detach().copy_(tensor)
+
+
+def _header(
+    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None
+) -> bytes:
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, (dtype, shape) in shapes.items():
+        if dtype not in _DTYPES:
+            raise InputError(f"tensor {name} has type {dtype}, which a checkpoint cannot hold")
+        size = math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": _DTYPES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts on a multiple of 8
+    return struct.pack("<Q", len(text)) + text
 
 
 def _open(path: Path) -> safe_open:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from recsys_opt.errors import InputError
-from recsys_opt.tensor_files import read_into, read_tensors, write_tensors
+from recsys_opt.tensor_files import TensorWriter, map_tensors, read_into, read_tensors, write_tensors
 
 TYPES = [
     torch.float32,
@@ -30,11 +30,29 @@ def test_files_are_safetensors(tmp_path_factory, shapes, dtype, seed):
     tensors = {f"t.{i}": torch.randint(0, 2, s, generator=generator).to(dtype) for i, s in enumerate(shapes)}
     path = tmp_path_factory.mktemp("t") / "a.safetensors"
     write_tensors(path, tensors)
-    for found in (load_file(path), read_tensors(path)):
+    rows = tmp_path_factory.mktemp("t") / "b.safetensors"
+    kinds = {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    with TensorWriter(rows, kinds, metadata={"a": "b"}) as writer:
+        for tensor in tensors.values():
+            for row in tensor if tensor.dim() else [tensor]:
+                writer.write(row)
+    for found in (load_file(path), read_tensors(path), map_tensors(path), load_file(rows), map_tensors(rows)):
         assert found.keys() == tensors.keys()
         for name, tensor in tensors.items():
             assert found[name].dtype == tensor.dtype
             assert torch.equal(found[name], tensor)
+
+
+def test_a_mapped_file_does_not_change(tmp_path):
+    path = tmp_path / "a"
+    write_tensors(path, {"small": torch.ones(3, dtype=torch.uint8), "x": torch.arange(4.0)})
+    mapped = map_tensors(path)
+    mapped["x"] += 1
+    assert mapped["x"].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert read_tensors(path)["x"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="is damaged"):
+        map_tensors(path)
 
 
 def test_strided_tensors_are_written_in_order_of_rows(tmp_path):

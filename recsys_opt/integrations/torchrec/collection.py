@@ -1,8 +1,7 @@
 """recsys_opt's tables inside torchrec's models: KeyedJaggedTensor in, KeyedTensor out.
 
 `with_tensor_trains` turns tables of an EmbeddingBagCollection into tensor trains, `keyed_collection` starts
-from its configs. What either returns goes where torchrec's models take an EmbeddingBagCollection. The only
-import of torchrec.
+from its configs. What either returns goes where torchrec's models take an EmbeddingBagCollection.
 """
 
 from __future__ import annotations
@@ -11,22 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingBagCollectionInterface
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys_opt.embeddings.collection import EmbeddingCollection
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.errors import BatchError, InputError
 from recsys_opt.tables import TableConfig
-
-try:
-    from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
-    from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingBagCollectionInterface
-    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
-except (ImportError, OSError) as error:
-    raise InputError(
-        "recsys_opt.integrations.torchrec needs the package torchrec, which does not import here "
-        f"({' '.join(str(error).split())[:200]}); run scripts/setup.sh"
-    ) from error
 
 
 class KeyedEmbeddingCollection(EmbeddingBagCollectionInterface):  # type: ignore[misc]

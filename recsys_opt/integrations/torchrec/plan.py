@@ -1,0 +1,211 @@
+"""A plan on stock TorchRec: the module, its sharding, and what DistributedModelParallel needs of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.remote_device import _remote_device
+from torchrec.distributed.comm import get_local_size
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    EnumerableShardingSpec,
+    ParameterSharding,
+    ShardingPlan,
+    ShardMetadata,
+)
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollectionInterface
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from recsys_opt.errors import BatchError, InputError
+from recsys_opt.integrations.plan_layout import PlanLayout, check_widths, features_of
+from recsys_opt.integrations.torchrec.rankings import Rankings, check_rankings
+from recsys_opt.integrations.torchrec.sharding import ShardedTierTables, TierTables
+from recsys_opt.plan import Plan
+
+
+class PlannedEmbeddingBagCollection(EmbeddingBagCollectionInterface):  # type: ignore[misc]
+    """A plan's tables in the place of an EmbeddingBagCollection.
+
+    plan         plan.json
+    rankings     table -> its rows, hottest first, as in the statistics that the plan was made from
+    is_weighted  whether the KeyedJaggedTensor's weights multiply the rows; of tables with sum pooling only
+    device       of the tables until DistributedModelParallel makes the sharded ones: "meta" spares the memory
+
+    Takes a KeyedJaggedTensor that `PlanRemap` has remapped, gives the KeyedTensor that the unsharded tables
+    would give of the ids before: the same keys, in the order of the plan's tables. Tables have sum pooling
+    inside; a mean is the sum divided by the bag's length.
+
+    Example, under torchrun::
+
+        plan = Plan.load("plan.json")
+        remap = PlanRemap(plan, rankings)                   # in the data loader
+        model = MyModel(PlannedEmbeddingBagCollection(plan, rankings, device=torch.device("meta")))
+        apply_optimizer_in_backward(RowWiseAdagrad, tier_parameters(model), {"lr": 0.02})
+        model = DistributedModelParallel(
+            model, device=device, plan=sharding_plan(model, device), sharders=[TierTablesSharder()]
+        )
+        load_weights(model, unsharded_state_dict)           # it keeps no weights of the module it is given
+        model(dense, remap(sparse_features))
+        save_tables(model, "tables.safetensors")
+    """
+
+    def __init__(
+        self, plan: Plan, rankings: Rankings, *, is_weighted: bool = False, device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        check_widths(plan)
+        check_rankings(plan, rankings)
+        means = [t.name for t in plan.tables if t.pooling == "mean"]
+        if is_weighted and means:
+            raise InputError(
+                f"tables {', '.join(means)} have mean pooling, of which there is no weighted form; give them "
+                "sum pooling, or is_weighted=False"
+            )
+        self.layout = layout = PlanLayout(plan)
+        self.rankings = dict(rankings)
+        tables = [
+            _config(t.name, t.piece.table, plan, t.rows, t.piece.width, t.keys) for t in layout.tables
+        ] + [
+            _config(t.name, t.name, plan, t.num_embeddings, t.embedding_dim, features_of(t))
+            for t in layout.copies
+        ]
+        self.tiers = TierTables(layout, tables, is_weighted=is_weighted, device=device)
+        self._names = [output.name for output in layout.outputs]
+        self._dims = [output.table.embedding_dim for output in layout.outputs]
+        self._means = [at for at, output in enumerate(layout.outputs) if output.table.pooling == "mean"]
+        position = {key: at for at, key in enumerate(layout.keys)}
+        self._length_rows = [[position[key] for key in layout.outputs[at].length_keys] for at in self._means]
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Pooled rows of the plan's features."""
+        if list(features.keys()) != list(self.layout.keys):
+            raise BatchError(
+                "the KeyedJaggedTensor does not have the keys of the plan's tier tables; remap it first: "
+                f"PlanRemap(plan, rankings)(features). Its keys start with {', '.join(features.keys()[:4])}"
+            )
+        pooled = self.tiers(features).to_dict()
+        columns = []
+        for output in self.layout.outputs:
+            for stripes in output.shards:
+                whole = pooled[stripes[0]]
+                for name in stripes[1:]:
+                    whole = whole + pooled[name]
+                columns.append(whole)
+        values = torch.cat(columns, 1)
+        if self._means:
+            values = self._divided(values, features)
+        return KeyedTensor(keys=self._names, length_per_key=self._dims, values=values, key_dim=1)
+
+    def _divided(self, values: Tensor, features: KeyedJaggedTensor) -> Tensor:
+        """Means of the tables that want them; the sum of an empty bag stays 0."""
+        lengths = features.lengths().view(len(self.layout.keys), -1)
+        parts = list(values.split(self._dims, 1))
+        for at, rows in zip(self._means, self._length_rows, strict=True):
+            length = lengths[rows].sum(0).clamp(min=1).to(values.dtype)
+            parts[at] = parts[at] / length[:, None]
+        return torch.cat(parts, 1)
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        """The tables as they would be unsharded."""
+        return [
+            EmbeddingBagConfig(
+                name=t.name,
+                num_embeddings=t.num_embeddings,
+                embedding_dim=t.embedding_dim,
+                feature_names=list(features_of(t)),
+                pooling=PoolingType.SUM if t.pooling == "sum" else PoolingType.MEAN,
+            )
+            for t in self.layout.plan.tables
+        ]
+
+    def is_weighted(self) -> bool:
+        """Whether the KeyedJaggedTensor's weights multiply the rows."""
+        return bool(self.tiers.is_weighted())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are."""
+        device: torch.device = next(self.tiers.parameters()).device
+        return device
+
+
+def _config(
+    name: str, table: str, plan: Plan, rows: int, width: int, keys: tuple[str, ...]
+) -> EmbeddingBagConfig:
+    # Weights start in the range that the whole table's would.
+    bound = 1.0 / math.sqrt(plan.table(table).num_embeddings)
+    return EmbeddingBagConfig(
+        name=name,
+        num_embeddings=rows,
+        embedding_dim=width,
+        feature_names=list(keys),
+        pooling=PoolingType.SUM,
+        weight_init_max=bound,
+        weight_init_min=-bound,
+    )
+
+
+def planned_collections(model: nn.Module) -> Iterator[tuple[str, PlannedEmbeddingBagCollection]]:
+    """The model's planned collections, sharded or not, by their names."""
+    for name, module in model.named_modules():
+        if isinstance(module, PlannedEmbeddingBagCollection):
+            yield name, module
+
+
+def tier_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters of the tier tables (replicated ones not), for `apply_optimizer_in_backward`.
+
+    Replicated tables have plain gradients: give them to the optimizer of the model's dense parameters.
+    """
+    for _, module in planned_collections(model):
+        for table in module.layout.tables:
+            yield module.tiers.embedding_bags[table.name].weight
+
+
+def sharding_plan(
+    model: nn.Module, device: torch.device | str = "cpu", *, devices_per_node: int | None = None
+) -> ShardingPlan:
+    """TorchRec's ShardingPlan for a model's planned collections: give it to DistributedModelParallel.
+
+    device            the kind that the processes have; a rank is a device of the plan
+    devices_per_node  default: as torchrun's environment says
+    """
+    kind = torch.device(device).type
+    found: dict[str, EmbeddingModuleShardingPlan] = {}
+    for name, module in planned_collections(model):
+        if isinstance(module.tiers, ShardedTierTables):
+            raise InputError(f"{name} is sharded already; ask for the plan before DistributedModelParallel")
+        path = f"{name}.tiers" if name else "tiers"
+        plan = module.layout.plan
+        if distributed.is_initialized() and distributed.get_world_size() != plan.num_devices:
+            raise InputError(
+                f"the plan is for {plan.num_devices} devices, but {distributed.get_world_size()} processes "
+                "run; start as many, or make a plan for as many"
+            )
+        per_node = devices_per_node or get_local_size(plan.num_devices)
+        found[path] = EmbeddingModuleShardingPlan(
+            {table: _sharding(content, kind, per_node) for table, content in module.layout.sharding().items()}
+        )
+    if not found:
+        raise InputError("the model has no PlannedEmbeddingBagCollection; put one where its tables are")
+    return ShardingPlan(plan=found)
+
+
+def _sharding(content: dict[str, object], kind: str, per_node: int) -> ParameterSharding:
+    def placement(rank: int) -> _remote_device:
+        return _remote_device(f"rank:{rank}/{kind}" + ("" if kind == "cpu" else f":{rank % per_node}"))
+
+    shards = [
+        ShardMetadata(shard_offsets=s["offsets"], shard_sizes=s["sizes"], placement=placement(s["rank"]))
+        for s in content["shards"]  # type: ignore[attr-defined]
+    ]
+    return ParameterSharding(
+        sharding_type=content["sharding_type"],
+        compute_kernel=content["compute_kernel"],
+        ranks=content["ranks"],
+        sharding_spec=EnumerableShardingSpec(shards) if shards else None,
+    )

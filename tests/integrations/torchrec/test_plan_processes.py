@@ -1,0 +1,169 @@
+"""A plan on DistributedModelParallel, in 2 and 4 processes, against unsharded tables in one."""
+
+import dataclasses
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("torchrec")
+
+from safetensors.torch import load_file
+from torch import distributed
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from recsys_opt.errors import InputError, RecsysOptError
+from recsys_opt.integrations.torchrec import (
+    PlannedEmbeddingBagCollection,
+    PlanRemap,
+    TierTablesSharder,
+    load_tables,
+    load_weights,
+    save_tables,
+    sharding_plan,
+    tier_parameters,
+)
+from recsys_opt.plan import Plan
+from tests.integrations.torchrec.plans import Reference, batch, loss, plan_of_all_kinds, rankings_of
+
+RATE, EPS = 0.3, 1e-8
+
+
+class Sharded:
+    """A plan's tables on this process's device, as a user's script makes them."""
+
+    def __init__(self, plan: Plan, algorithm: str) -> None:
+        rankings = rankings_of(plan)
+        self.remap = PlanRemap(plan, rankings)
+        tables = PlannedEmbeddingBagCollection(plan, rankings, device=torch.device("meta"))
+        kind, options = (torch.optim.SGD, {}) if algorithm == "sgd" else (RowWiseAdagrad, {"eps": EPS})
+        apply_optimizer_in_backward(kind, tier_parameters(tables), {"lr": RATE, **options})
+        self.model = DistributedModelParallel(
+            tables, plan=sharding_plan(tables), sharders=[TierTablesSharder()]
+        )
+        dense = dict(in_backward_optimizer_filter(self.model.named_parameters()))
+        assert [name.split(".")[-2] for name in dense] == [t.name for t in plan.tables if t.replicated]
+        self.optimizer = torch.optim.SGD(dense.values(), lr=RATE)
+
+    def forward(self, part) -> torch.Tensor:
+        return self.model(self.remap(part)).values()
+
+    def step(self, part) -> None:
+        self.optimizer.zero_grad()
+        loss(self.forward(part)).backward()
+        self.optimizer.step()
+
+
+def work(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
+    distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
+    plan, other = plan_of_all_kinds(world), plan_of_all_kinds(world, other=True)
+    for algorithm in ("sgd", "adagrad"):
+        reference = Reference(plan, algorithm, RATE, EPS)
+        ours = Sharded(plan, algorithm)
+        load_weights(ours.model, reference.tables.state_dict())
+        for step in range(3):
+            parts = batch(plan, step)
+            torch.testing.assert_close(ours.forward(parts[rank]), reference.forward(parts)[rank])
+            ours.step(parts[rank])
+            reference.step(parts)
+        file = folder / f"{algorithm}.safetensors"
+        save_tables(ours.model, file)
+        saved = load_file(file)
+        for name, weight in reference.tables.state_dict().items():
+            torch.testing.assert_close(saved[name], weight, msg=lambda m, name=name: f"{name}: {m}")
+        goes_on_after_a_reload(reference, plan, file, rank)
+        if algorithm == "sgd":
+            another_plan_reads_it(other, file, rank, parts, reference.forward(parts)[rank])
+            exchanges_one_output_of_a_piece(ours, plan, parts[rank])
+        else:
+            states_are_in_the_order_of_ids(reference, saved)
+            bad_input_is_named(ours, other, file, rank, folder)
+    (folder / f"equal_{rank}").touch()
+    distributed.destroy_process_group()
+
+
+def goes_on_after_a_reload(reference: Reference, plan: Plan, file: Path, rank: int) -> None:
+    """A new model with the weights and states of the file trains on as if nothing had been."""
+    again = Sharded(plan, reference.algorithm)
+    load_tables(again.model, file)
+    parts = batch(plan, 5)
+    before = {name: w.clone() for name, w in reference.tables.state_dict().items()}
+    squares = {name: s.clone() for name, s in reference.squares.items()}
+    again.step(parts[rank])
+    reference.step(parts)
+    torch.testing.assert_close(again.forward(parts[rank]), reference.forward(parts)[rank])
+    reference.tables.load_state_dict(before)
+    reference.squares = squares
+
+
+def another_plan_reads_it(plan: Plan, file: Path, rank: int, parts, wanted: torch.Tensor) -> None:
+    there = Sharded(plan, "sgd")
+    load_tables(there.model, file)
+    torch.testing.assert_close(there.forward(parts[rank]), wanted)
+
+
+def exchanges_one_output_of_a_piece(ours: Sharded, plan: Plan, part) -> None:
+    """The all-to-all of pooled rows sends a piece's columns once for each sample, not once for each tier."""
+    sent = []
+    plain = distributed.all_to_all_single
+
+    def counted(output, input, *args, **options):
+        if input.is_floating_point():
+            sent.append(input.numel())
+        return plain(output, input, *args, **options)
+
+    distributed.all_to_all_single = counted
+    try:
+        ours.forward(part)
+    finally:
+        distributed.all_to_all_single = plain
+    rank, features = distributed.get_rank(), {t.name: len(t.feature_names or "1") for t in plan.tables}
+    columns = sum(
+        p.width * features[p.table]
+        for t in plan.tables
+        if not t.replicated
+        for p in t.pieces()
+        if p.device == rank
+    )
+    assert sent == [plan.batch_size * columns]
+
+
+def states_are_in_the_order_of_ids(reference: Reference, saved: dict[str, torch.Tensor]) -> None:
+    for name, squares in reference.squares.items():
+        state = saved[f"embedding_bags.{name}.row_momentum1"]
+        torch.testing.assert_close(state.reshape(squares.shape), squares)
+        assert squares.count_nonzero()
+
+
+def bad_input_is_named(ours: Sharded, other: Plan, file: Path, rank: int, folder: Path) -> None:
+    with pytest.raises(InputError, match=r"does not have the keys of the plan's tier tables; remap it first"):
+        ours.model(batch(other, 0)[rank])
+    with pytest.raises(InputError, match="not sharded yet; call this after DistributedModelParallel"):
+        load_weights(PlannedEmbeddingBagCollection(other, {}, device=torch.device("meta")), {})
+    with pytest.raises(InputError, match=r"the weights lack embedding_bags\.whole\.weight"):
+        load_weights(ours.model, {})
+    with pytest.raises(InputError, match=r"whole\.weight is .*\[3, 8\]; the plan has .*\[40, 8\]"):
+        load_weights(ours.model, {"embedding_bags.whole.weight": torch.zeros(3, 8)})
+    with pytest.raises(InputError, match=r"row_momentum1; a model of other tables or with another optimizer"):
+        load_tables(ours.model, folder / "sgd.safetensors")
+    with pytest.raises(RecsysOptError, match=r"nowhere"):
+        save_tables(ours.model, folder / "nowhere" / "t.safetensors")
+    wrong = dataclasses.replace(other, num_devices=other.num_devices + 1)
+    with pytest.raises(InputError, match=r"the plan is for \d devices, but \d processes run"):
+        sharding_plan(PlannedEmbeddingBagCollection(wrong, {}, device=torch.device("meta")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_plan_trains_as_unsharded_tables_do(world: int, tmp_path: Path):
+    # One process imports torchrec, the others are its forks: importing takes longer than the test.
+    multiprocessing.set_forkserver_preload([__name__])
+    torch.multiprocessing.start_processes(work, (world, tmp_path), nprocs=world, start_method="forkserver")
+    assert len(list(tmp_path.glob("equal_*"))) == world
