@@ -15,7 +15,8 @@ constexpr size_t kHugePage = size_t{2} << 20;
 
 }  // namespace
 
-TableCounter::TableCounter(const int64_t* rank, int64_t rows, int64_t stripes, int64_t parts,
+template <class Rank>
+TableCounter::TableCounter(const Rank* rank, int64_t rows, int64_t stripes, int64_t parts,
                            const int64_t* hot_rows)
     : rows_(rows), slots_(stripes * (parts + 1)) {
   const size_t bytes =
@@ -33,7 +34,7 @@ TableCounter::TableCounter(const int64_t* rank, int64_t rows, int64_t stripes, i
   }
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t stripe = stripes == 1 ? 0 : rank[i] % stripes;
-    const int64_t place = stripes == 1 ? rank[i] : rank[i] / stripes;
+    const int64_t place = stripes == 1 ? int64_t{rank[i]} : rank[i] / stripes;
     const auto first = limits.begin() + stripe * parts;
     const int64_t slow =
         parts == 1 ? place >= *first : std::upper_bound(first, first + parts, place) - first;
@@ -67,6 +68,8 @@ int64_t TableCounter::count(const Id* ids, int64_t count, int64_t* lookups, int6
   return -1;
 }
 
+template TableCounter::TableCounter(const int32_t*, int64_t, int64_t, int64_t, const int64_t*);
+template TableCounter::TableCounter(const int64_t*, int64_t, int64_t, int64_t, const int64_t*);
 template int64_t TableCounter::count(const int32_t*, int64_t, int64_t*, int64_t*);
 template int64_t TableCounter::count(const int64_t*, int64_t, int64_t*, int64_t*);
 

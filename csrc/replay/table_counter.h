@@ -15,7 +15,8 @@ class TableCounter {
   //
   // The lookups of a stripe are counted by how many of the parts have the row in their slow tier:
   // `slots` counters in all, slow + (parts + 1) * stripe.
-  TableCounter(const int64_t* rank, int64_t rows, int64_t stripes, int64_t parts,
+  template <class Rank>
+  TableCounter(const Rank* rank, int64_t rows, int64_t stripes, int64_t parts,
                const int64_t* hot_rows);
   ~TableCounter();
   TableCounter(const TableCounter&) = delete;

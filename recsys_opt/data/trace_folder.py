@@ -1,0 +1,94 @@
+"""Trace folders, as `recsys_opt.data.table_traces` writes them, read: lookups of many tables in batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys_opt.data.table_traces import FILE_NAME, FORMAT, VERSION
+from recsys_opt.errors import InputError
+from recsys_opt.files import read_json
+from recsys_opt.tables import TableConfig
+
+
+class TraceFolder:
+    """A trace folder, opened for reading; arrays are memory-mapped, shapes and types are checked."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        file = self.path / FILE_NAME
+        if self.path.is_dir() and not file.exists():
+            raise InputError(
+                f"{self.path} is not a whole trace: it has no {FILE_NAME}; make it again with "
+                "`recsys-opt data tables --out`"
+            )
+        document = read_json(file, FORMAT, VERSION)
+        try:
+            self.batch_size = int(document["batch_size"])
+            self.batches = int(document["batches"])
+            self.tables = tuple(
+                TableConfig(
+                    str(t["name"]),
+                    int(t["num_embeddings"]),
+                    int(t["embedding_dim"]),
+                    tuple(t.get("feature_names", ())),
+                    t.get("pooling", "sum"),
+                )
+                for t in document["tables"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file} does not describe a trace ({error!r}); make it again") from None
+        if self.batch_size < 1 or self.batches < 1 or not self.tables:
+            raise InputError(
+                f"{file}: {self.batches} batches of {self.batch_size} samples and {len(self.tables)} "
+                "tables; a trace has at least one of each"
+            )
+        self._starts: dict[int, NDArray[np.int64]] = {}
+
+    def lengths(self, batch: int) -> NDArray[np.int32]:
+        """[tables, batch_size] ids of each sample."""
+        path = self.path / f"batch_{batch}_lengths.npy"
+        lengths: NDArray[np.int32] = self._map(path, np.int32, (len(self.tables), self.batch_size))
+        return lengths
+
+    def values(self, batch: int) -> NDArray[np.int64]:
+        """[lookups] ids, table after table, sample after sample."""
+        count = int(self._starts_of(batch)[-1])
+        values: NDArray[np.int64] = self._map(self.path / f"batch_{batch}_values.npy", np.int64, (count,))
+        return values
+
+    def lookups(self, table: int, batch: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """(lengths [batch_size], values [their sum]) of one table in one batch."""
+        starts = self._starts_of(batch)
+        return self.lengths(batch)[table], self.values(batch)[starts[table] : starts[table + 1]]
+
+    def _starts_of(self, batch: int) -> NDArray[np.int64]:
+        """Where each table's ids begin, and where the last one's end."""
+        if batch not in self._starts:
+            lengths = self.lengths(batch)
+            if lengths.size and int(lengths.min()) < 0:
+                table, sample = (int(i[0]) for i in np.nonzero(lengths < 0))
+                raise InputError(
+                    f"{self.path}: batch {batch} gives sample {sample} of table {self.tables[table].name} "
+                    f"{int(lengths[table, sample])} ids; make the trace again"
+                )
+            sums = lengths.sum(axis=1, dtype=np.int64)
+            self._starts[batch] = np.concatenate([[0], np.cumsum(sums)])
+        return self._starts[batch]
+
+    def _map(self, path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+        try:
+            array: NDArray[Any] = np.load(path, mmap_mode="r" if np.prod(shape) else None)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(
+                f"{path} cannot be read as a .npy array: {error}; make the trace again"
+            ) from None
+        if array.dtype != dtype or array.shape != shape:
+            raise InputError(
+                f"{path} holds {array.dtype} {array.shape}; the trace's other files say "
+                f"{np.dtype(dtype)} {shape}; make the trace again"
+            )
+        return array
