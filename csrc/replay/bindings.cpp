@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -20,20 +21,18 @@ void require(bool holds, const std::string& what) {
   if (!holds) throw std::invalid_argument("replay: " + what);
 }
 
-template <class Rank>
-std::unique_ptr<TableCounter> make_counter(const Array<Rank>& rank,
+template <class Id>
+std::unique_ptr<TableCounter> make_counter(const Array<Id>& ranking, int64_t rows,
                                            const Array<int64_t>& hot_rows) {
-  require(rank.ndim() == 1 && rank.size() >= 1, "rank must have a number for each row");
+  require(ranking.ndim() == 1 && rows >= 1, "ranking must be a vector of the rows of a table");
   require(hot_rows.ndim() == 2 && hot_rows.size() >= 1, "hot_rows must be [parts, stripes]");
-  const int64_t parts = hot_rows.shape(0), stripes = hot_rows.shape(1), rows = rank.size();
-  require(stripes * (parts + 1) <= std::numeric_limits<uint32_t>::max(), "too many stripes");
-  const Rank* const ranks = rank.data();
+  const int64_t parts = hot_rows.shape(0), stripes = hot_rows.shape(1);
+  require(stripes * (parts + 1) < std::numeric_limits<uint32_t>::max(), "too many stripes");
+  const Id* const ids = ranking.data();
   const int64_t* const hot = hot_rows.data();
+  const int64_t ranked = ranking.size();
   const py::gil_scoped_release release;
-  for (int64_t i = 0; i < rows; ++i) {
-    require(ranks[i] >= 0 && ranks[i] < rows, "a rank is not one of the table's rows");
-  }
-  return std::make_unique<TableCounter>(ranks, rows, stripes, parts, hot);
+  return std::make_unique<TableCounter>(ids, ranked, rows, stripes, parts, hot);
 }
 
 template <class Id>
@@ -68,8 +67,10 @@ int64_t count(TableCounter& counter, const Array<Id>& ids, const Array<int64_t>&
 PYBIND11_MODULE(_replay, m) {
   m.doc() = "Where lookups go under a plan";
   py::class_<TableCounter>(m, "TableCounter")
-      .def(py::init(&make_counter<int32_t>), py::arg("rank").noconvert(), py::arg("hot_rows"))
-      .def(py::init(&make_counter<int64_t>), py::arg("rank").noconvert(), py::arg("hot_rows"))
+      .def(py::init(&make_counter<int32_t>), py::arg("ranking").noconvert(), py::arg("rows"),
+           py::arg("hot_rows"))
+      .def(py::init(&make_counter<int64_t>), py::arg("ranking").noconvert(), py::arg("rows"),
+           py::arg("hot_rows"))
       .def_property_readonly("slots", &TableCounter::slots)
       .def("next_round", &TableCounter::next_round)
       .def("count", &count<int32_t>, py::arg("ids").noconvert(), py::arg("bounds"),

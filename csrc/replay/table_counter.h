@@ -2,25 +2,25 @@
 // Where the lookups of one table go under a plan: which stripe of its rows, and which tier.
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <memory>
 
 namespace recsys_opt::replay {
 
 class TableCounter {
  public:
-  // rank      [rows] of each row, 0 the hottest; a row of rank r is row r / stripes of stripe
-  //           r % stripes
+  // ranking   [ranked] different rows, hottest first; the rows that it leaves out follow in
+  //           ascending order, as recsys_opt/ranks.py says. Rank r is place r / stripes of stripe
+  //           r % stripes.
   // hot_rows  [parts][stripes] in the fast tier, the first ones of the stripe. The parts are the
   //           table's column shards, or its copies.
   //
   // The lookups of a stripe are counted by how many of the parts have the row in their slow tier:
   // `slots` counters in all, slow + (parts + 1) * stripe.
-  template <class Rank>
-  TableCounter(const Rank* rank, int64_t rows, int64_t stripes, int64_t parts,
+  //
+  // Throws std::invalid_argument where the ranking names a row twice, or none of the table's.
+  template <class Id>
+  TableCounter(const Id* ranking, int64_t ranked, int64_t rows, int64_t stripes, int64_t parts,
                const int64_t* hot_rows);
-  ~TableCounter();
-  TableCounter(const TableCounter&) = delete;
-  TableCounter& operator=(const TableCounter&) = delete;
 
   int64_t rows() const { return rows_; }
   int64_t slots() const { return slots_; }
@@ -40,7 +40,7 @@ class TableCounter {
 
   int64_t rows_, slots_;
   uint32_t round_ = 1;
-  Row* row_;  // [rows]
+  std::unique_ptr<Row, void (*)(void*)> row_;  // [rows]
 };
 
 }  // namespace recsys_opt::replay

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,18 @@ class LookupTrace:
     read: Callable[[int, int], tuple[NDArray[Any] | None, NDArray[Any]]]
     """(feature, batch) -> (lengths [batch_size], None: one id a sample; ids, i32 or i64, sample after
     sample)."""
+
+    def between(self, first: int, last: int | None = None) -> LookupTrace:
+        """The batches [first, last)."""
+        last = self.batches if last is None else last
+        if not 0 <= first < last <= self.batches:
+            raise InputError(
+                f"{self.name}: batches {first} to {last} (left out) of {self.batches}, counted from 0; "
+                "choose one at least of those that are there"
+            )
+        return replace(
+            self, batches=last - first, read=lambda feature, batch: self.read(feature, batch + first)
+        )
 
     def lookups(self, feature: int, batch: int, devices: int) -> tuple[NDArray[Any], Ints]:
         """(ids, bounds [devices + 1]): device d's samples have the ids [bounds[d], bounds[d + 1]).

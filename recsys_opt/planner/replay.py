@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 
 from recsys_opt._access import Counters, ranked
 from recsys_opt._replay import TableCounter
-from recsys_opt.data.access_counters import count
+from recsys_opt.data.access_counters import as_ids, count
 from recsys_opt.data.access_statistics import AccessStatistics
 from recsys_opt.errors import InputError
 from recsys_opt.plan import Piece, Plan, TablePlan
 from recsys_opt.planner.lookup_trace import LookupTrace
 from recsys_opt.progress import Progress, SilentProgress
-from recsys_opt.ranks import rank_of, rank_order
 
 Ints = NDArray[np.int64]
 FAST, SLOW = 0, 1
@@ -121,7 +120,7 @@ def replay(
     """Takes every lookup of a trace where the plan has its row.
 
     ranking  of the statistics that the plan was made from (`statistics_ranking`), or `lfu_ranking`
-    threads  tables that are replayed at once; each takes 12 bytes a row, for as long as it is its turn
+    threads  tables that are replayed at once; each takes 8 bytes a row, for as long as it is its turn
     """
     features = _features(plan, trace)
     progress = progress or SilentProgress()
@@ -187,7 +186,10 @@ def _replay_table(
     """(lookups [batches, pieces, 2], rows of the same shape, remote [batches, pieces]) of one table."""
     parts, stripes = (len(table.devices), 1) if table.replicated else (table.column_shards, table.row_shards)
     hot_rows = np.array(table.hot_rows, dtype=np.int64).reshape(parts, stripes)
-    counter = TableCounter(rank_of(rank_order(ranking, table.num_embeddings)), hot_rows)
+    try:
+        counter = TableCounter(as_ids(ranking, "ranking"), table.num_embeddings, hot_rows)
+    except ValueError as error:
+        raise InputError(f"table {table.name}: {error}; make the statistics again") from None
     # Part p of a stripe has a row in its slow tier if at least as many of the parts do as have hot_rows no
     # larger than p's: [parts, stripes].
     slow_from = (hot_rows[None] < hot_rows[:, None]).sum(axis=1) + 1

@@ -15,6 +15,7 @@ from recsys_opt.errors import InputError
 from recsys_opt.plan import DeviceLoad, Plan, TablePlan
 from recsys_opt.planner.lookup_trace import LookupTrace, open_trace
 from recsys_opt.planner.replay import Replay, lfu_ranking, replay, statistics_ranking
+from tests.generated import make_dataset
 
 
 def trace_of(
@@ -237,3 +238,27 @@ def test_folders_that_are_no_trace(tmp_path: Path) -> None:
     (tmp_path / "trace" / "batch_0_lengths.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(InputError, match="cannot be read as a"):
         open_trace(tmp_path / "trace", batch_size=1).lookups(1, 0, 1)
+
+
+def test_a_datasets_split_across_its_parts(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path, 1000)
+    sparse = np.concatenate([np.array(part.sparse) for part in dataset.labelled_arrays()])
+    trace = open_trace(tmp_path, batch_size=300, split="train")  # rows 0 to 800; the first part has 625
+    assert (trace.batches, trace.features) == (2, ("C1", "C2", "C3", "C4"))
+    for batch in range(2):
+        for feature in range(4):
+            ids, bounds = trace.lookups(feature, batch, 7)
+            assert ids.tolist() == sparse[batch * 300 : (batch + 1) * 300, feature].tolist()
+            assert bounds.tolist() == [d * 300 // 7 for d in range(8)]
+    later = trace.between(1)
+    assert later.batches == 1
+    assert later.lookups(2, 0, 1)[0].tolist() == sparse[300:600, 2].tolist()
+    # Batches across the border of the parts.
+    across = open_trace(tmp_path, batch_size=700, split="train").lookups(3, 0, 1)[0]
+    assert across.tolist() == sparse[:700, 3].tolist()
+    with pytest.raises(InputError, match=r"batches 1 to 3 .left out. of 2"):
+        trace.between(1, 3)
+    with pytest.raises(InputError, match="has 100 rows, not one batch of 101"):
+        open_trace(tmp_path, batch_size=101)
+    with pytest.raises(InputError, match="has no split 'later'"):
+        open_trace(tmp_path, batch_size=1, split="later")
