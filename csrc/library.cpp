@@ -30,6 +30,21 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
   m.def(
       "rowwise_adagrad_rows_(Tensor(a!)[] weights, Tensor(b!)[] states, Tensor[] ids, Tensor[] "
       "grads, float lr, float eps) -> ()");
+  // tiered/
+  m.def(
+      "tiered_bag(Tensor[] hot, Tensor[] cold, Tensor[] remaps, Tensor indices, Tensor? offsets, "
+      "Tensor? per_sample_weights, int[] mean) -> (Tensor, Tensor)");
+  m.def(
+      "tiered_bag_row_gradients(Tensor grad, Tensor[] hot, Tensor positions, Tensor? offsets, "
+      "Tensor? per_sample_weights, int[] mean) -> Tensor");
+  m.def(
+      "tiered_bag_factor_gradients(Tensor grad, Tensor[] hot, Tensor[] cold, Tensor positions, "
+      "Tensor? offsets, Tensor per_sample_weights) -> Tensor");
+  m.def(
+      "tiered_bag_backward_update(Tensor grad, Tensor(a!)[] hot, Tensor(b!)[] cold, "
+      "Tensor(c!)[] hot_states, Tensor(d!)[] cold_states, Tensor positions, Tensor? offsets, "
+      "Tensor? per_sample_weights, int[] mean, bool factors_grad, int algorithm, "
+      "Tensor hyperparameters) -> Tensor");
   // hot_rows/
   m.def(
       "hot_rows_split(Tensor indices, Tensor? offsets, Tensor[] keys, Tensor[] directories, int[] "

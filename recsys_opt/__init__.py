@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recsys_opt.embeddings.fused_update import FusedUpdate as FusedUpdate
     from recsys_opt.embeddings.hot_rows import CachedTTEmbeddingBag as CachedTTEmbeddingBag
+    from recsys_opt.embeddings.tiered import TieredEmbeddingBag as TieredEmbeddingBag
     from recsys_opt.embeddings.tt import TTEmbeddingBag as TTEmbeddingBag
     from recsys_opt.embeddings.tt_budget import choose_tables as choose_tables
     from recsys_opt.models.dlrm import DLRM as DLRM
@@ -20,6 +21,7 @@ __all__ = [
     "FusedUpdate",
     "TTEmbeddingBag",
     "TableConfig",
+    "TieredEmbeddingBag",
     "__version__",
     "choose_tables",
 ]
@@ -31,6 +33,7 @@ _HOMES = {
     "FusedUpdate": "recsys_opt.embeddings.fused_update",
     "TTEmbeddingBag": "recsys_opt.embeddings.tt",
     "TableConfig": "recsys_opt.tables",
+    "TieredEmbeddingBag": "recsys_opt.embeddings.tiered",
     "choose_tables": "recsys_opt.embeddings.tt_budget",
 }
 

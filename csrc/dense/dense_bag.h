@@ -26,59 +26,67 @@ inline DenseBagShape check_dense_bag_args(
     const std::vector<torch::stable::Tensor>& weights, const torch::stable::Tensor& indices,
     const std::optional<torch::stable::Tensor>& offsets,
     const std::optional<torch::stable::Tensor>& per_sample_weights,
-    const std::vector<int64_t>& mean) {
+    const std::vector<int64_t>& mean, const char* op = "dense_bag", const char* name = "weights") {
   using torch::headeronly::ScalarType;
   DenseBagShape s{static_cast<int64_t>(weights.size()), 0, indices.numel(), 0, {}, {}, {}};
-  STD_TORCH_CHECK(s.tables > 0, "dense_bag: needs at least one table");
-  STD_TORCH_CHECK(static_cast<int64_t>(mean.size()) == s.tables, "dense_bag: mean has ",
-                  mean.size(), " entries for ", s.tables, " tables");
+  STD_TORCH_CHECK(s.tables > 0, op, ": needs at least one table");
+  STD_TORCH_CHECK(static_cast<int64_t>(mean.size()) == s.tables, op, ": mean has ", mean.size(),
+                  " entries for ", s.tables, " tables");
   STD_TORCH_CHECK(indices.dim() == 1 && (indices.scalar_type() == ScalarType::Int ||
                                          indices.scalar_type() == ScalarType::Long),
-                  "dense_bag: indices must be 1-D int32 or int64");
+                  op, ": indices must be 1-D int32 or int64");
   for (int64_t t = 0; t < s.tables; ++t) {
-    STD_TORCH_CHECK(weights[t].dim() == 2 && weights[t].is_contiguous(), "dense_bag: weights[", t,
+    STD_TORCH_CHECK(weights[t].dim() == 2 && weights[t].is_contiguous(), op, ": ", name, "[", t,
                     "] must be [rows, D] and contiguous");
-    STD_TORCH_CHECK(weights[t].scalar_type() == weights[0].scalar_type(),
-                    "dense_bag: weights differ in dtype");
+    STD_TORCH_CHECK(weights[t].scalar_type() == weights[0].scalar_type(), op, ": ", name,
+                    " differ in dtype");
     s.rows.push_back(weights[t].size(0));
     s.dims.push_back(weights[t].size(1));
     s.first_column.push_back(s.columns);
     s.columns += weights[t].size(1);
   }
   if (offsets.has_value()) {
-    STD_TORCH_CHECK(offsets->dim() == 1 && offsets->scalar_type() == ScalarType::Long,
-                    "dense_bag: offsets must be 1-D int64");
-    STD_TORCH_CHECK(offsets->numel() >= 1 && (offsets->numel() - 1) % s.tables == 0,
-                    "dense_bag: offsets has ", offsets->numel(), " entries; ", s.tables,
-                    " tables need ", s.tables, " * batch + 1");
+    STD_TORCH_CHECK(offsets->dim() == 1 && offsets->scalar_type() == ScalarType::Long, op,
+                    ": offsets must be 1-D int64");
+    STD_TORCH_CHECK(offsets->numel() >= 1 && (offsets->numel() - 1) % s.tables == 0, op,
+                    ": offsets has ", offsets->numel(), " entries; ", s.tables, " tables need ",
+                    s.tables, " * batch + 1");
     s.batch = (offsets->numel() - 1) / s.tables;
   } else {
-    STD_TORCH_CHECK(s.ids % s.tables == 0, "dense_bag: ", s.ids, " indices without offsets for ",
+    STD_TORCH_CHECK(s.ids % s.tables == 0, op, ": ", s.ids, " indices without offsets for ",
                     s.tables, " tables: every table needs one id per sample");
     s.batch = s.ids / s.tables;
   }
   if (per_sample_weights.has_value()) {
     STD_TORCH_CHECK(per_sample_weights->dim() == 1 && per_sample_weights->numel() == s.ids &&
                         per_sample_weights->scalar_type() == weights[0].scalar_type(),
-                    "dense_bag: per_sample_weights must be [", s.ids,
+                    op, ": per_sample_weights must be [", s.ids,
                     "] as indices, with the weights' dtype");
     for (int64_t t = 0; t < s.tables; ++t)
-      STD_TORCH_CHECK(mean[t] == 0, "dense_bag: per_sample_weights needs sum pooling, but table ",
-                      t, " averages");
+      STD_TORCH_CHECK(mean[t] == 0, op, ": per_sample_weights needs sum pooling, but table ", t,
+                      " averages");
   }
   return s;
 }
 
 // Offsets are non-decreasing from 0 to at most the number of ids; the ids after the last are of no
 // bag.
-inline void check_dense_bag_offsets(const int64_t* offsets, int64_t bags, int64_t ids) {
-  STD_TORCH_CHECK(offsets[0] == 0, "dense_bag: offsets[0] = ", offsets[0], "; it must be 0");
+inline void check_dense_bag_offsets(const int64_t* offsets, int64_t bags, int64_t ids,
+                                    const char* op = "dense_bag") {
+  STD_TORCH_CHECK(offsets[0] == 0, op, ": offsets[0] = ", offsets[0], "; it must be 0");
   for (int64_t k = 0; k < bags; ++k)
-    STD_TORCH_CHECK(offsets[k] <= offsets[k + 1], "dense_bag: offsets[", k + 1,
-                    "] = ", offsets[k + 1], " is below offsets[", k, "] = ", offsets[k]);
-  STD_TORCH_CHECK(offsets[bags] <= ids, "dense_bag: offsets[", bags, "] = ", offsets[bags],
+    STD_TORCH_CHECK(offsets[k] <= offsets[k + 1], op, ": offsets[", k + 1, "] = ", offsets[k + 1],
+                    " is below offsets[", k, "] = ", offsets[k]);
+  STD_TORCH_CHECK(offsets[bags] <= ids, op, ": offsets[", bags, "] = ", offsets[bags],
                   " is outside the ", ids, " indices");
 }
+
+// The gradient of every looked-up row, feature-major: D_t numbers for each id of table t. Of the
+// weights it reads their widths alone.
+torch::stable::Tensor dense_bag_row_gradients_cpu(
+    torch::stable::Tensor grad, std::vector<torch::stable::Tensor> weights,
+    torch::stable::Tensor indices, std::optional<torch::stable::Tensor> offsets,
+    std::optional<torch::stable::Tensor> per_sample_weights, std::vector<int64_t> mean);
 
 // d out / d per_sample_weights, [N]; grad is that of out.
 torch::stable::Tensor dense_bag_factor_gradients_cpu(torch::stable::Tensor grad,

@@ -6,87 +6,14 @@
 
 #include "as_contiguous.h"
 #include "dense/dense_bag.h"
+#include "dense/pool_rows.h"
 #include "dispatch.h"
-#include "simd.h"
 
 namespace recsys_opt {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr int64_t kBlock = 64;  // samples per task
-constexpr int64_t kPrefetch =
-    16;  // rows asked for ahead: a row of a large table is a miss in every cache
-
-template <typename T>
-struct Bags {
-  const int64_t* offsets;  // null: one id per bag
-  const T* factors;        // null: all 1
-  bool mean;
-};
-
-// The smallest position of a bad id, over all threads.
-void keep_smallest(std::atomic<int64_t>& smallest, int64_t position) {
-  int64_t seen = smallest.load(std::memory_order_relaxed);
-  while (position < seen && !smallest.compare_exchange_weak(seen, position)) {
-  }
-}
-
-template <typename Row>
-void prefetch_row(const Row* row, int64_t dim) {
-  for (int64_t byte = 0; byte < dim * static_cast<int64_t>(sizeof(Row)); byte += 64)
-    __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
-}
-
-template <typename T>
-ALWAYS_INLINE void add_row_body(const T* row, T factor, int64_t dim, T* out) {
-  for (int64_t d = 0; d < dim; ++d) out[d] += factor * row[d];
-}
-SIMD_CLONES void add_row(const float* row, float factor, int64_t dim, float* out) {
-  add_row_body(row, factor, dim, out);
-}
-SIMD_CLONES void add_row(const double* row, double factor, int64_t dim, double* out) {
-  add_row_body(row, factor, dim, out);
-}
-
-// Bags [begin, end) of one table into out[bag][0 .. dim).
-template <typename T, typename Id>
-void pool(const T* weight, int64_t rows, int64_t dim, const Id* ids, int64_t first_bag,
-          int64_t begin, int64_t end, int64_t last_id, const Bags<T>& bags, T* out,
-          int64_t out_stride, std::atomic<int64_t>& bad) {
-  const auto valid = [&](int64_t k) {
-    return static_cast<uint64_t>(ids[k]) < static_cast<uint64_t>(rows);
-  };
-  for (int64_t b = begin; b < end; ++b) {
-    const int64_t bag = first_bag + b;
-    const int64_t start = bags.offsets ? bags.offsets[bag] : bag;
-    const int64_t stop = bags.offsets ? bags.offsets[bag + 1] : bag + 1;
-    T* to = out + b * out_stride;
-    if (!bags.offsets && !bags.factors) {  // one row as it is: a copy
-      if (start + kPrefetch < last_id && valid(start + kPrefetch))
-        prefetch_row(weight + ids[start + kPrefetch] * dim, dim);
-      if (!valid(start)) {
-        keep_smallest(bad, start);
-        return;
-      }
-      std::copy_n(weight + ids[start] * dim, dim, to);
-      continue;
-    }
-    std::fill_n(to, dim, T(0));
-    for (int64_t k = start; k < stop; ++k) {
-      if (k + kPrefetch < last_id && valid(k + kPrefetch))
-        prefetch_row(weight + ids[k + kPrefetch] * dim, dim);
-      if (!valid(k)) {
-        keep_smallest(bad, k);
-        return;
-      }
-      add_row(weight + ids[k] * dim, bags.factors ? bags.factors[k] : T(1), dim, to);
-    }
-    if (bags.mean && stop - start > 1)
-      for (int64_t d = 0; d < dim; ++d) to[d] /= static_cast<T>(stop - start);
-  }
-}
 
 [[noreturn]] void refuse(int64_t k, int64_t id, const DenseBagShape& s, int64_t table) {
   STD_TORCH_CHECK(false, "dense_bag: indices[", k, "] = ", id, " is outside the ", s.rows[table],
@@ -101,14 +28,15 @@ void forward(const std::vector<Tensor>& weights, const Tensor& indices, const in
   std::vector<const T*> tables;
   for (const Tensor& w : weights) tables.push_back(w.const_data_ptr<T>());
   std::atomic<int64_t> bad{std::numeric_limits<int64_t>::max()};
-  torch::stable::parallel_for(0, s.batch, kBlock, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, s.batch, kPoolBlock, [&](int64_t begin, int64_t end) {
     // Block by block, so that the rows of the output that the tables share stay in the cache.
-    for (int64_t block = begin; block < end; block += kBlock)
+    for (int64_t block = begin; block < end; block += kPoolBlock)
       for (int64_t t = 0; t < s.tables; ++t) {
-        const int64_t stop = std::min(block + kBlock, end);
+        const int64_t stop = std::min(block + kPoolBlock, end);
         const int64_t last_id = offsets ? offsets[t * s.batch + stop] : t * s.batch + stop;
-        pool<T, Id>(tables[t], s.rows[t], s.dims[t], ids, t * s.batch, block, stop, last_id,
-                    {offsets, factors, mean[t] != 0}, out + s.first_column[t], s.columns, bad);
+        pool_rows<T, Id>(StoredRows<T>{tables[t], s.dims[t]}, s.rows[t], s.dims[t], ids,
+                         t * s.batch, block, stop, last_id, {offsets, factors, mean[t] != 0},
+                         out + s.first_column[t], s.columns, bad);
       }
   });
   const int64_t k = bad.load();
@@ -141,7 +69,8 @@ Tensor dense_bag_cpu(std::vector<Tensor> weights, Tensor indices, std::optional<
   return out;
 }
 
-// The gradient of every looked-up row, feature-major: D_t numbers for each id of table t.
+}  // namespace
+
 Tensor dense_bag_row_gradients_cpu(Tensor grad, std::vector<Tensor> weights, Tensor indices,
                                    std::optional<Tensor> offsets,
                                    std::optional<Tensor> per_sample_weights,
@@ -168,7 +97,7 @@ Tensor dense_bag_row_gradients_cpu(Tensor grad, std::vector<Tensor> weights, Ten
     const scalar_t* factors =
         per_sample_weights ? per_sample_weights->const_data_ptr<scalar_t>() : nullptr;
     scalar_t* to = out.mutable_data_ptr<scalar_t>();
-    torch::stable::parallel_for(0, s.batch, kBlock, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, s.batch, kPoolBlock, [&](int64_t begin, int64_t end) {
       for (int64_t t = 0; t < s.tables; ++t)
         for (int64_t b = begin; b < end; ++b) {
           const int64_t bag = t * s.batch + b, lo = start(bag), hi = start(bag + 1);
@@ -185,8 +114,6 @@ Tensor dense_bag_row_gradients_cpu(Tensor grad, std::vector<Tensor> weights, Ten
   });
   return out;
 }
-
-}  // namespace
 
 // d out / d per_sample_weights[k] = grad of the bag . row.
 Tensor dense_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> weights, Tensor indices,
@@ -213,7 +140,7 @@ Tensor dense_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> weights, 
     using scalar_t = decltype(zero);
     const scalar_t* from = grad.const_data_ptr<scalar_t>();
     scalar_t* to = out.mutable_data_ptr<scalar_t>();
-    torch::stable::parallel_for(0, s.batch, kBlock, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, s.batch, kPoolBlock, [&](int64_t begin, int64_t end) {
       for (int64_t t = 0; t < s.tables; ++t) {
         const scalar_t* weight = weights[t].template const_data_ptr<scalar_t>();
         for (int64_t b = begin; b < end; ++b) {

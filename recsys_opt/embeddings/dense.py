@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from recsys_opt import ops
 from recsys_opt.embeddings.bag_arguments import to_bags
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.fused_update import Algorithm, FusedUpdate, FusesUpdate, shared_update
+from recsys_opt.embeddings.tiered_rows import rows_in_id_order
 from recsys_opt.errors import InputError
 from recsys_opt.tables import Pooling, TableConfig
 
@@ -142,6 +143,24 @@ class DenseEmbeddingBag(EmbeddingRepresentation, nn.EmbeddingBag, FusesUpdate):
 
     def _states(self) -> list[Tensor]:
         return [state for name in self._state_names if (state := self._buffers[name]) is not None]
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any, **named: Any
+    ) -> None:
+        """Also takes the state of a `TieredEmbeddingBag`."""
+        tiers = [state_dict.get(f"{prefix}{name}") for name in ("hot", "cold", "remap")]
+        hot, cold, remap = tiers
+        if hot is None or cold is None or remap is None or f"{prefix}weight" in state_dict:
+            super()._load_from_state_dict(state_dict, prefix, *arguments, **named)
+            return
+        rows = (len(hot) + len(cold), *hot.shape[1:])
+        if rows != tuple(self.weight.shape):
+            raise InputError(
+                f"{prefix}hot and cold are {list(rows)} together; the table is {list(self.weight.shape)}"
+            )
+        with torch.no_grad():
+            for first, part in rows_in_id_order(hot, cold, remap):
+                self.weight[first : first + len(part)] = part
 
     def materialize(self) -> Tensor:
         """The whole table, [num_embeddings, embedding_dim]."""

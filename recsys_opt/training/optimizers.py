@@ -2,8 +2,8 @@
 
     mlp     the MLPs: torch's SGD or Adagrad
     cores   parameters of compressed tables (tensor-train cores and the like): the same
-    tables  parameters of dense tables, and of rows held dense beside compressed tables, whose gradients are
-            sparse: SGD or exact row-wise Adagrad
+    tables  parameters of dense tables, whether their rows are in one tier or in two, and of rows held dense
+            beside compressed tables, whose gradients are sparse: SGD or exact row-wise Adagrad
 
 Exact means that the gradients of an id that occurs several times in a batch are summed first, and its row is
 updated once. Row-wise Adagrad keeps one number per row (FBGEMM's and torchrec's EXACT_ROWWISE_ADAGRAD):
@@ -30,6 +30,7 @@ from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.embeddings.fused_update import FusedUpdate, FusesUpdate
 from recsys_opt.embeddings.hot_store import HotRows
+from recsys_opt.embeddings.tiered import TieredEmbeddingBag
 from recsys_opt.embeddings.tt_update import FusesCoreUpdate
 from recsys_opt.errors import InputError
 
@@ -77,7 +78,7 @@ def parameters_by_kind(model: nn.Module) -> dict[Kind, dict[str, nn.Parameter]]:
     """The model's parameters by kind and name; a parameter that two modules share is listed once."""
     kinds: dict[int, Kind] = {}
     for module in model.modules():
-        if isinstance(module, (DenseEmbeddingBag, HotRows)):
+        if isinstance(module, (DenseEmbeddingBag, TieredEmbeddingBag, HotRows)):
             kinds |= {id(parameter): "tables" for parameter in module.parameters(recurse=False)}
     for module in model.modules():
         if isinstance(module, EmbeddingRepresentation):
@@ -88,6 +89,10 @@ def parameters_by_kind(model: nn.Module) -> dict[Kind, dict[str, nn.Parameter]]:
         if parameter.requires_grad:
             found[kinds.get(id(parameter), "mlp")][name] = parameter
     return found
+
+
+_CAN_STORE = (DenseEmbeddingBag, TieredEmbeddingBag, FusesCoreUpdate)
+"""Tables that can give gradients in place of updating themselves."""
 
 
 def _fuse_updates(
@@ -102,7 +107,7 @@ def _fuse_updates(
         if not module.learns:
             continue
         kind: Kind = "tables" if module.stores_rows else "cores"
-        if type(module) in storing and isinstance(module, (DenseEmbeddingBag, FusesCoreUpdate)):
+        if type(module) in storing and isinstance(module, _CAN_STORE):
             module.fuse_update(None)
             continue
         if kind not in found:

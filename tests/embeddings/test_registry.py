@@ -15,7 +15,11 @@ from recsys_opt.tables import TableConfig
 
 ROWS, DIM = 60, 8
 # Options that a representation cannot do without.
-NEEDED = {"tt": {"tt_ranks": 4}, "tt_cached": {"tt_ranks": 4, "cache_rows": 5}}
+NEEDED = {
+    "tiered": {"hot_rows": 20, "ranked": True},
+    "tt": {"tt_ranks": 4},
+    "tt_cached": {"tt_ranks": 4, "cache_rows": 5},
+}
 
 
 def make(name: str, rows: int = ROWS, pooling: str = "sum") -> EmbeddingRepresentation:

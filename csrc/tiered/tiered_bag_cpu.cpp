@@ -1,0 +1,326 @@
+#include <torch/csrc/stable/library.h>
+
+#include <atomic>
+#include <limits>
+
+#include "as_contiguous.h"
+#include "dense/pool_rows.h"
+#include "dense/sum_gradients.h"
+#include "dispatch.h"
+#include "empty_on_cpu.h"
+#include "tiered/tiered_bag.h"
+#include "tt/tt_update.h"
+
+namespace recsys_opt::tiered {
+namespace {
+
+constexpr int64_t kRemapAhead = 32;  // remaps asked for ahead: of a large table they are misses too
+constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+
+// Rows of one table by position.
+template <typename T>
+struct TieredRows {
+  const T* hot;
+  const T* cold;
+  int64_t hot_rows, dim;
+
+  ALWAYS_INLINE const T* operator[](int64_t position) const {
+    const bool is_hot = position < hot_rows;
+    return (is_hot ? hot : cold) + (is_hot ? position : position - hot_rows) * dim;
+  }
+};
+
+// Positions of the ids [begin, end) of one table; false, with the first bad lookup kept, where an
+// id is outside the table or its position is.
+template <typename Id, typename Remap, typename Position>
+bool translate(const Id* ids, const Remap* remap, int64_t rows, int64_t begin, int64_t end,
+               int64_t last_id, Position* positions, std::atomic<int64_t>& bad) {
+  const auto limit = static_cast<uint64_t>(rows);
+  bool fits = true;
+  for (int64_t k = begin; k < end; ++k) {
+    if (k + kRemapAhead < last_id) {
+      const int64_t next = ids[k + kRemapAhead];
+      if (static_cast<uint64_t>(next) < limit) __builtin_prefetch(remap + next);
+    }
+    const int64_t id = ids[k];
+    const bool valid = static_cast<uint64_t>(id) < limit;
+    const int64_t position = remap[valid ? id : 0];
+    fits &= valid && static_cast<uint64_t>(position) < limit;
+    positions[k] = static_cast<Position>(position);
+  }
+  if (fits) return true;
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t id = ids[k];
+    if (static_cast<uint64_t>(id) < limit && static_cast<uint64_t>(positions[k]) < limit) continue;
+    keep_smallest(bad, k);
+    break;
+  }
+  return false;
+}
+
+// The ids of a table whose ids are positions, beside others that have remaps.
+template <typename Id, typename Position>
+bool take_over(const Id* ids, int64_t rows, int64_t begin, int64_t end, Position* positions,
+               std::atomic<int64_t>& bad) {
+  for (int64_t k = begin; k < end; ++k) {
+    const int64_t id = ids[k];
+    if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(rows)) {
+      keep_smallest(bad, k);
+      return false;
+    }
+    positions[k] = static_cast<Position>(id);
+  }
+  return true;
+}
+
+template <typename T>
+struct Lookup {
+  const TieredShape& shape;
+  std::vector<TieredRows<T>> tables;
+  const std::vector<Tensor>& remaps;
+  const int64_t* offsets;  // null: one id per bag
+  const T* factors;        // null: all 1
+  const std::vector<int64_t>& mean;
+  T* out;
+
+  int64_t start(int64_t bag) const { return offsets ? offsets[bag] : bag; }
+};
+
+template <typename Id, typename Position>
+bool find_positions(const Tensor& remap, const Id* ids, int64_t rows, int64_t begin, int64_t end,
+                    int64_t last_id, Position* positions, std::atomic<int64_t>& bad) {
+  if (remap.numel() == 0) return take_over(ids, rows, begin, end, positions, bad);
+  if (remap.scalar_type() == ScalarType::Int)
+    return translate(ids, remap.const_data_ptr<int32_t>(), rows, begin, end, last_id, positions,
+                     bad);
+  return translate(ids, remap.const_data_ptr<int64_t>(), rows, begin, end, last_id, positions, bad);
+}
+
+// Pools by ids; where positions are wanted, they are written first, block by block, so that the
+// remaps of a block are read together. Returns the first bad lookup, or kNone.
+template <typename T, typename Id, typename Position>
+int64_t forward(const Lookup<T>& l, const Id* ids, Position* positions) {
+  const TieredShape& s = l.shape;
+  std::atomic<int64_t> bad{kNone};
+  torch::stable::parallel_for(0, s.batch, kPoolBlock, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; block += kPoolBlock)
+      for (int64_t t = 0; t < s.tables; ++t) {
+        const int64_t stop = std::min(block + kPoolBlock, end), bag = t * s.batch;
+        const int64_t last_id = l.start(bag + stop);
+        const auto pool = [&](const auto* numbers) {
+          pool_rows<T>(l.tables[t], s.rows[t], s.dims[t], numbers, bag, block, stop, last_id,
+                       {l.offsets, l.factors, l.mean[t] != 0}, l.out + s.first_column[t], s.columns,
+                       bad);
+        };
+        if (!positions)
+          pool(ids);
+        else if (find_positions(l.remaps[t], ids, s.rows[t], l.start(bag + block), last_id,
+                                l.start(bag + s.batch), positions, bad))
+          pool(positions);
+      }
+  });
+  return bad.load();
+}
+
+// Says which id, or which entry of a remap, lookup k found outside its table.
+template <typename T, typename Id>
+[[noreturn]] void refuse(const Lookup<T>& l, const Id* ids, int64_t k) {
+  const TieredShape& s = l.shape;
+  int64_t t = 0;
+  while (k >= l.start((t + 1) * s.batch)) ++t;
+  const int64_t id = ids[k];
+  STD_TORCH_CHECK(id >= 0 && id < s.rows[t], "tiered_bag: indices[", k, "] = ", id,
+                  " is outside the ", s.rows[t], " rows of table ", t);
+  const Tensor& remap = l.remaps[t];
+  const int64_t position = remap.scalar_type() == ScalarType::Int
+                               ? remap.const_data_ptr<int32_t>()[id]
+                               : remap.const_data_ptr<int64_t>()[id];
+  STD_TORCH_CHECK(false, "tiered_bag: remaps[", t, "][", id, "] = ", position, " is outside the ",
+                  s.rows[t], " rows of the table");
+  __builtin_unreachable();
+}
+
+std::tuple<Tensor, Tensor> tiered_bag_cpu(std::vector<Tensor> hot, std::vector<Tensor> cold,
+                                          std::vector<Tensor> remaps, Tensor indices,
+                                          std::optional<Tensor> offsets,
+                                          std::optional<Tensor> per_sample_weights,
+                                          std::vector<int64_t> mean) {
+  const char* op = "tiered_bag";
+  const TieredShape s =
+      check_tiered_args(op, hot, cold, indices, offsets, per_sample_weights, mean);
+  const bool remapped = check_remaps(op, remaps, s);
+  indices = as_contiguous(indices);
+  if (offsets) offsets = as_contiguous(*offsets);
+  if (per_sample_weights) per_sample_weights = as_contiguous(*per_sample_weights);
+  const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
+  if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids, op);
+  Tensor out = empty_on_cpu({s.batch, s.columns}, hot[0].scalar_type());
+  Tensor positions = empty_on_cpu({remapped ? s.ids : 0}, s.positions());
+  dispatch_floating(op, hot[0].scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    Lookup<T> lookup{s,
+                     {},
+                     remaps,
+                     bounds,
+                     per_sample_weights ? per_sample_weights->const_data_ptr<T>() : nullptr,
+                     mean,
+                     out.mutable_data_ptr<T>()};
+    for (int64_t t = 0; t < s.tables; ++t)
+      lookup.tables.push_back(
+          {hot[t].const_data_ptr<T>(), cold[t].const_data_ptr<T>(), s.hot_rows[t], s.dims[t]});
+    const auto run = [&](const auto* ids) {
+      const int64_t bad =
+          s.positions() == ScalarType::Int
+              ? forward(lookup, ids, remapped ? positions.mutable_data_ptr<int32_t>() : nullptr)
+              : forward(lookup, ids, remapped ? positions.mutable_data_ptr<int64_t>() : nullptr);
+      if (bad != kNone) refuse(lookup, ids, bad);
+    };
+    if (indices.scalar_type() == ScalarType::Int)
+      run(indices.const_data_ptr<int32_t>());
+    else
+      run(indices.const_data_ptr<int64_t>());
+  });
+  return {out, positions};
+}
+
+Tensor tiered_bag_row_gradients_cpu(Tensor grad, std::vector<Tensor> hot, Tensor positions,
+                                    std::optional<Tensor> offsets,
+                                    std::optional<Tensor> per_sample_weights,
+                                    std::vector<int64_t> mean) {
+  return dense_bag_row_gradients_cpu(grad, hot, positions, offsets, per_sample_weights, mean);
+}
+
+// d out / d per_sample_weights[k] = grad of the bag . row, for the lookups of bags.
+template <typename T, typename Position>
+void factor_gradients(const GradientBatch<T, Position>& batch,
+                      const std::vector<TieredRows<T>>& tables, T* out) {
+  const DenseBagShape& s = batch.shape;
+  torch::stable::parallel_for(0, s.batch, kPoolBlock, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < s.tables; ++t)
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t bag = t * s.batch + b;
+        const T* grad = batch.grad + b * s.columns + s.first_column[t];
+        for (int64_t k = batch.start(bag); k < batch.start(bag + 1); ++k) {
+          const T* row = tables[t][batch.ids[k]];
+          T sum = 0;
+          for (int64_t d = 0; d < s.dims[t]; ++d) sum += grad[d] * row[d];
+          out[k] = sum;
+        }
+      }
+  });
+}
+
+// Calls use(batch) with the positions in their type; all are in their tables.
+template <typename T, typename Use>
+void with_positions(const char* op, const TieredShape& s, const Tensor& positions,
+                    const std::optional<Tensor>& offsets, const std::optional<Tensor>& factors,
+                    const std::vector<int64_t>& mean, const Tensor& grad, const Use& use) {
+  const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
+  if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids, op);
+  const auto run = [&](const auto* ids) {
+    const GradientBatch<T, std::remove_cvref_t<decltype(*ids)>> batch{
+        s,      ids,
+        bounds, factors ? factors->const_data_ptr<T>() : nullptr,
+        mean,   grad.const_data_ptr<T>()};
+    check_update_ids(op, batch);
+    use(batch);
+  };
+  if (positions.scalar_type() == ScalarType::Int)
+    run(positions.const_data_ptr<int32_t>());
+  else
+    run(positions.const_data_ptr<int64_t>());
+}
+
+Tensor tiered_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> hot,
+                                       std::vector<Tensor> cold, Tensor positions,
+                                       std::optional<Tensor> offsets, Tensor per_sample_weights) {
+  const char* op = "tiered_bag_factor_gradients";
+  const std::vector<int64_t> mean(hot.size(), 0);
+  const TieredShape s =
+      check_tiered_args(op, hot, cold, positions, offsets, per_sample_weights, mean);
+  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == s.batch && grad.size(1) == s.columns &&
+                      grad.scalar_type() == hot[0].scalar_type(),
+                  op, ": grad must be [", s.batch, ", ", s.columns, "] with the rows' dtype");
+  grad = as_contiguous(grad);
+  positions = as_contiguous(positions);
+  if (offsets) offsets = as_contiguous(*offsets);
+  Tensor out = torch::stable::new_zeros(grad, {s.ids});
+  dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    std::vector<TieredRows<T>> tables;
+    for (int64_t t = 0; t < s.tables; ++t)
+      tables.push_back(
+          {hot[t].const_data_ptr<T>(), cold[t].const_data_ptr<T>(), s.hot_rows[t], s.dims[t]});
+    with_positions<T>(op, s, positions, offsets, std::nullopt, mean, grad, [&](const auto& batch) {
+      factor_gradients(batch, tables, out.mutable_data_ptr<T>());
+    });
+  });
+  return out;
+}
+
+// A table's rows and their states: two cores whose slices they are.
+template <typename T>
+struct TieredUpdate {
+  tt::CoreUpdate<T> hot, cold;
+  int64_t hot_rows;
+
+  void prefetch(int64_t position) const {
+    position < hot_rows ? prefetch_row(hot, position) : prefetch_row(cold, position - hot_rows);
+  }
+  void apply(int64_t position, T* grad) const {
+    position < hot_rows ? hot.apply(position, grad) : cold.apply(position - hot_rows, grad);
+  }
+};
+
+Tensor tiered_bag_backward_update_cpu(Tensor grad, std::vector<Tensor> hot,
+                                      std::vector<Tensor> cold, std::vector<Tensor> hot_states,
+                                      std::vector<Tensor> cold_states, Tensor positions,
+                                      std::optional<Tensor> offsets,
+                                      std::optional<Tensor> per_sample_weights,
+                                      std::vector<int64_t> mean, bool factors_grad,
+                                      int64_t algorithm, Tensor hyperparameters) {
+  const char* op = "tiered_bag_backward_update";
+  const TieredShape s =
+      check_tiered_args(op, hot, cold, positions, offsets, per_sample_weights, mean);
+  const TieredUpdateArgs args = check_tiered_update_args(grad, hot, cold, hot_states, cold_states,
+                                                         algorithm, hyperparameters, s);
+  STD_TORCH_CHECK(!factors_grad || per_sample_weights.has_value(), op,
+                  ": there are no per_sample_weights to have a gradient");
+  grad = as_contiguous(grad);
+  positions = as_contiguous(positions);
+  if (offsets) offsets = as_contiguous(*offsets);
+  if (per_sample_weights) per_sample_weights = as_contiguous(*per_sample_weights);
+  // The factors' gradients are about the rows as they were.
+  Tensor result = factors_grad ? tiered_bag_factor_gradients_cpu(grad, hot, cold, positions,
+                                                                 offsets, *per_sample_weights)
+                               : empty_on_cpu({0}, grad.scalar_type());
+  dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto rule = tt::make_rule<T>(args.algorithm, hyperparameters.const_data_ptr<double>());
+    std::vector<TieredUpdate<T>> tables;
+    for (int64_t t = 0; t < s.tables; ++t) {
+      tables.push_back({{&rule, hot[t].mutable_data_ptr<T>(), {}, s.dims[t]},
+                        {&rule, cold[t].mutable_data_ptr<T>(), {}, s.dims[t]},
+                        s.hot_rows[t]});
+      for (int64_t k = 0; k < args.states_per_table; ++k) {
+        const int64_t at = t * args.states_per_table + k;
+        tables[t].hot.states[k] = hot_states[at].mutable_data_ptr<T>();
+        tables[t].cold.states[k] = cold_states[at].mutable_data_ptr<T>();
+      }
+    }
+    with_positions<T>(op, s, positions, offsets, per_sample_weights, mean, grad,
+                      [&](const auto& batch) { update_rows(batch, args.owner, tables); });
+  });
+  return result;
+}
+
+}  // namespace
+}  // namespace recsys_opt::tiered
+
+STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CPU, m) {
+  using namespace recsys_opt::tiered;
+  m.impl("tiered_bag", TORCH_BOX(&tiered_bag_cpu));
+  m.impl("tiered_bag_row_gradients", TORCH_BOX(&tiered_bag_row_gradients_cpu));
+  m.impl("tiered_bag_factor_gradients", TORCH_BOX(&tiered_bag_factor_gradients_cpu));
+  m.impl("tiered_bag_backward_update", TORCH_BOX(&tiered_bag_backward_update_cpu));
+}

@@ -1,0 +1,128 @@
+"""The rows of a tiered table by id and by position, a bounded number of them at a time.
+
+A row's position is its rank (`recsys_opt.plan`): the rows of a ranking come first, in its order, the others
+follow in ascending order of their ids. Positions below hot.shape[0] are in the hot tier, the others in the
+cold one. A tensor of one number per row (an optimizer's state) is moved as rows are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from recsys_opt.errors import InputError
+from recsys_opt.ops.tiered import position_dtype
+
+_CHUNK_BYTES = 16 << 20
+
+
+def remap_of(ranking: Tensor, num_embeddings: int) -> Tensor:
+    """[num_embeddings] the position of each id.
+
+    ranking  [R] different ids, hottest first
+    """
+    if ranking.dim() != 1 or ranking.is_floating_point() or ranking.dtype == torch.bool:
+        raise InputError(f"ranking must be 1-D ids, but is {ranking.dtype} {list(ranking.shape)}")
+    ranking = ranking.detach().cpu().long()
+    outside = ((ranking < 0) | (ranking >= num_embeddings)).nonzero()
+    if outside.numel():
+        k = int(outside[0])
+        raise InputError(
+            f"ranking[{k}] = {int(ranking[k])} is outside the {num_embeddings} rows; is it another table's?"
+        )
+    dtype, ranked = position_dtype(num_embeddings), len(ranking)
+    remap = torch.full((num_embeddings,), -1, dtype=dtype)
+    remap[ranking] = torch.arange(ranked, dtype=dtype)
+    wrong = (remap[ranking] != torch.arange(ranked, dtype=dtype)).nonzero()
+    if wrong.numel():
+        k = int(wrong[0])
+        raise InputError(
+            f"the ranking names row {int(ranking[k])} twice, as number {k} and later; a row has one rank"
+        )
+    following = ranked
+    for part in remap.split(_CHUNK_BYTES):
+        others = part < 0
+        count = int(others.sum())
+        part[others] = torch.arange(following, following + count, dtype=dtype)
+        following += count
+    return remap
+
+
+def inverse_of(remap: Tensor) -> Tensor:
+    """[num_embeddings] the id at each position."""
+    ids = torch.empty_like(remap)
+    for start, part in _parts(remap, _CHUNK_BYTES):
+        ids[part.long()] = torch.arange(start, start + len(part), dtype=remap.dtype, device=remap.device)
+    return ids
+
+
+def chunks(rows: int, like: Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of rows, in order, whose numbers take up a few megabytes each."""
+    width = max(1, like[:1].numel() if like.shape[0] else like.new_empty(1, *like.shape[1:]).numel())
+    step = max(1, _CHUNK_BYTES // (width * like.element_size()))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def read_rows(hot: Tensor, cold: Tensor, positions: Tensor) -> Tensor:
+    """The rows at some positions, in host memory."""
+    hot_rows = hot.shape[0]
+    rows = cold.new_empty(len(positions), *cold.shape[1:])
+    # In order of position: a file's pages are read once each, from its start to its end.
+    order = positions.long().cpu().argsort()
+    sorted_positions = positions.long().cpu()[order]
+    split = int(torch.searchsorted(sorted_positions, hot_rows))
+    rows[order[:split]] = hot.detach()[sorted_positions[:split].to(hot.device)].cpu()
+    rows[order[split:]] = cold.detach()[sorted_positions[split:] - hot_rows]
+    return rows
+
+
+def write_rows(hot: Tensor, cold: Tensor, positions: Tensor, rows: Tensor) -> None:
+    """Sets the rows at some positions."""
+    hot_rows = hot.shape[0]
+    order = positions.long().cpu().argsort()
+    sorted_positions = positions.long().cpu()[order]
+    split = int(torch.searchsorted(sorted_positions, hot_rows))
+    rows = rows.detach().to(device=cold.device, dtype=cold.dtype)
+    hot.detach()[sorted_positions[:split].to(hot.device)] = rows[order[:split]].to(hot.device)
+    cold.detach()[sorted_positions[split:] - hot_rows] = rows[order[split:]]
+
+
+def positions_of(remap: Tensor, start: int, stop: int) -> Tensor:
+    """The positions of the ids start .. stop - 1."""
+    if remap.numel() == 0:
+        return torch.arange(start, stop)
+    return remap[start:stop].long().cpu()
+
+
+def rows_in_id_order(hot: Tensor, cold: Tensor, remap: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first id, the rows of the ids that follow), a chunk at a time."""
+    for start, stop in chunks(hot.shape[0] + cold.shape[0], cold):
+        yield start, read_rows(hot, cold, positions_of(remap, start, stop))
+
+
+def move_rows(
+    old: tuple[Tensor, Tensor, Tensor], new: tuple[Tensor, Tensor, Tensor], ids: Tensor | None
+) -> None:
+    """Copies every id's row from one pair of tiers into another.
+
+    old, new  (hot, cold, remap); the remaps say where the ids are
+    ids       `inverse_of` the new remap, or None where both remaps are the same
+    """
+    hot, cold, remap = old
+    to_hot, to_cold, _ = new
+    for start, stop in chunks(hot.shape[0] + cold.shape[0], cold):
+        places = torch.arange(start, stop)
+        if ids is None:
+            sources = places
+        else:
+            here = ids[start:stop].long().cpu()
+            sources = here if remap.numel() == 0 else remap[here.to(remap.device)].long().cpu()
+        write_rows(to_hot, to_cold, places, read_rows(hot, cold, sources))
+
+
+def _parts(tensor: Tensor, count: int) -> Iterator[tuple[int, Tensor]]:
+    for start in range(0, len(tensor), count):
+        yield start, tensor[start : start + count]
