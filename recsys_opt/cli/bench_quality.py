@@ -42,6 +42,9 @@ _VARIANTS_OWN = frozenset(
         "compression.tt_cache_rows",
         "compression.memory_budget",
         "compression.tt_fit",
+        "placement.plan",
+        "placement.statistics",
+        "placement.cold_dir",
         "checkpoint_every_s",
     }
 )

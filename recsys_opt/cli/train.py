@@ -27,8 +27,10 @@ EXAMPLE = "recsys-opt train kaggle/ --out runs/tt --tt-threshold 100k --tt-rank 
 
 # Flags that differ from their field's name.
 NAMES = {"optimizer.algorithm": "optimizer"}
+# What a plan says is in these settings.
+SETTLED_BY_PLAN = ("placement.hot_rows", "placement.plan_sha256", "placement.statistics_sha256")
 # The dataset says how many dense columns there are, a memory budget says which options tables have.
-LEAVE_OUT = frozenset({"architecture.dense_features", "compression.tt_options"})
+LEAVE_OUT = frozenset({"architecture.dense_features", "compression.tt_options", *SETTLED_BY_PLAN})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +62,8 @@ def run(args: argparse.Namespace) -> Outcome:
         with ConsoleProgress() as progress:
             metrics = evaluate_run(args.out, Dataset(args.dataset), args.evaluate_only, progress=progress)
         return Outcome(_metrics_line(args.evaluate_only, metrics), metrics.to_json())
+    if {"placement.plan", "placement.statistics"} & changes.keys():  # another plan than the run's, maybe
+        changes |= {name: {} if name.endswith("hot_rows") else "" for name in SETTLED_BY_PLAN}
     config = replaced(_base(args), changes)
     with ConsoleProgress() as progress:
         choice = None

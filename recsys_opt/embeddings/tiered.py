@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,12 +16,12 @@ from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.cold_tier import ColdTier
 from recsys_opt.embeddings.fused_update import Algorithm, FusedUpdate, FusesUpdate, shared_update
 from recsys_opt.embeddings.tiered_rows import (
+    Ranking,
     chunks,
-    inverse_of,
     move_rows,
     positions_of,
+    ranks_of,
     read_rows,
-    remap_of,
     rows_in_id_order,
     write_rows,
 )
@@ -46,7 +45,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
 
     num_embeddings, embedding_dim, mode  as nn.EmbeddingBag's
     hot_rows  rows of the hot tier, which is in the module's memory: a GPU's, or the host's
-    ranking   [R] ids, hottest first; those that it leaves out follow in ascending order (`recsys_opt.plan`).
+    ranking   [R] ids, hottest first; those that it leaves out follow in ascending order (`recsys_opt.ranks`).
               The rows are kept in this order, and `remap` holds each id's place in it. None: the ids are
               ranks themselves (`recsys-opt data reorder` makes them so), and nothing is remapped
     cold_dir  a folder: the cold tier is a memory-mapped file in it, as is its optimizer's state, so that a
@@ -80,7 +79,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         embedding_dim: int,
         hot_rows: int,
         *,
-        ranking: Tensor | np.ndarray[Any, Any] | Sequence[int] | None = None,
+        ranking: Ranking | None = None,
         mode: Pooling = "sum",
         cold_dir: Path | str | None = None,
         dtype: torch.dtype | None = None,
@@ -88,8 +87,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
     ) -> None:
         self._prepare(num_embeddings, embedding_dim, hot_rows, mode, cold_dir, dtype, device)
         if ranking is not None:
-            remap = remap_of(torch.as_tensor(ranking), num_embeddings)
-            self.remap = remap.to(self.remap.device)
+            self.remap = ranks_of(ranking, num_embeddings)[0].to(self.remap.device)
         self.reset_parameters()
 
     def _prepare(
@@ -181,7 +179,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         weight: Tensor,
         hot_rows: int,
         *,
-        ranking: Tensor | np.ndarray[Any, Any] | Sequence[int] | None = None,
+        ranking: Ranking | None = None,
         mode: Pooling = "sum",
         cold_dir: Path | str | None = None,
         device: torch.device | str | None = None,
@@ -191,7 +189,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         rows, dim = weight.shape
         bag._prepare(rows, dim, hot_rows, mode, cold_dir, weight.dtype, device)
         if ranking is not None:
-            bag.remap = remap_of(torch.as_tensor(ranking), len(weight)).to(bag.remap.device)
+            bag.remap = ranks_of(ranking, rows)[0].to(bag.remap.device)
         bag._take_rows(weight)
         return bag
 
@@ -282,11 +280,12 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         self,
         *,
         hot_rows: int | None = None,
-        ranking: Tensor | np.ndarray[Any, Any] | Sequence[int] | None = None,
+        ranking: Ranking | None = None,
     ) -> None:
         """Moves rows to where another split or another ranking has them; none loses its weights or its state.
 
-        hot_rows, ranking  as the constructor's; None: as it is
+        hot_rows, ranking  as the constructor's; None: as it is. An empty ranking: in the order of ids, which
+                           needs no remap
 
         `hot` and `cold` are new parameters afterwards: an optimizer that holds the old ones must be made
         anew. Until the call ends there are both, in memory or files.
@@ -295,8 +294,8 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         _check_hot_rows(hot_rows, self.num_embeddings)
         remap, ids = self.remap, None
         if ranking is not None:
-            remap = remap_of(torch.as_tensor(ranking), self.num_embeddings)
-            ids, remap = inverse_of(remap), remap.to(self.remap.device)
+            remap, ids = ranks_of(ranking, self.num_embeddings)
+            remap = (remap if len(ranking) else remap[:0]).to(self.remap.device)
         elif hot_rows == self.hot_rows:
             return
         pairs = [("hot", "cold")]

@@ -1,61 +1,33 @@
 """The rows of a tiered table by id and by position, a bounded number of them at a time.
 
-A row's position is its rank (`recsys_opt.plan`): the rows of a ranking come first, in its order, the others
-follow in ascending order of their ids. Positions below hot.shape[0] are in the hot tier, the others in the
-cold one. A tensor of one number per row (an optimizer's state) is moved as rows are.
+A row's position is its rank (`recsys_opt.ranks`). Positions below hot.shape[0] are in the hot tier, the
+others in the cold one. A tensor of one number per row (an optimizer's state) is moved as rows are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from recsys_opt.errors import InputError
-from recsys_opt.ops.tiered import position_dtype
+from recsys_opt.ranks import rank_of, rank_order
 
+Ranking = Tensor | np.ndarray[Any, Any] | Sequence[int]
+"""Different ids, hottest first."""
 _CHUNK_BYTES = 16 << 20
 
 
-def remap_of(ranking: Tensor, num_embeddings: int) -> Tensor:
-    """[num_embeddings] the position of each id.
+def ranks_of(ranking: Ranking, num_embeddings: int) -> tuple[Tensor, Tensor]:
+    """(the position of each id, the id at each position), both [num_embeddings].
 
     ranking  [R] different ids, hottest first
     """
-    if ranking.dim() != 1 or ranking.is_floating_point() or ranking.dtype == torch.bool:
-        raise InputError(f"ranking must be 1-D ids, but is {ranking.dtype} {list(ranking.shape)}")
-    ranking = ranking.detach().cpu().long()
-    outside = ((ranking < 0) | (ranking >= num_embeddings)).nonzero()
-    if outside.numel():
-        k = int(outside[0])
-        raise InputError(
-            f"ranking[{k}] = {int(ranking[k])} is outside the {num_embeddings} rows; is it another table's?"
-        )
-    dtype, ranked = position_dtype(num_embeddings), len(ranking)
-    remap = torch.full((num_embeddings,), -1, dtype=dtype)
-    remap[ranking] = torch.arange(ranked, dtype=dtype)
-    wrong = (remap[ranking] != torch.arange(ranked, dtype=dtype)).nonzero()
-    if wrong.numel():
-        k = int(wrong[0])
-        raise InputError(
-            f"the ranking names row {int(ranking[k])} twice, as number {k} and later; a row has one rank"
-        )
-    following = ranked
-    for part in remap.split(_CHUNK_BYTES):
-        others = part < 0
-        count = int(others.sum())
-        part[others] = torch.arange(following, following + count, dtype=dtype)
-        following += count
-    return remap
-
-
-def inverse_of(remap: Tensor) -> Tensor:
-    """[num_embeddings] the id at each position."""
-    ids = torch.empty_like(remap)
-    for start, part in _parts(remap, _CHUNK_BYTES):
-        ids[part.long()] = torch.arange(start, start + len(part), dtype=remap.dtype, device=remap.device)
-    return ids
+    ids = ranking.detach().cpu().numpy() if isinstance(ranking, Tensor) else np.asarray(ranking)
+    order = rank_order(ids if ids.size else ids.astype(np.int64), num_embeddings)
+    return torch.from_numpy(rank_of(order)), torch.from_numpy(order)
 
 
 def chunks(rows: int, like: Tensor) -> Iterator[tuple[int, int]]:
@@ -109,7 +81,7 @@ def move_rows(
     """Copies every id's row from one pair of tiers into another.
 
     old, new  (hot, cold, remap); the remaps say where the ids are
-    ids       `inverse_of` the new remap, or None where both remaps are the same
+    ids       the id at each of the new positions, or None where both remaps are the same
     """
     hot, cold, remap = old
     to_hot, to_cold, _ = new
@@ -121,8 +93,3 @@ def move_rows(
             here = ids[start:stop].long().cpu()
             sources = here if remap.numel() == 0 else remap[here.to(remap.device)].long().cpu()
         write_rows(to_hot, to_cold, places, read_rows(hot, cold, sources))
-
-
-def _parts(tensor: Tensor, count: int) -> Iterator[tuple[int, Tensor]]:
-    for start in range(0, len(tensor), count):
-        yield start, tensor[start : start + count]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.embeddings.hot_rows import CachedTTEmbeddingBag
+from recsys_opt.embeddings.tiered import TieredEmbeddingBag
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.embeddings.tt_round import table_distance, table_norm
 from recsys_opt.embeddings.tt_svd import padded
@@ -22,6 +23,7 @@ from recsys_opt.progress import Progress, SilentProgress
 from recsys_opt.tables import TableConfig
 
 _SHAPES = ("tt_p_shapes", "tt_q_shapes")
+_POSSIBLE = ("dense", "tiered", "tt", "tt_cached")
 _HOLDING = ("refresh_every", "decay", "hysteresis", "write_back_limit")
 """How a cached table chooses its held rows from now on; it computes the same now, whatever they are."""
 
@@ -62,8 +64,8 @@ def convert_model(
     model      a trained model; the new one takes over its MLPs and unchanged tables, without a copy
     tables     the model's tables in order, with the representation that each should have: a table that
                becomes "tt" is fitted by TT-SVD, so is one that becomes "tt_cached", with no row held yet; one
-               that becomes "dense" is written out, and the ranks of a tensor train are cut by rounding; how a
-               table chooses the rows that it holds changes without a fit
+               that becomes "dense" or "tiered" is written out, and the ranks of a tensor train are cut by
+               rounding; how a table chooses the rows that it holds changes without a fit
     tolerance  the fitted tables get, instead of their tt_ranks, the least multiples of 8 whose relative error
                is within it
     row_weights  by a table's name, how often each of its rows is looked up: fitted are the rows that are, as
@@ -138,6 +140,9 @@ def _fit(
         dense = DenseEmbeddingBag.from_config(config, device="meta")
         dense.weight = nn.Parameter(table)
         return dense, 0.0, None
+    if config.representation == "tiered":
+        own = {key: value for key, value in config.options.items() if key != "ranked"}
+        return TieredEmbeddingBag.from_pretrained(table, mode=config.pooling, **own), 0.0, None
     shape = {k: v for k, v in config.options.items() if k in ("tt_ranks", "tt_p_shapes", "tt_q_shapes")}
     if tolerance is not None:
         shape |= {"tt_ranks": None, "tolerance": tolerance, "rank_multiple": 8}
@@ -183,10 +188,10 @@ def _check(model: DLRM, tables: Sequence[TableConfig]) -> None:
             f"options ({'; '.join(different) or 'the order differs'})"
         )
     for old, new in zip(model.embeddings.configs, tables, strict=True):
-        if not _is_same(old, new) and new.representation not in ("dense", "tt", "tt_cached"):
+        if not _is_same(old, new) and new.representation not in _POSSIBLE:
             raise InputError(
-                f"table {new.name} cannot become {new.representation!r}; a trained table can become 'tt', "
-                "'tt_cached' or 'dense'"
+                f"table {new.name} cannot become {new.representation!r}; a trained table can become "
+                f"{', '.join(_POSSIBLE)}"
             )
 
 
@@ -198,7 +203,7 @@ def _is_same(old: TableConfig, new: TableConfig) -> bool:
         bonds = max((len(options[k]) for k in _SHAPES if options.get(k) is not None), default=3) - 1
         options["tt_ranks"] = [ranks] * bonds if isinstance(ranks, int) else ranks and list(ranks)
     for options in (ours, theirs):
-        for key in _HOLDING:
+        for key in (*_HOLDING, "ranked", "cold_dir"):
             options.pop(key, None)
     for key in _SHAPES:
         wanted = theirs.pop(key, None)

@@ -16,6 +16,9 @@ from recsys_opt.run_folder import RunFolder
 from recsys_opt.tables import TableConfig
 from recsys_opt.tensor_files import read_into, tensor_shapes
 
+_LOCAL = frozenset({"cold_dir"})
+"""Options that say where a table is on this machine, which is no part of a model."""
+
 
 def describe_model(config: DLRMConfig, model: DLRM) -> dict[str, Any]:
     """What `model_from_description` needs, and what each table takes up."""
@@ -26,7 +29,10 @@ def describe_model(config: DLRMConfig, model: DLRM) -> dict[str, Any]:
         "tables": [
             {
                 **asdict(c),
-                "options": {**c.options, **model.embeddings.table(c.name).settled_options()},
+                "options": {
+                    **{name: value for name, value in c.options.items() if name not in _LOCAL},
+                    **model.embeddings.table(c.name).settled_options(),
+                },
                 "storage_bytes": stored[c.name],
                 "dense_bytes": dense[c.name],
             }
@@ -40,11 +46,13 @@ def model_from_description(
     *,
     weights: Path | None = None,
     device: torch.device | str | None = None,
+    cold_dir: str | None = None,
 ) -> tuple[DLRMConfig, DLRM]:
     """The model that `describe_model` describes, newly initialised.
 
     weights  the file that will be read into it: says the factors of tensor trains that the document, of an
              earlier version, leaves to the defaults of its time
+    cold_dir  the folder for the cold rows of tiered tables; None: they are in memory
     """
     try:
         config = DLRMConfig(
@@ -56,6 +64,11 @@ def model_from_description(
         tables = [
             TableConfig(**{k: v for k, v in table.items() if k not in sizes}) for table in document["tables"]
         ]
+        if cold_dir is not None:
+            tables = [
+                replace(t, options={**t.options, "cold_dir": cold_dir}) if t.representation == "tiered" else t
+                for t in tables
+            ]
         if weights is not None and any(_leaves_factors_open(table) for table in tables):
             shapes = tensor_shapes(weights)
             tables = [_with_factors(table, shapes) for table in tables]
@@ -64,14 +77,16 @@ def model_from_description(
     return config, config.build(tables, device=device)
 
 
-def load_model(run: Path | str, *, device: torch.device | str | None = None) -> DLRM:
-    """The trained model of a run folder, in evaluation mode."""
+def load_model(
+    run: Path | str, *, device: torch.device | str | None = None, cold_dir: str | None = None
+) -> DLRM:
+    """The trained model of a run folder, in evaluation mode; `cold_dir` as `model_from_description`'s."""
     found = RunFolder(run).checkpoint_document()
     if found is None:
         raise InputError(f"{run} has no checkpoint; train it first: recsys-opt train DATASET --out {run}")
     folder, document = found
     weights = folder / "model.safetensors"
-    _, model = model_from_description(document["model"], weights=weights, device=device)
+    _, model = model_from_description(document["model"], weights=weights, device=device, cold_dir=cold_dir)
     read_into(weights, model.state_dict())
     return model.eval()
 

@@ -72,11 +72,32 @@ class CompressionConfig:
 
 
 @dataclass(frozen=True)
+class PlacementConfig:
+    """Which rows of the tables are in the fast tier; it does not change what the rows become."""
+
+    plan: str | None = None
+    """A plan for one device (plan.json): its tables have their hottest rows in the fast tier. A run that goes
+    on may be given another plan, and moves its rows."""
+    statistics: str | None = None
+    """The access statistics (stats.npz) that rank the rows; default: those that the plan names."""
+    cold_dir: str | None = None
+    """Keep the slow tier and its optimizer's state in memory-mapped files in this folder, so that tables
+    larger than the memory train; default: in memory."""
+    hot_rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows of each table in the fast tier, by name: what the plan came to."""
+    plan_sha256: str = ""
+    """Of the plan's file."""
+    statistics_sha256: str = ""
+    """Of what the statistics hold."""
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """Everything that decides the weights a run ends with, and how it reports on the way."""
 
     architecture: DLRMConfig = field(default_factory=criteo_kaggle)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch_size: int = 2048
@@ -139,7 +160,7 @@ class TrainingConfig:
 
 
 # What may change when a run goes on: it does not touch the weights.
-FREE_TO_CHANGE = frozenset({"checkpoint_every_s"})
+FREE_TO_CHANGE = frozenset({"checkpoint_every_s", *(f"placement.{f.name}" for f in fields(PlacementConfig))})
 
 
 def differences(old: TrainingConfig, new: TrainingConfig) -> list[str]:

@@ -56,7 +56,7 @@ def evaluate_run(
 ) -> Metrics:
     """The metrics of a run's last checkpoint, in the precision that it was trained in."""
     config = TrainingConfig.from_json(RunFolder(run).description()["config"])
-    model = load_model(run, device=config.device)
+    model = load_model(run, device=config.device, cold_dir=config.placement.cold_dir)
     tables = [config.num_embeddings for config in model.embeddings.configs]
     columns = [column.num_embeddings for column in dataset.info.sparse_columns]
     if tables != columns:

@@ -36,6 +36,7 @@ from recsys_opt.training.config import CompressionConfig, TrainingConfig, differ
 from recsys_opt.training.lookup_counts import count_lookups, counts_for_run, new_trains
 from recsys_opt.training.metrics import RecentMetrics
 from recsys_opt.training.optimizers import ModelOptimizer
+from recsys_opt.training.placement import place_rows, tiered_tables
 
 
 def initial_model(
@@ -48,12 +49,16 @@ def initial_model(
     if config.init_from is not None:
         return _taken_over(config, config.init_from, dataset, device, progress)
     torch.manual_seed(config.seed)
-    return config.architecture.build(wanted_tables(config, dataset.info.sparse_columns), device=device)
+    tables = wanted_tables(config, dataset.info.sparse_columns)
+    model = config.architecture.build(tables, device=device)
+    if config.placement.hot_rows:
+        place_rows(model, config.placement, progress)
+    return model
 
 
 def wanted_tables(config: TrainingConfig, columns: Sequence[SparseColumn]) -> list[TableConfig]:
     """The tables that `config` asks for over a dataset's columns."""
-    return table_configs(
+    tables = table_configs(
         columns,
         config.architecture.embedding_dim,
         tt_threshold=config.compression.tt_threshold,
@@ -64,6 +69,7 @@ def wanted_tables(config: TrainingConfig, columns: Sequence[SparseColumn]) -> li
         tt_cache_refresh_every=config.compression.tt_cache_refresh_every,
         dense_representation=config.dense_representation,
     )
+    return tiered_tables(tables, config.placement)
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ def _taken_over(
     progress: Progress | None,
 ) -> DLRM:
     before = TrainingConfig.from_json(RunFolder(run).description()["config"])
-    model = load_model(run, device=device)
+    model = load_model(run, device=device, cold_dir=config.placement.cold_dir)
     columns = dataset.info.sparse_columns
     sizes: list[Any] = [[c.num_embeddings for c in model.embeddings.configs]]
     sizes.append([c.num_embeddings for c in columns])
@@ -167,12 +173,14 @@ def _taken_over(
     changed = [d for d in differences(before, config) if d.startswith("architecture.")]
     if changed:
         raise InputError(f"the weights of {run} do not fit the settings: {'; '.join(changed)}")
-    kept = ("compression", "dense_representation")
+    kept = ("compression", "dense_representation", "placement")
     if any(getattr(before, name) != getattr(config, name) for name in kept):
         wanted, counts = wanted_tables(config, columns), None
         if config.compression.tt_fit == "counts":
             counts = count_lookups(dataset, new_trains(model, wanted), before.max_rows, progress)
         model, _ = convert_model(model, wanted, row_weights=counts, progress=progress)
+    if config.placement.hot_rows:
+        place_rows(model, config.placement, progress)
     return model.train()
 
 

@@ -36,6 +36,7 @@ from recsys_opt.training.evaluate import evaluate, mixed_precision, products_of
 from recsys_opt.training.initial import initial_model
 from recsys_opt.training.metrics import Metrics, RecentMetrics
 from recsys_opt.training.optimizers import ModelOptimizer
+from recsys_opt.training.placement import is_placed, place_rows, with_plan
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def train(
             config = with_tables_of(config, run)
         else:
             config, _ = with_chosen_tables(config, dataset, progress)
+        config = with_plan(config, dataset)
         return _Training(config, dataset, run, progress or SilentProgress()).to_the_end()
 
 
@@ -109,17 +111,21 @@ class _Training:
         checkpoint = self._compatible_checkpoint()
         if checkpoint:
             _, self.model = model_from_description(
-                checkpoint.model, weights=checkpoint.path / "model.safetensors", device=self.device
+                checkpoint.model,
+                weights=checkpoint.path / "model.safetensors",
+                device=self.device,
+                cold_dir=config.placement.cold_dir,
             )
         else:
             self.model = initial_model(config, dataset, self.device, progress)
         self.optimizer = ModelOptimizer(self.model, config.optimizer)
         self.recent = RecentMetrics()
         self.position = Position(step=0, epoch=0, row=0, rows_seen=0, metrics_bytes=0)
-        self.model_description = describe_model(config.architecture, self.model)
         if checkpoint:
             self._restore(checkpoint)
-        else:
+        moved = checkpoint is not None and self._placed_anew(checkpoint)
+        self.model_description = describe_model(config.architecture, self.model)
+        if checkpoint is None or moved:
             run.write_description(
                 {
                     "config": config.to_json(),
@@ -311,12 +317,28 @@ class _Training:
         self.recent.load_state(state)
         self.position = checkpoint.position
 
+    def _placed_anew(self, checkpoint: Checkpoint) -> bool:
+        """Moves the rows where the run goes on with another plan; whether it does."""
+        now = self.config.placement
+        if not now.hot_rows or is_placed(checkpoint.config.get("placement", {}), now):
+            return False
+        if self.config.optimizer.table_update == "stored":  # the optimizer has the rows' state, by position
+            raise InputError(
+                f"{self.run.path} stores gradients (table_update), so that its rows cannot move to where "
+                f"{now.plan} has them; go on without --plan"
+            )
+        place_rows(self.model, now, self.progress)
+        return True
+
     def _compatible_checkpoint(self) -> Checkpoint | None:
         """The checkpoint to go on from; refuses a run of another configuration or dataset."""
         if not self.run.exists():
             return None
         description = self.run.description()
-        changed = differences(TrainingConfig.from_json(description["config"]), self.config)
+        before = TrainingConfig.from_json(description["config"])
+        changed = differences(before, self.config)
+        if bool(before.placement.hot_rows) != bool(self.config.placement.hot_rows):
+            changed.append(f"placement.plan: {before.placement.plan!r} -> {self.config.placement.plan!r}")
         dataset = _describe_dataset(self.dataset)
         changed += [
             f"dataset {key}: {value!r} -> {dataset[key]!r}"
