@@ -29,6 +29,7 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "recsys_opt.cli.bench_hardware",
         "bandwidth of memory and disk by the size of a row, as the planner reads it",
     ),
+    "replay": ("recsys_opt.cli.bench_replay", "lookups a second that a replay takes through a plan"),
     "synth": ("recsys_opt.cli.bench_synth", "rows a second of the generator, made and written"),
     "synth-gap": (
         "recsys_opt.cli.bench_synth_gap",

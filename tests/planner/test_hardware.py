@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_opt.errors import InputError
@@ -154,3 +154,33 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 def test_a_bandwidth_that_is_no_number_never_gets_into_a_tier() -> None:
     with pytest.raises(InputError, match=r"read_bytes_per_s\[1\] = nan"):
         replace(TIER, read_bytes_per_s=(1.0, math.nan, 1.0))
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), JSON_VALUES)
+def test_any_value_in_any_place_is_taken_or_refused_with_the_files_name(
+    data: st.DataObject, value: object
+) -> None:
+    document = Hardware.load("h100").to_json()
+    key = data.draw(st.sampled_from(sorted(document)))
+    if isinstance(document[key], dict) and data.draw(st.booleans()):
+        document[key][data.draw(st.sampled_from([*sorted(document[key]), "extra"]))] = value
+    else:
+        document[key] = value
+    said = ""
+    try:
+        taken = Hardware.from_json(document, "x.toml")
+    except InputError as error:
+        said = str(error)
+    else:
+        assert Hardware.from_json(taken.to_json()) == taken
+        assert taken.fast.capacity_bytes >= 1
+        assert 0 < taken.fast.read_seconds(64) < math.inf
+    assert not said or said.startswith("x.toml: ")
