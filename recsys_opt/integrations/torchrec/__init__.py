@@ -2,8 +2,10 @@
 
 collection  recsys_opt's tables in the place of an EmbeddingBagCollection
 plan        a plan's tables in the place of an EmbeddingBagCollection, its ShardingPlan
+exported    the same from a file of `recsys-opt plan export torchrec`
 weights     weights and optimizer states of a plan's tables, in and out, in the order of ids
 remap       ids as they are in the data -> rows of a plan's tier tables
+planner     TorchRec's own planner as a baseline, in a process of its own
 
 The only import of torchrec.
 """
@@ -24,11 +26,19 @@ from recsys_opt.integrations.torchrec.collection import (
     table_config,
     with_tensor_trains,
 )
+from recsys_opt.integrations.torchrec.exported import load_plan
 from recsys_opt.integrations.torchrec.plan import (
     PlannedEmbeddingBagCollection,
     planned_collections,
     sharding_plan,
     tier_parameters,
+)
+from recsys_opt.integrations.torchrec.planner import (
+    PlacedTable,
+    Placement,
+    PlannerMachine,
+    PlannerTable,
+    torchrec_placement,
 )
 from recsys_opt.integrations.torchrec.remap import PlanRemap
 from recsys_opt.integrations.torchrec.sharding import TierTablesSharder
@@ -36,10 +46,15 @@ from recsys_opt.integrations.torchrec.weights import load_tables, load_weights, 
 
 __all__ = [
     "KeyedEmbeddingCollection",
+    "PlacedTable",
+    "Placement",
     "PlanRemap",
     "PlannedEmbeddingBagCollection",
+    "PlannerMachine",
+    "PlannerTable",
     "TierTablesSharder",
     "keyed_collection",
+    "load_plan",
     "load_tables",
     "load_weights",
     "planned_collections",
@@ -47,5 +62,6 @@ __all__ = [
     "sharding_plan",
     "table_config",
     "tier_parameters",
+    "torchrec_placement",
     "with_tensor_trains",
 ]

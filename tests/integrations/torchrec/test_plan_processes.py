@@ -3,8 +3,10 @@
 import dataclasses
 import multiprocessing
 import os
+import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +19,10 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+from recsys_opt.cli import plan_export
+from recsys_opt.data.access_statistics import AccessStatistics, TableStatistics
 from recsys_opt.errors import InputError, RecsysOptError
+from recsys_opt.integrations.plan_export import export_plan
 from recsys_opt.integrations.torchrec import (
     PlannedEmbeddingBagCollection,
     PlanRemap,
@@ -29,7 +34,14 @@ from recsys_opt.integrations.torchrec import (
     tier_parameters,
 )
 from recsys_opt.plan import Plan
-from tests.integrations.torchrec.plans import Reference, batch, loss, plan_of_all_kinds, rankings_of
+from tests.integrations.torchrec.plans import (
+    Reference,
+    batch,
+    loss,
+    plan_of_all_kinds,
+    rankings_of,
+    unsharded,
+)
 
 RATE, EPS = 0.3, 1e-8
 
@@ -59,9 +71,10 @@ class Sharded:
         self.optimizer.step()
 
 
-def work(rank: int, world: int, folder: Path) -> None:
+def work(rank: int, world: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
+    os.environ.update(LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
     plan, other = plan_of_all_kinds(world), plan_of_all_kinds(world, other=True)
     for algorithm in ("sgd", "adagrad"):
@@ -85,8 +98,9 @@ def work(rank: int, world: int, folder: Path) -> None:
         else:
             states_are_in_the_order_of_ids(reference, saved)
             bad_input_is_named(ours, other, file, rank, folder)
-    (folder / f"equal_{rank}").touch()
     distributed.destroy_process_group()
+    the_script_of_the_help_runs(plan, folder)
+    (folder / f"equal_{rank}").touch()
 
 
 def goes_on_after_a_reload(reference: Reference, plan: Plan, file: Path, rank: int) -> None:
@@ -160,10 +174,48 @@ def bad_input_is_named(ours: Sharded, other: Plan, file: Path, rank: int, folder
         sharding_plan(PlannedEmbeddingBagCollection(wrong, {}, device=torch.device("meta")))
 
 
+def the_script_of_the_help_runs(plan: Plan, folder: Path) -> None:
+    """As it stands in `recsys-opt plan export --help`, in the environment that torchrun gives it."""
+    os.chdir(folder)
+    before = {name: bag.weight.detach() for name, bag in unsharded(plan).embedding_bags.items()}
+    rank = int(os.environ["RANK"])
+    exec(plan_export.SCRIPT, {"batches": lambda: [batch(plan, step)[rank] for step in range(2)]})
+    distributed.destroy_process_group()
+    after = load_file(folder / "tables.safetensors")
+    assert {name: w.shape for name, w in before.items()} == {
+        name: after[f"embedding_bags.{name}.weight"].shape for name in before
+    }
+    assert all(after[f"embedding_bags.{t.name}.row_momentum1"].any() for t in plan.tables if not t.replicated)
+
+
+def export_for(plan: Plan, folder: Path) -> None:
+    """The plan and the statistics that it says it is from."""
+    g = np.random.default_rng(0)
+    found = AccessStatistics.of(
+        [
+            TableStatistics.from_ids(t.name, t.num_embeddings, g.zipf(1.2, 90) % t.num_embeddings)
+            for t in plan.tables
+        ]
+    )
+    found.save(folder / "stats.npz")
+    said = {"statistics": {"path": str(folder / "stats.npz"), "sha256": found.sha256}}
+    export_plan(dataclasses.replace(plan, inputs=said), folder / "plan.torchrec.json", "torchrec")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_plan_trains_as_unsharded_tables_do(world: int, tmp_path: Path):
     # One process imports torchrec, the others are its forks: importing takes longer than the test.
     multiprocessing.set_forkserver_preload([__name__])
-    torch.multiprocessing.start_processes(work, (world, tmp_path), nprocs=world, start_method="forkserver")
+    export_for(plan_of_all_kinds(world), tmp_path)
+    port = free_port()
+    torch.multiprocessing.start_processes(
+        work, (world, tmp_path, port), nprocs=world, start_method="forkserver"
+    )
     assert len(list(tmp_path.glob("equal_*"))) == world

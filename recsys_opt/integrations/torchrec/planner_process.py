@@ -1,0 +1,186 @@
+"""The process in which TorchRec's planner runs: a request on stdin, its placement on stdout, both JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.constants import DEFAULT_PERF_ESTIMATOR
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.estimator import EmbeddingPerfEstimatorFactory
+from torchrec.distributed.planner.perf_models import NoopPerfModel
+from torchrec.distributed.planner.proposers import (
+    EmbeddingOffloadScaleupProposer,
+    GreedyProposer,
+    GridSearchProposer,
+    UniformProposer,
+)
+from torchrec.distributed.planner.shard_estimators import EmbeddingStorageEstimator
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import PlannerError, ShardingOption
+from torchrec.distributed.types import CacheParams, CacheStatistics, PipelineType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+
+KERNELS = [
+    EmbeddingComputeKernel.FUSED.value,
+    EmbeddingComputeKernel.FUSED_UVM.value,
+    EmbeddingComputeKernel.FUSED_UVM_CACHING.value,
+    EmbeddingComputeKernel.DENSE.value,  # of replicated tables
+]
+
+
+class AccessCache(CacheStatistics):  # type: ignore[misc]
+    """Hit rates of an ideal cache, from a table's access curve."""
+
+    def __init__(self, access: Sequence[Sequence[float]], lookups: float) -> None:
+        self._rows, self._share = (np.asarray(values) for values in access)
+        self._lookups = lookups
+
+    @property
+    def expected_lookups(self) -> float:
+        """Different rows that an iteration looks up."""
+        return self._lookups
+
+    def expected_miss_rate(self, clf: float) -> float:
+        """Share of the lookups that the hottest rows do not take."""
+        return float(1.0 - np.interp(clf, self._rows, self._share))
+
+    @property
+    def cacheability(self) -> float:
+        """The area under the curve of misses: 0 is easy to cache, 1 is hard."""
+        return float(np.clip(1.0 - np.trapezoid(self._share, self._rows), 0.0, 1.0))
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Plans; see `recsys_opt.integrations.torchrec.planner`."""
+    machine = request["machine"]
+    # TorchRec counts bandwidths in bytes a millisecond.
+    topology = Topology(
+        world_size=machine["num_devices"],
+        local_world_size=machine["devices_per_node"],
+        compute_device="cuda",
+        hbm_cap=machine["hbm_bytes"],
+        ddr_cap=machine["uvm_bytes"],
+        ssd_cap=0,
+        hbm_mem_bw=machine["hbm_bytes_per_s"] / 1e3,
+        hbm_to_ddr_mem_bw=machine["uvm_bytes_per_s"] / 1e3,
+        intra_host_bw=machine["intra_node_bytes_per_s"] / 1e3,
+        inter_host_bw=machine["inter_node_bytes_per_s"] / 1e3,
+    )
+    constraints = {table["name"]: _constraints(table, request) for table in request["tables"]}
+    module = EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                num_embeddings=table["num_embeddings"],
+                embedding_dim=table["embedding_dim"],
+                name=table["name"],
+                feature_names=[table["name"]],
+            )
+            for table in request["tables"]
+        ],
+        device=torch.device("meta"),
+    )
+    apply_optimizer_in_backward(RowWiseAdagrad, module.parameters(), {"lr": 0.01})
+    proposers = [GridSearchProposer(), GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer()]
+    if any(table["access"][0] for table in request["tables"]):
+        proposers.insert(0, EmbeddingOffloadScaleupProposer())  # before the time is up
+    estimators = [
+        EmbeddingPerfEstimatorFactory.create(
+            DEFAULT_PERF_ESTIMATOR, topology=topology, constraints=constraints
+        ),
+        EmbeddingStorageEstimator(
+            topology=topology, constraints=constraints, pipeline_type=PipelineType.TRAIN_SPARSE_DIST
+        ),
+    ]
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=request["batch_size"],
+        enumerator=EmbeddingEnumerator(
+            topology=topology,
+            batch_size=request["batch_size"],
+            constraints=constraints,
+            estimator=estimators,
+        ),
+        storage_reservation=FixedPercentageStorageReservation(0.0),
+        proposer=proposers,
+        stats=[],  # none of its tables hundreds of columns wide
+        constraints=constraints,
+        debug=False,
+        timeout_seconds=request["time_limit"],
+    )
+    begin = time.perf_counter()
+    try:
+        planner.plan(module, [EmbeddingBagCollectionSharder()])
+    except PlannerError as error:
+        return {"infeasible": " ".join(str(error).split())[:800]}
+    seconds = time.perf_counter() - begin
+    best: list[ShardingOption] = planner._best_plan
+    placed = [_placed(option) for option in best]
+    return {
+        "tables": placed,
+        "seconds": seconds,
+        "finished": seconds < request["time_limit"],
+        "proposals": planner._num_proposals,
+        "fitting": planner._num_plans,
+        "estimated_seconds": NoopPerfModel(topology=topology).rate(best) / 1e3,
+    }
+
+
+def _constraints(table: Mapping[str, Any], request: Mapping[str, Any]) -> ParameterConstraints:
+    stats = None
+    if table["access"][0]:
+        stats = AccessCache(table["access"], table["lookups_of_distinct_rows"])
+    return ParameterConstraints(
+        sharding_types=request["sharding_types"],
+        compute_kernels=KERNELS,
+        pooling_factors=[table["lookups_per_sample"]],
+        min_partition=_column_width(table["embedding_dim"]),
+        cache_params=CacheParams(load_factor=request["load_factor"], stats=stats),
+    )
+
+
+def _column_width(dim: int) -> int:
+    """The widest equal shards of at most 128 columns; TorchRec's own default leaves a narrower rest."""
+    for shards in range(-(-dim // 128), dim // 4 + 1):
+        if dim % shards == 0 and dim // shards % 4 == 0:
+            return dim // shards
+    return dim
+
+
+def _placed(option: ShardingOption) -> dict[str, Any]:
+    replicated = option.sharding_type == "data_parallel"
+    shards = sorted(option.shards, key=lambda s: tuple(s.offset))
+    cached = option.compute_kernel == EmbeddingComputeKernel.FUSED_UVM_CACHING.value
+    return {
+        "name": option.name,
+        "sharding_type": option.sharding_type,
+        "compute_kernel": option.compute_kernel,
+        "cache_load_factor": option.cache_load_factor if cached else None,
+        "devices": [s.rank for s in (option.shards if replicated else shards)],
+        "columns": [s.size[1] for s in shards],
+    }
+
+
+def main() -> None:
+    """One request, one answer."""
+    logging.disable(logging.WARNING)
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the answer alone
+        found = answer(json.load(sys.stdin))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
