@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("recsys_opt.cli.demo", "generate data, train dense and tensor-train tables, compare, report"),
     "doctor": ("recsys_opt.cli.doctor", "print what is installed, what works, and what to do about the rest"),
     "data": ("recsys_opt.cli.data", "prepare Criteo data, or generate data like it"),
+    "stats": ("recsys_opt.cli.stats", "count how often the rows of embedding tables are looked up"),
     "train": ("recsys_opt.cli.train", "train and evaluate a DLRM"),
     "convert": (
         "recsys_opt.cli.convert",

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys_opt import _access
 from recsys_opt.access import TableAccess
+from recsys_opt.data.access_counters import count, totals
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.errors import InputError
 from recsys_opt.progress import Progress, SilentProgress
@@ -45,7 +47,7 @@ def count_columns(
     max_rows: int | None = None,
     memory_bytes: int = MEMORY_BYTES,
     progress: Progress | None = None,
-) -> Iterator[tuple[int, NDArray[np.uint32], NDArray[np.uint32]]]:
+) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
     """(column, lookups of each id, those of them with label 1) for every column in order."""
     start, stop = dataset.split(split)
     if max_rows is not None:
@@ -56,27 +58,22 @@ def count_columns(
     groups = _groups(rows, memory_bytes)
     progress = progress or SilentProgress()
     progress.start("counting ids", (stop - start) * len(groups), "rows")
+    names = [column.name for column in dataset.info.sparse_columns]
     for group in groups:
-        counts = [np.zeros(rows[column], dtype=np.uint32) for column in group]
-        clicks = [np.zeros(rows[column], dtype=np.uint32) for column in group]
+        counts = [_access.Counters(rows[column]) for column in group]
+        clicks = [_access.Counters(rows[column]) for column in group]
         for sparse, labels, first in _chunks(dataset, start, stop):
-            clicked = labels != 0
-            for at, column in enumerate(group):
-                ids = np.ascontiguousarray(sparse[:, column], dtype=np.int64)
-                _check(ids, dataset, column, first)
-                _add(counts[at], ids)
-                _add(clicks[at], ids[clicked])
+
+            def place(at: int, row: int, first: int = first, group: list[int] = group) -> str:
+                return f"{dataset.path}: row {first + row}, column {names[group[at]]}"
+
+            clicked = sparse[labels != 0]
+            count(counts, [sparse[:, column] for column in group], place)
+            count(clicks, [clicked[:, column] for column in group], place)
             progress.advance(len(labels))
         for at, column in enumerate(group):
-            yield column, counts[at], clicks[at]
+            yield column, totals(counts[at]), totals(clicks[at])
     progress.finish()
-
-
-def _add(counts: NDArray[np.uint32], ids: NDArray[np.int64]) -> None:
-    if counts.size <= ids.size:
-        counts += np.bincount(ids, minlength=counts.size).astype(np.uint32)
-    else:
-        np.add.at(counts, ids, np.uint32(1))
 
 
 def _groups(rows: Sequence[int], memory_bytes: int) -> list[list[int]]:
@@ -102,15 +99,3 @@ def _chunks(dataset: Dataset, start: int, stop: int) -> Iterator[tuple[NDArray[n
             rows = slice(row, min(row + CHUNK_ROWS, stop - offset, length))
             yield part.sparse[rows], part.labels[rows, 0], offset + row
         offset += length
-
-
-def _check(ids: NDArray[np.int64], dataset: Dataset, column: int, first: int) -> None:
-    rows = dataset.info.sparse_columns[column].num_embeddings
-    bad = (ids < 0) | (ids >= rows)
-    if bad.any():
-        at = int(bad.argmax())
-        name = dataset.info.sparse_columns[column].name
-        raise InputError(
-            f"{dataset.path}: row {first + at}, column {name}: id {ids[at]} is outside the column's {rows} "
-            "ids; make the dataset again"
-        )

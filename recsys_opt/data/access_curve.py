@@ -11,12 +11,12 @@ a ranking by lookups that it has not seen, all from how many rows N_k were looke
 - `time_halves`: ranked by the first half of the time, judged by the second. The same, and what has changed.
 
 The first two take lookups as exchangeable. How far they are from it is the drift: by how much `time_halves`
-falls below `random_halves`.
+falls below `random_halves`, whose rankings are of as many lookups. The curve to plan with is `forecast`:
+leave one out, less the drift. `recsys-opt bench curves` holds all of them against lookups that came later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -152,6 +152,12 @@ def time_halves(rows: Ints, late: Ints, late_lookups: int, num_embeddings: int) 
     return _split(rows.astype(np.float64), late.astype(np.float64), late_lookups - late.sum(), num_embeddings)
 
 
+def forecast(left_out: AccessCurve, random: AccessCurve, time: AccessCurve) -> AccessCurve:
+    """Leave one out, less what half a time's change costs: of lookups to come soon."""
+    share = np.clip(left_out.share + time.share - random.share, 0.0, 1.0)
+    return _curve(left_out.rows, np.maximum.accumulate(share), left_out.num_embeddings)
+
+
 def drift(random: AccessCurve, time: AccessCurve) -> float:
     """By how much the second half of the time is missed more than a random half would be, at most."""
     return max(0.0, float((random.share - time.share).max()))
@@ -192,6 +198,3 @@ def _curve(x: Floats, y: Floats, num_embeddings: int) -> AccessCurve:
     share = np.minimum(np.interp(rows, x, y), 1.0)
     share[0], share[-1] = 0.0, 1.0
     return AccessCurve(rows, np.maximum.accumulate(share))
-
-
-Estimator = Callable[[Ints, Ints, int], AccessCurve]

@@ -7,6 +7,7 @@ merged, is what it writes for both at once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,8 @@ class AccessStatistics:
     late_from: int
     """The later part of the time begins with this sample."""
     source: Mapping[str, Any] = field(default_factory=dict)
-    """What was counted: {"inputs": [...]}; JSON values."""
+    """What was counted: "inputs"; names of tables with "derived_sizes" (largest id + 1) and of those with
+    "hashed" ids. JSON values."""
     sha256: str = ""
     """Of all but the source: equal hashes mean equal statistics."""
 
@@ -86,7 +88,6 @@ class AccessStatistics:
         if not parts:
             raise InputError("give the statistics of at least one shard to merge")
         _check_same_tables(parts)
-        samples = sum(p.samples for p in parts)
         late_from, sides = _borders(parts)
         tables = []
         for name, first in parts[0].tables.items():
@@ -100,10 +101,11 @@ class AccessStatistics:
                     name, sum(s.samples for s in shards), sum(s.bags for s in shards), early, late
                 )
             )
-        inputs = [entry for p in parts for entry in p.source.get("inputs", ())]
-        merged = cls.of(tables, late_from=late_from, inputs=inputs)
-        assert merged.samples == samples or not tables
-        return merged
+        told = {
+            key: list({json.dumps(e): e for p in parts for e in p.source.get(key, ())}.values())
+            for key in ("inputs", "derived_sizes", "hashed")
+        }
+        return cls.of(tables, late_from=late_from, **told)
 
 
 def _borders(parts: Sequence[AccessStatistics]) -> tuple[int, list[tuple[bool, bool]]]:

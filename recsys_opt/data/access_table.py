@@ -14,6 +14,7 @@ from recsys_opt.data.access_counters import count
 from recsys_opt.data.access_curve import (
     AccessCurve,
     drift,
+    forecast,
     in_sample,
     leave_one_out,
     random_halves,
@@ -40,7 +41,8 @@ class TableStatistics:
     counts: Ints  # [K] numbers of lookups that occur, descending
     rows: Ints  # [K] rows of the table that have as many
     curve: AccessCurve
-    """Share of lookups to come that the hottest rows take: cross-fitted, the curve to plan with."""
+    """Share of lookups to come that the hottest rows take: leave-one-out, less the drift
+    (`recsys_opt.data.access_curve`). The curve to plan with."""
     curve_in_sample: AccessCurve
     """Share of the lookups seen that the rows had which they rank hottest: too high."""
     drift: float
@@ -111,12 +113,11 @@ class TableStatistics:
         found = _access.ranked(early, late)
         counts, rows = found["counts"], found["rows"]
         lookups = early.lookups + late.lookups
-        changed = 0.0
+        curve, changed = leave_one_out(counts, rows, num_embeddings), 0.0
         if early.lookups and late.lookups:
-            changed = drift(
-                random_halves(counts, rows, num_embeddings, late.lookups / lookups),
-                time_halves(found["early_rows"], found["early_late"], late.lookups, num_embeddings),
-            )
+            random = random_halves(counts, rows, num_embeddings, late.lookups / lookups)
+            time = time_halves(found["early_rows"], found["early_late"], late.lookups, num_embeddings)
+            curve, changed = forecast(curve, random, time), drift(random, time)
         return cls(
             name=name,
             num_embeddings=num_embeddings,
@@ -126,7 +127,7 @@ class TableStatistics:
             late_lookups=late.lookups,
             counts=counts,
             rows=rows,
-            curve=leave_one_out(counts, rows, num_embeddings),
+            curve=curve,
             curve_in_sample=in_sample(counts, rows, num_embeddings),
             drift=changed,
             packed=PackedRows.of(name, found["ids"], found["late"]),

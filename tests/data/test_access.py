@@ -44,7 +44,7 @@ def test_ids_outside_the_column_are_refused_with_their_place(tmp_path):
     sparse = np.load(path)
     sparse[17, 2] = 700
     np.save(path, sparse)
-    with pytest.raises(InputError, match=r"row 17, column C3: id 700 is outside the column's 700 ids"):
+    with pytest.raises(InputError, match=r"row 17, column C3: id 700 is outside the table's 700 rows"):
         count_access(Dataset(data.path))
 
 

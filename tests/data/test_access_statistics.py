@@ -130,9 +130,9 @@ def test_a_table_that_is_not_there(two):
     [
         (np.array([1, 2, 3, 10]), r"table t, ids\[3\]: id 10 is outside the table's 10 rows \(0 to 9\)"),
         (np.array([1, -4, 3], np.int32), r"ids\[1\]: id -4 is outside"),
-        (np.array([np.nan, 1.0]), r"float64 .*not a number at position 0.*integers"),
+        (np.array([np.nan, 1.0]), r"ids\[0\]: .* float64 \(not a number.*integers"),
         (np.array([True]), "bool"),
-        (np.array([3, 1 << 63, 2, 2], np.uint64), r"id 9223372036854775808 at position 1 is above"),
+        (np.array([3, 1 << 63, 2, 2], np.uint64), r"ids\[1\]: id 9223372036854775808 is above"),
         (np.zeros((2, 2), np.int64), r"shape \(1, 2\)"),
     ],
 )
