@@ -194,4 +194,5 @@ CHECKS = [
     Check("fbgemm_gpu", _package("fbgemm_gpu"), "optional, fused dense tables: scripts/setup.sh", False),
     Check("tensorboard", _package("tensorboard"), "optional, curves: pip install tensorboard", False),
     Check("zstandard", _package("zstandard"), "optional, reads .zst files: pip install zstandard", False),
+    Check("pyarrow", _package("pyarrow"), "optional, stats of Parquet files: pip install pyarrow", False),
 ]
