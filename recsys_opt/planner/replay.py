@@ -187,7 +187,7 @@ def _replay_table(
     parts, stripes = (len(table.devices), 1) if table.replicated else (table.column_shards, table.row_shards)
     hot_rows = np.array(table.hot_rows, dtype=np.int64).reshape(parts, stripes)
     try:
-        counter = TableCounter(as_ids(ranking, "ranking"), table.num_embeddings, hot_rows)
+        counter = TableCounter(as_ids(ranking, lambda at: f"rank {at}"), table.num_embeddings, hot_rows)
     except ValueError as error:
         raise InputError(f"table {table.name}: {error}; make the statistics again") from None
     # Part p of a stripe has a row in its slow tier if at least as many of the parts do as have hot_rows no
