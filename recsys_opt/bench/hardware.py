@@ -118,15 +118,16 @@ def measure(settings: Settings, folder: Path, progress: Progress | None = None) 
         measured=True,
         nodes=1,
         devices_per_node=1,
-        fast=_tier("ddr", total, int(total * RESERVED_SHARE), rates),
-        slow=_tier("disk", shutil.disk_usage(folder).free, 0, rates),
+        fast=tier_of("ddr", total, int(total * RESERVED_SHARE), rates),
+        slow=tier_of("disk", shutil.disk_usage(folder).free, 0, rates),
         intra_node=links.intra_node,
         inter_node=links.inter_node,
     )
     return Measured(hardware, tuple(rates), tuple(remarks))
 
 
-def _tier(name: str, memory_bytes: int, reserved_bytes: int, rates: Sequence[Rate]) -> Tier:
+def tier_of(name: str, memory_bytes: int, reserved_bytes: int, rates: Sequence[Rate]) -> Tier:
+    """A tier with the rates that were measured of it, to four digits."""
     found = {
         (r.kind, r.row_bytes): float(f"{r.bytes_per_s:.4g}")
         for r in rates

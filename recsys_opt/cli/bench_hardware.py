@@ -6,7 +6,10 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from recsys_opt.bench.hardware import KINDS, Measured, Rate, Settings, measure
+from recsys_opt.bench.hardware_bags import BagSettings, measure_gpu
 from recsys_opt.bench.record import write_record
 from recsys_opt.cli.arguments import add_record_argument
 from recsys_opt.cli.outcome import Outcome
@@ -25,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("hardware.toml"),
         metavar="FILE",
         help="what `plan --hardware` reads (%(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu: memory and a mapped file; cuda: a GPU's memory and pinned host memory (%(default)s)",
     )
     parser.add_argument(
         "--disk",
@@ -63,17 +72,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Measures, writes hardware.toml and the record, prints a table."""
-    settings = Settings(
-        row_bytes=tuple(sorted(set(args.row_bytes))),
-        rounds=args.rounds,
-        memory_bytes=args.memory_bytes,
-        file_bytes=args.file_bytes,
-    )
+    sizes = tuple(sorted(set(args.row_bytes)))
     with ConsoleProgress() as progress:
-        found = measure(settings, args.disk, progress)
+        if args.device == "cuda":
+            found = measure_gpu(BagSettings(sizes, args.rounds), torch.device("cuda"), progress)
+        else:
+            settings = Settings(
+                sizes, args.rounds, memory_bytes=args.memory_bytes, file_bytes=args.file_bytes
+            )
+            found = measure(settings, args.disk, progress)
     found.hardware.save(args.out)
     rows = [asdict(rate) for rate in found.rates]
-    write_record(args.record, "hardware", rows, threads=settings.threads, remarks=list(found.remarks))
+    write_record(args.record, "hardware", rows, device=args.device, remarks=list(found.remarks))
     lines = [*_table(found), *(f"note       {remark}" for remark in found.remarks)]
     lines += [f"hardware   {args.out}", f"record     {args.record}"]
     result = {"hardware": found.hardware.to_json(), "rates": rows, "remarks": list(found.remarks)}
@@ -82,16 +92,18 @@ def run(args: argparse.Namespace) -> Outcome:
 
 def _table(found: Measured) -> list[str]:
     rates = {(r.tier, r.kind, r.row_bytes): r for r in found.rates}
-    columns = [(tier, kind) for tier in ("ddr", "disk") for kind in KINDS]
+    tiers = (found.hardware.fast.name, found.hardware.slow.name)
+    columns = [(tier, kind) for tier in tiers for kind in KINDS]
     lines = [f"{'bytes of a row':<14}" + "".join(f"{f'{tier} {kind}':>21}" for tier, kind in columns)]
     for size in sorted({r.row_bytes for r in found.rates if r.kind in KINDS}):
         cells = [_amount(rates.get((tier, kind, size))) for tier, kind in columns]
         lines.append(f"{size:<14}" + "".join(f"{cell:>21}" for cell in cells))
-    copies = [short_count(rates[tier, "copy", 0].bytes_per_s) for tier in ("ddr", "disk")]
     lines.append(
         "bytes of rows a second, (20 % .. 80 %) of the rounds; an update reads and writes, and counts once"
     )
-    lines.append(f"in order       ddr {copies[0]} copied, disk {copies[1]} read")
+    copies = {tier: rates[tier, "copy", 0] for tier in tiers if (tier, "copy", 0) in rates}
+    for tier, rate in copies.items():
+        lines.append(f"in order       {tier} {_amount(rate)} {'read' if tier == 'disk' else 'copied'}")
     return lines
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from recsys_opt import _machine
-from recsys_opt.bench.hardware import Settings, measure
+from recsys_opt.bench.hardware import Settings, measure, tier_of
+from recsys_opt.bench.hardware_bags import BagSettings, bag_rates
+from recsys_opt.bench.measure import WallClock
 from recsys_opt.cli.main import main
 from recsys_opt.errors import InputError
 from recsys_opt.planner.hardware import Hardware
@@ -91,3 +94,26 @@ def test_settings_that_are_refused(tmp_path: Path) -> None:
         measure(SMALL, tmp_path / "nowhere")
     with pytest.raises(InputError, match="bytes free, of which half may be taken"):
         measure(Settings(file_bytes=1 << 60), tmp_path)
+
+
+def test_lookups_that_measure_a_gpu_run_on_any_device(device: torch.device) -> None:
+    settings = BagSettings((16, 64), rounds=2, table_bytes=1 << 16, lookups=1 << 10)
+    rates = list(bag_rates(settings, device, ("fast", "slow"), WallClock()))
+    assert [(r.tier, r.row_bytes, r.kind) for r in rates] == [
+        (tier, size, kind) for tier in ("fast", "slow") for size in (16, 64) for kind in ("read", "update")
+    ]
+    assert all(0 < r.p20 <= r.bytes_per_s <= r.p80 for r in rates)
+    assert tier_of("fast", 100, 10, rates).row_bytes == (16, 64)
+    with pytest.raises(InputError, match="row_bytes = 6"):
+        BagSettings((6,))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
+def test_a_gpu_becomes_hardware(tmp_path: Path) -> None:
+    out = tmp_path / "h.toml"
+    arguments = ["--out", str(out), "--record", str(tmp_path / "r.json"), "--rounds", "2"]
+    assert main(["bench", "hardware", "--device", "cuda", *arguments, "--row-bytes", "64", "256"]) == 0
+    hardware = Hardware.load(out)
+    assert (hardware.fast.name, hardware.slow.name) == ("hbm", "uvm")
+    assert hardware.fast.read_seconds(64) < hardware.slow.read_seconds(64)
