@@ -30,6 +30,11 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "bandwidth of memory and disk by the size of a row, as the planner reads it",
     ),
     "replay": ("recsys_opt.cli.bench_replay", "lookups a second that a replay takes through a plan"),
+    "stats": ("recsys_opt.cli.bench_stats", "lookups counted a second, beside numpy and polars"),
+    "curves": (
+        "recsys_opt.cli.bench_curves",
+        "curves of access, each held against lookups that came later",
+    ),
     "synth": ("recsys_opt.cli.bench_synth", "rows a second of the generator, made and written"),
     "synth-gap": (
         "recsys_opt.cli.bench_synth_gap",

@@ -17,6 +17,7 @@ leave one out, less the drift. `recsys-opt bench curves` holds all of them again
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -150,6 +151,33 @@ def time_halves(rows: Ints, late: Ints, late_lookups: int, num_embeddings: int) 
     if not late_lookups or not len(rows):
         return _unknown(num_embeddings)
     return _split(rows.astype(np.float64), late.astype(np.float64), late_lookups - late.sum(), num_embeddings)
+
+
+@dataclass(frozen=True, eq=False)
+class AccessCurves:
+    """All ways to judge one table's ranking."""
+
+    in_sample: AccessCurve
+    leave_one_out: AccessCurve
+    random_halves: AccessCurve | None
+    """None where one part of the time has no lookups."""
+    time_halves: AccessCurve | None
+    forecast: AccessCurve
+    drift: float
+
+    @classmethod
+    def of(cls, ranked: Mapping[str, Ints], late_lookups: int, num_embeddings: int) -> AccessCurves:
+        """ranked  of the rows that were seen (`_access.ranked`)."""
+        counts, rows = ranked["counts"], ranked["rows"]
+        lookups = int((counts * rows).sum())
+        seen = in_sample(counts, rows, num_embeddings)
+        left_out = leave_one_out(counts, rows, num_embeddings)
+        if not 0 < late_lookups < lookups:
+            return cls(seen, left_out, None, None, left_out, 0.0)
+        random = random_halves(counts, rows, num_embeddings, late_lookups / lookups)
+        time = time_halves(ranked["early_rows"], ranked["early_late"], late_lookups, num_embeddings)
+        ahead = forecast(left_out, random, time)
+        return cls(seen, left_out, random, time, ahead, drift(random, time))
 
 
 def forecast(left_out: AccessCurve, random: AccessCurve, time: AccessCurve) -> AccessCurve:

@@ -11,15 +11,7 @@ from numpy.typing import NDArray
 
 from recsys_opt import _access
 from recsys_opt.data.access_counters import count
-from recsys_opt.data.access_curve import (
-    AccessCurve,
-    drift,
-    forecast,
-    in_sample,
-    leave_one_out,
-    random_halves,
-    time_halves,
-)
+from recsys_opt.data.access_curve import AccessCurve, AccessCurves
 from recsys_opt.data.packed_rows import PackedRows
 
 Ints = NDArray[np.int64]
@@ -111,25 +103,19 @@ class TableStatistics:
         """From the counters of both parts of the time."""
         num_embeddings = early.rows
         found = _access.ranked(early, late)
-        counts, rows = found["counts"], found["rows"]
-        lookups = early.lookups + late.lookups
-        curve, changed = leave_one_out(counts, rows, num_embeddings), 0.0
-        if early.lookups and late.lookups:
-            random = random_halves(counts, rows, num_embeddings, late.lookups / lookups)
-            time = time_halves(found["early_rows"], found["early_late"], late.lookups, num_embeddings)
-            curve, changed = forecast(curve, random, time), drift(random, time)
+        curves = AccessCurves.of(found, late.lookups, num_embeddings)
         return cls(
             name=name,
             num_embeddings=num_embeddings,
             samples=samples,
             bags=bags,
-            lookups=lookups,
+            lookups=early.lookups + late.lookups,
             late_lookups=late.lookups,
-            counts=counts,
-            rows=rows,
-            curve=curve,
-            curve_in_sample=in_sample(counts, rows, num_embeddings),
-            drift=changed,
+            counts=found["counts"],
+            rows=found["rows"],
+            curve=curves.forecast,
+            curve_in_sample=curves.in_sample,
+            drift=curves.drift,
             packed=PackedRows.of(name, found["ids"], found["late"]),
         )
 
