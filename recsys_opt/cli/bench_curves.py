@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> Outcome:
             by_table.setdefault(r["table"], []).append(r)
     lines.append(f"  {'':<18}" + "".join(f"{way:>17}" for way in _short(by_table)) + f"{'truth':>9}")
     for table, found in by_table.items():
-        told = "".join(f"{100 * r['missed_0.1']:>18.2f}" for r in found[:4])
+        told = "".join(f"{100 * r['missed_0.1']:>17.2f}" for r in found[:4])
         lines.append(f"  {table:<18}{told}{100 * found[0]['truly_missed_0.1']:>9.2f}")
     lines += [
         "",
