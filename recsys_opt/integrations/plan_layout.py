@@ -7,6 +7,9 @@ The tier table `t__hot` holds the hot rows of table t in order of rank, `t__cold
 several pieces has `t__0__hot`, `t__0__cold`, `t__1__hot` and so on. A tier without rows has no table. A key
 `feature/t__hot` names the ids of one feature that look up one tier table; column shards with the same split
 share their keys. A replicated table keeps its name, its features' names and its ids.
+
+Where the row stripes of a table, or of a column shard, are the devices of one node of several, the node sums
+them before anything leaves it, as TorchRec's table-row-wise sharding does.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ class TierTable:
     """The hot or the cold rows of a piece."""
 
     name: str
-    piece_name: str
-    """The name without the tier."""
+    summed_as: str
+    """Tables with the same name here are summed where they are: on the device, or in its node."""
     piece: Piece
     tier: Tier
     keys: tuple[str, ...]
@@ -68,14 +71,14 @@ class Output:
     """The feature, or feature@table where several tables have it, as TorchRec names it."""
     table: TablePlan
     shards: tuple[tuple[str, ...], ...]
-    """For each column shard, the outputs of its stripes, which add up."""
+    """For each column shard, the outputs of its stripes, which add up; one where its node sums them."""
     length_keys: tuple[str, ...]
     """Keys whose bags, taken together, are the feature's bags."""
 
 
-def piece_output(piece_name: str, feature: int) -> str:
-    """The name of what a piece's hot and cold rows together give for a feature of its table."""
-    return f"{piece_name}:{feature}"
+def output_name(summed_as: str, feature: int) -> str:
+    """The name of what tables that are summed give together for a feature of theirs."""
+    return f"{summed_as}:{feature}"
 
 
 class PlanLayout:
@@ -89,7 +92,9 @@ class PlanLayout:
     features keys that the remap takes
     copied_features  those of replicated tables, whose ids stay as they are
     outputs  in the order of the plan's tables and their features
-    piece_names      tier table -> its piece
+    summed_as        tier table -> the same of it
+    devices_per_node as the plan's hardware says; all, if it says nothing
+    node_outputs     of each node: names of the outputs that it sums
     copy_outputs     replicated table -> TorchRec's names of its outputs
     """
 
@@ -104,6 +109,13 @@ class PlanLayout:
         self.lanes: list[Lane] = []
         self.outputs: list[Output] = []
         self.copy_outputs: dict[str, list[str]] = {}
+        self.devices_per_node = int(plan.hardware.get("devices_per_node", plan.num_devices))
+        if self.devices_per_node < 1 or plan.num_devices % self.devices_per_node:
+            raise InputError(
+                f"the plan's hardware has {self.devices_per_node} devices in a node, which do not divide its "
+                f"{plan.num_devices} devices; make the plan again"
+            )
+        self.node_outputs: list[list[str]] = [[] for _ in range(plan.num_devices // self.devices_per_node)]
         by_device: list[list[tuple[TierTable, ...]]] = [[] for _ in range(plan.num_devices)]
         for table in plan.tables:
             names = [f if len(owners[f]) == 1 else f"{f}@{table.name}" for f in features_of(table)]
@@ -117,7 +129,7 @@ class PlanLayout:
             for tiers in self._add(table, names):
                 by_device[tiers[0].piece.device].append(tiers)
         self.tables = tuple(t for pieces in by_device for t in _in_blocks(pieces))
-        self.piece_names = {t.name: t.piece_name for t in self.tables}
+        self.summed_as = {t.name: t.summed_as for t in self.tables}
         keys = dict.fromkeys(key for t in self.tables for key in t.keys)
         self.copied_features = tuple(dict.fromkeys(f for t in self.copies for f in features_of(t)))
         self.keys = (*keys, *self.copied_features)
@@ -130,16 +142,26 @@ class PlanLayout:
         stripes = table.row_shards
         first_with: dict[tuple[int, ...], int] = {}
         tables: list[tuple[TierTable, ...]] = []
+        shards: list[list[tuple[str, ...]]] = []
         for column in range(table.column_shards):
             shard = pieces[column * stripes : (column + 1) * stripes]
             hot_rows = tuple(piece.hot_rows for piece in shard)
             keys_of = first_with.setdefault(hot_rows, column)
+            node = self._node_of(shard)
+            sums = [
+                _piece_name(table, at) if node is None else f"{table.name}__node{column}"
+                for at in range(column * stripes, (column + 1) * stripes)
+            ]
+            outputs = [[output_name(name, at) for name in dict.fromkeys(sums)] for at in range(len(features))]
+            shards.append([tuple(names) for names in outputs])
+            if node is not None:
+                self.node_outputs[node] += [names[0] for names in outputs]
             for at, piece in enumerate(shard, column * stripes):
                 origin = _piece_name(table, keys_of * stripes + at % stripes)
                 tiers = tuple(
                     TierTable(
                         f"{_piece_name(table, at)}__{tier}",
-                        _piece_name(table, at),
+                        sums[at % stripes],
                         piece,
                         tier,
                         tuple(f"{feature}/{origin}__{tier}" for feature in features),
@@ -155,13 +177,17 @@ class PlanLayout:
                     }
                     self.lanes.append(Lane(feature, table.name, hot_rows, keys))
         for at, name in enumerate(names):
-            shards = tuple(
-                tuple(piece_output(_piece_name(table, c * stripes + s), at) for s in range(stripes))
-                for c in range(table.column_shards)
-            )
             whole = tuple(t.keys[at] for tiers in tables[:stripes] for t in tiers)
-            self.outputs.append(Output(name, table, shards, whole))
+            self.outputs.append(Output(name, table, tuple(shard[at] for shard in shards), whole))
         return tables
+
+    def _node_of(self, shard: list[Piece]) -> int | None:
+        """The node whose devices, and no others, have the stripes; None where there is one node only."""
+        per_node = self.devices_per_node
+        first = min(piece.device for piece in shard) // per_node * per_node
+        devices = sorted(piece.device for piece in shard)
+        whole = len(self.node_outputs) > 1 and devices == list(range(first, first + per_node))
+        return first // per_node if whole and per_node > 1 else None
 
     def sharding(self) -> dict[str, dict[str, Any]]:
         """The content of TorchRec's ShardingPlan, as JSON values."""

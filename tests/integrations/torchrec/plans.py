@@ -8,6 +8,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from recsys_opt.plan import Plan, TablePlan, stripe_rows
 
+PER_NODE = 2
+"""Devices of a node."""
 BATCH = 6
 """Samples of one process."""
 
@@ -44,10 +46,16 @@ def plan_of_all_kinds(world: int, other: bool = False) -> Plan:
             table("everywhere", 7, 4, every, 1.0, replicated=True),
             table("shared", 12, 8, [last, 0], 0.5, column_shards=2, feature_names=("whole",)),
         ]
-    if world == 4:
+    if world == 4:  # two nodes of two; node_0, node_1 and both are summed in their nodes
         cut = {"row_shards": 2, "column_shards": 2}
-        kinds.append(table("grid", 31, 8, [3, 1, 0, 2][:: -1 if other else 1], [0.1, 0.5, 0.1, 0.8], **cut))
-    return Plan(tuple(kinds), world, BATCH * world)
+        turn = -1 if other else 1
+        kinds += [
+            table("node_1", 23, 4, [3, 2], 0.3, row_shards=2, feature_names=("n0", "n1")),
+            table("grid", 31, 8, [3, 1, 0, 2][::turn], [0.1, 0.5, 0.1, 0.8], **cut),
+            table("both", 17, 16, [3, 2, 0, 1][::turn], [1.0, 0.5, 0.0, 0.5], pooling="mean", **cut),
+            table("node_0", 19, 4, [1, 0] if not other else [1, 2], 0.5, row_shards=2),
+        ]
+    return Plan(tuple(kinds), world, BATCH * world, hardware={"devices_per_node": PER_NODE})
 
 
 def rankings_of(plan: Plan) -> dict[str, np.ndarray]:

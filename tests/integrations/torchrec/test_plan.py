@@ -10,6 +10,7 @@ pytest.importorskip("torchrec")
 
 from torchrec import KeyedJaggedTensor
 
+from recsys_opt.integrations.plan_layout import PlanLayout
 from recsys_opt.integrations.torchrec import (
     PlannedEmbeddingBagCollection,
     PlanRemap,
@@ -63,7 +64,8 @@ def plans(draw) -> Plan:
             continue
         pooling = draw(st.sampled_from(["sum", "mean"]))
         tables.append(TablePlan(f"t{at}", rows, 8, on, hot, columns, stripes, False, features, pooling))
-    return Plan(tuple(tables), devices, 6 * devices)
+    per_node = draw(st.sampled_from([n for n in range(1, devices + 1) if devices % n == 0]))
+    return Plan(tuple(tables), devices, 6 * devices, hardware={"devices_per_node": per_node})
 
 
 @settings(deadline=None, max_examples=40)
@@ -143,6 +145,21 @@ def test_sums_of_blocks_cut_once():
     mixed = summed_slots([("a", 1), ("b", 2), ("b", 2), ("a", 1), ("c", 10)])
     want = torch.cat([x[:, :1] + x[:, 5:6], x[:, 1:3] + x[:, 3:5], x[:, 6:]], 1)
     assert torch.equal(SlotSum(mixed)(x), want)
+
+
+def test_stripes_on_the_devices_of_a_node_are_summed_there():
+    def nodes(devices, per_node: int, columns: int = 1) -> list[list[str]]:
+        t = table("t", 20, 8, devices, 0.5, row_shards=len(devices) // columns, column_shards=columns)
+        return PlanLayout(Plan((t,), 4, 4, hardware={"devices_per_node": per_node})).node_outputs
+
+    assert nodes([3, 2], 2) == [[], ["t__node0:0"]]
+    assert nodes([0, 1, 3, 2], 2, columns=2) == [["t__node0:0"], ["t__node1:0"]]
+    assert nodes([2, 1], 2) == [[], []]
+    assert nodes([0, 1, 2, 3], 2) == [[], []]
+    assert nodes([0, 1, 2, 3], 4) == [[]]
+    assert nodes([1, 0], 4) == [[]]
+    with pytest.raises(InputError, match=r"3 devices in a node, which do not divide its 4 devices"):
+        nodes([0, 1], 3)
 
 
 def test_bad_input_is_named():

@@ -14,6 +14,7 @@ pytest.importorskip("torchrec")
 
 from safetensors.torch import load_file
 from torch import distributed
+from torchrec.distributed import comm
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -35,6 +36,7 @@ from recsys_opt.integrations.torchrec import (
 )
 from recsys_opt.plan import Plan
 from tests.integrations.torchrec.plans import (
+    PER_NODE,
     Reference,
     batch,
     loss,
@@ -73,8 +75,8 @@ class Sharded:
 
 def work(rank: int, world: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
-    os.environ.update(LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(PER_NODE))
+    os.environ.update(LOCAL_RANK=str(rank % PER_NODE), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
     plan, other = plan_of_all_kinds(world), plan_of_all_kinds(world, other=True)
     for algorithm in ("sgd", "adagrad"):
@@ -138,15 +140,18 @@ def exchanges_one_output_of_a_piece(ours: Sharded, plan: Plan, part) -> None:
         ours.forward(part)
     finally:
         distributed.all_to_all_single = plain
-    rank, features = distributed.get_rank(), {t.name: len(t.feature_names or "1") for t in plan.tables}
-    columns = sum(
-        p.width * features[p.table]
-        for t in plan.tables
-        if not t.replicated
-        for p in t.pieces()
-        if p.device == rank
+    rank = distributed.get_rank()
+    alone = in_node = 0
+    for t in plan.tables:
+        columns = sum(p.width for p in t.pieces() if p.device == rank) * len(t.feature_names or "1")
+        if t.name in ("node_0", "node_1", "both"):
+            in_node += columns
+        elif not t.replicated:
+            alone += columns
+    # What the node has summed leaves it once, not once for each of its devices.
+    assert sent == [plan.batch_size * alone] + [plan.batch_size * in_node // PER_NODE] * (
+        plan.num_devices > 2
     )
-    assert sent == [plan.batch_size * columns]
 
 
 def states_are_in_the_order_of_ids(reference: Reference, saved: dict[str, torch.Tensor]) -> None:
@@ -169,9 +174,21 @@ def bad_input_is_named(ours: Sharded, other: Plan, file: Path, rank: int, folder
         load_tables(ours.model, folder / "sgd.safetensors")
     with pytest.raises(RecsysOptError, match=r"nowhere"):
         save_tables(ours.model, folder / "nowhere" / "t.safetensors")
-    wrong = dataclasses.replace(other, num_devices=other.num_devices + 1)
+    if other.num_devices == 4:
+        nodes_of_another_size_are_refused(other)
+    wrong = dataclasses.replace(other, num_devices=2 * other.num_devices)
     with pytest.raises(InputError, match=r"the plan is for \d devices, but \d processes run"):
         sharding_plan(PlannedEmbeddingBagCollection(wrong, {}, device=torch.device("meta")))
+
+
+def nodes_of_another_size_are_refused(plan: Plan) -> None:
+    groups = comm._INTRA_PG, comm._CROSS_PG
+    comm._INTRA_PG = comm._CROSS_PG = None
+    os.environ["LOCAL_WORLD_SIZE"] = "4"
+    with pytest.raises(InputError, match=r"has 2 devices in a node, but 4 processes run in each"):
+        Sharded(plan, "sgd")
+    os.environ["LOCAL_WORLD_SIZE"] = str(PER_NODE)
+    comm._INTRA_PG, comm._CROSS_PG = groups
 
 
 def the_script_of_the_help_runs(plan: Plan, folder: Path) -> None:
@@ -179,6 +196,7 @@ def the_script_of_the_help_runs(plan: Plan, folder: Path) -> None:
     os.chdir(folder)
     before = {name: bag.weight.detach() for name, bag in unsharded(plan).embedding_bags.items()}
     rank = int(os.environ["RANK"])
+    comm._INTRA_PG = comm._CROSS_PG = None  # of the process group that was
     exec(plan_export.SCRIPT, {"batches": lambda: [batch(plan, step)[rank] for step in range(2)]})
     distributed.destroy_process_group()
     after = load_file(folder / "tables.safetensors")
