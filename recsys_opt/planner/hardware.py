@@ -18,7 +18,7 @@
 
     [intra_node]                        # and [inter_node]: a link, as one device's collectives use it
     name = "NVLink 4"
-    bytes_per_s = 340e9                 # in one direction
+    bytes_per_s = 370e9                 # in one direction
     latency_seconds = 25e-6             # of a collective
 
 Bandwidths are those of rows at random at full load, by the bytes of a row, and count the row's bytes alone:
