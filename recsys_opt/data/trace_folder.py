@@ -50,45 +50,58 @@ class TraceFolder:
 
     def lengths(self, batch: int) -> NDArray[np.int32]:
         """[tables, batch_size] ids of each sample."""
-        path = self.path / f"batch_{batch}_lengths.npy"
-        lengths: NDArray[np.int32] = self._map(path, np.int32, (len(self.tables), self.batch_size))
+        shape = (len(self.tables), self.batch_size)
+        lengths: NDArray[np.int32] = self._map(self.file(batch, "lengths"), np.int32, shape)
         return lengths
 
     def values(self, batch: int) -> NDArray[np.int64]:
         """[lookups] ids, table after table, sample after sample."""
-        count = int(self._starts_of(batch)[-1])
-        values: NDArray[np.int64] = self._map(self.path / f"batch_{batch}_values.npy", np.int64, (count,))
+        path, count = self.file(batch, "values"), int(self.starts(batch)[-1])
+        if not count:  # numpy cannot map a file without numbers
+            return np.zeros(0, dtype=np.int64)
+        values: NDArray[np.int64] = self._map(path, np.int64, None)
+        if len(values) != count:
+            raise InputError(
+                f"{self.file(batch, 'lengths')} says {count} ids, but {path.name} has {len(values)}; "
+                "make the trace again"
+            )
         return values
 
     def lookups(self, table: int, batch: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """(lengths [batch_size], values [their sum]) of one table in one batch."""
-        starts = self._starts_of(batch)
+        starts = self.starts(batch)
         return self.lengths(batch)[table], self.values(batch)[starts[table] : starts[table + 1]]
 
-    def _starts_of(self, batch: int) -> NDArray[np.int64]:
-        """Where each table's ids begin, and where the last one's end."""
+    def starts(self, batch: int) -> NDArray[np.int64]:
+        """[tables + 1] where each table's ids begin, and where the last one's end."""
         if batch not in self._starts:
             lengths = self.lengths(batch)
             if lengths.size and int(lengths.min()) < 0:
                 table, sample = (int(i[0]) for i in np.nonzero(lengths < 0))
                 raise InputError(
-                    f"{self.path}: batch {batch} gives sample {sample} of table {self.tables[table].name} "
-                    f"{int(lengths[table, sample])} ids; make the trace again"
+                    f"{self.file(batch, 'lengths')}: table {self.tables[table].name}, sample {sample} has "
+                    f"the length {int(lengths[table, sample])}; make the trace again"
                 )
             sums = lengths.sum(axis=1, dtype=np.int64)
             self._starts[batch] = np.concatenate([[0], np.cumsum(sums)])
         return self._starts[batch]
 
-    def _map(self, path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+    def file(self, batch: int, kind: str) -> Path:
+        """`kind` is "lengths" or "values"."""
+        return self.path / f"batch_{batch}_{kind}.npy"
+
+    def _map(self, path: Path, dtype: type[np.generic], shape: tuple[int, ...] | None) -> NDArray[Any]:
+        """shape  None: any of one dimension"""
         try:
-            array: NDArray[Any] = np.load(path, mmap_mode="r" if np.prod(shape) else None)
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise InputError(
                 f"{path} cannot be read as a .npy array: {error}; make the trace again"
             ) from None
-        if array.dtype != dtype or array.shape != shape:
+        wanted = f"{np.dtype(dtype)} {'of one dimension' if shape is None else shape}"
+        if array.dtype != dtype or (array.ndim != 1 if shape is None else array.shape != shape):
             raise InputError(
-                f"{path} holds {array.dtype} {array.shape}; the trace's other files say "
-                f"{np.dtype(dtype)} {shape}; make the trace again"
+                f"{path} holds {array.dtype} {array.shape}; {FILE_NAME} asks for {wanted}; make "
+                "the trace again"
             )
         return array

@@ -233,7 +233,7 @@ def test_folders_that_are_no_trace(tmp_path: Path) -> None:
     lengths = np.load(tmp_path / "trace" / "batch_0_lengths.npy")
     lengths[1, 3] = -1
     np.save(tmp_path / "trace" / "batch_0_lengths.npy", lengths)
-    with pytest.raises(InputError, match="gives sample 3 of table table_1 -1 ids"):
+    with pytest.raises(InputError, match="table table_1, sample 3 has the length -1"):
         open_trace(tmp_path / "trace", batch_size=1).lookups(0, 0, 1)
     (tmp_path / "trace" / "batch_0_lengths.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(InputError, match="cannot be read as a"):
