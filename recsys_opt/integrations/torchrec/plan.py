@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import reduce
 
 import torch
+import torch.fx
 from torch import Tensor, distributed, nn
 from torch.distributed.remote_device import _remote_device
 from torchrec.distributed.comm import get_local_size
@@ -76,38 +78,21 @@ class PlannedEmbeddingBagCollection(EmbeddingBagCollectionInterface):  # type: i
         self.tiers = TierTables(layout, tables, is_weighted=is_weighted, device=device)
         self._names = [output.name for output in layout.outputs]
         self._dims = [output.table.embedding_dim for output in layout.outputs]
-        self._means = [at for at, output in enumerate(layout.outputs) if output.table.pooling == "mean"]
+        self._keys = list(layout.keys)
+        self._shards = [[list(stripes) for stripes in output.shards] for output in layout.outputs]
+        # Of features with mean pooling: which of the lengths, key by key, add up to those of its bags.
         position = {key: at for at, key in enumerate(layout.keys)}
-        self._length_rows = [[position[key] for key in layout.outputs[at].length_keys] for at in self._means]
+        self._means = [
+            (at, [position[key] for key in output.length_keys])
+            for at, output in enumerate(layout.outputs)
+            if output.table.pooling == "mean"
+        ]
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Pooled rows of the plan's features."""
-        if list(features.keys()) != list(self.layout.keys):
-            raise BatchError(
-                "the KeyedJaggedTensor does not have the keys of the plan's tier tables; remap it first: "
-                f"PlanRemap(plan, rankings)(features). Its keys start with {', '.join(features.keys()[:4])}"
-            )
-        pooled = self.tiers(features).to_dict()
-        columns = []
-        for output in self.layout.outputs:
-            for stripes in output.shards:
-                whole = pooled[stripes[0]]
-                for name in stripes[1:]:
-                    whole = whole + pooled[name]
-                columns.append(whole)
-        values = torch.cat(columns, 1)
-        if self._means:
-            values = self._divided(values, features)
-        return KeyedTensor(keys=self._names, length_per_key=self._dims, values=values, key_dim=1)
-
-    def _divided(self, values: Tensor, features: KeyedJaggedTensor) -> Tensor:
-        """Means of the tables that want them; the sum of an empty bag stays 0."""
-        lengths = features.lengths().view(len(self.layout.keys), -1)
-        parts = list(values.split(self._dims, 1))
-        for at, rows in zip(self._means, self._length_rows, strict=True):
-            length = lengths[rows].sum(0).clamp(min=1).to(values.dtype)
-            parts[at] = parts[at] / length[:, None]
-        return torch.cat(parts, 1)
+        _check_keys(features, self._keys)
+        pooled = self.tiers(features)
+        return _whole_features(pooled, features, self._shards, self._names, self._dims, self._means)
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """The tables as they would be unsharded."""
@@ -131,6 +116,43 @@ class PlannedEmbeddingBagCollection(EmbeddingBagCollectionInterface):  # type: i
         """Where the tables are."""
         device: torch.device = next(self.tiers.parameters()).device
         return device
+
+
+# torch.fx does not look into these two: TorchRec's pipelines trace a model to find its sharded modules.
+@torch.fx.wrap
+def _check_keys(features: KeyedJaggedTensor, keys: list[str]) -> None:
+    if list(features.keys()) != keys:
+        raise BatchError(
+            "the KeyedJaggedTensor does not have the keys of the plan's tier tables; remap it first: "
+            f"PlanRemap(plan, rankings)(features). Its keys start with {', '.join(features.keys()[:4])}"
+        )
+
+
+@torch.fx.wrap
+def _whole_features(
+    pooled: KeyedTensor,
+    features: KeyedJaggedTensor,
+    shards: list[list[list[str]]],
+    names: list[str],
+    dims: list[int],
+    means: list[tuple[int, list[int]]],
+) -> KeyedTensor:
+    """Stripes added up, column shards side by side, sums divided by the lengths of bags."""
+    parts = pooled.to_dict()
+    whole = [_added([parts[name] for name in stripes]) for output in shards for stripes in output]
+    values = torch.cat(whole, 1)
+    if means:
+        lengths = features.lengths().view(len(features.keys()), -1)
+        columns = list(values.split(dims, 1))
+        for at, rows in means:
+            length = lengths[rows].sum(0).clamp(min=1).to(values.dtype)  # an empty bag's sum stays 0
+            columns[at] = columns[at] / length[:, None]
+        values = torch.cat(columns, 1)
+    return KeyedTensor(keys=names, length_per_key=dims, values=values, key_dim=1)
+
+
+def _added(stripes: list[Tensor]) -> Tensor:
+    return reduce(torch.add, stripes)
 
 
 def _config(

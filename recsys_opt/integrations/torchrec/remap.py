@@ -81,22 +81,24 @@ class PlanRemap:
         lanes = _only(features, [lane.feature for lane in layout.lanes])
         lengths = lanes.lengths().view(len(layout.lanes), batch)
         ids, weights = lanes.values(), lanes.weights_or_none()
-        lane_of = torch.repeat_interleave(lengths.sum(1))  # [N]
-        self._check(ids, lane_of)
-        rank = self._ranks[self._bases[lane_of] + ids]
-        cell = self._cells[lane_of]
+        counts = lengths.sum(1)
+        self._check(ids, counts)
+        # All below are [N], one of each id.
+        rank = self._ranks.index_select(0, torch.repeat_interleave(self._bases, counts) + ids)
+        cell = torch.repeat_interleave(self._cells, counts)
         if self._striped:
-            stripes = self._stripes[lane_of]
+            stripes = torch.repeat_interleave(self._stripes, counts)
             cell = cell + rank % stripes
             rank = rank // stripes
-        hot_rows = self._hot_rows[cell]
+        hot_rows = self._hot_rows.index_select(0, cell)
         cold = rank >= hot_rows
         row = torch.where(cold, rank - hot_rows, rank)
-        key = self._key_of[2 * cell + cold]
+        key = self._key_of.index_select(0, 2 * cell + cold)
         order = torch.argsort(key, stable=True)
-        bag = torch.repeat_interleave(lengths.reshape(-1)) - lane_of * batch
-        moved = torch.bincount(key * batch + bag, minlength=self._sent * batch)
-        values, lengths = row[order].to(ids.dtype), moved.to(lanes.lengths().dtype)
+        samples = torch.arange(batch, device=ids.device).repeat(len(counts))
+        sample = torch.repeat_interleave(samples, lengths.reshape(-1))
+        moved = torch.bincount(key * batch + sample, minlength=self._sent * batch)
+        values, lengths = row.index_select(0, order).to(ids.dtype), moved.to(lanes.lengths().dtype)
         weights = None if weights is None else weights[order]
         if layout.copied_features:
             same = _only(features, layout.copied_features)
@@ -107,13 +109,11 @@ class PlanRemap:
             keys=list(layout.keys), values=values, lengths=lengths, weights=weights, stride=batch
         )
 
-    def _check(self, ids: Tensor, lane_of: Tensor) -> None:
-        if not len(ids):
-            return
-        outside = (ids < 0) | (ids >= self._rows[lane_of])
+    def _check(self, ids: Tensor, counts: Tensor) -> None:
+        outside = (ids < 0) | (ids >= torch.repeat_interleave(self._rows, counts))
         if outside.any():
             at = int(outside.nonzero()[0, 0])
-            lane = self.layout.lanes[int(lane_of[at])]
+            lane = self.layout.lanes[int((counts.cumsum(0) <= at).sum())]
             raise BatchError(
                 f"feature {lane.feature} has the id {int(ids[at])}, outside the "
                 f"{self.layout.plan.table(lane.table).num_embeddings} rows of table {lane.table}"

@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 pytest.importorskip("torchrec")
 
 from safetensors.torch import load_file
-from torch import distributed
+from torch import distributed, nn
+from torchrec.datasets.utils import Batch
 from torchrec.distributed import comm
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -34,6 +37,7 @@ from recsys_opt.integrations.torchrec import (
     sharding_plan,
     tier_parameters,
 )
+from recsys_opt.integrations.torchrec.sharding import ShardedTierTables
 from recsys_opt.plan import Plan
 from tests.integrations.torchrec.plans import (
     PER_NODE,
@@ -51,10 +55,11 @@ RATE, EPS = 0.3, 1e-8
 class Sharded:
     """A plan's tables on this process's device, as a user's script makes them."""
 
-    def __init__(self, plan: Plan, algorithm: str) -> None:
+    def __init__(self, plan: Plan, algorithm: str, holder: Callable[[nn.Module], nn.Module] | None = None):
         rankings = rankings_of(plan)
         self.remap = PlanRemap(plan, rankings)
         tables = PlannedEmbeddingBagCollection(plan, rankings, device=torch.device("meta"))
+        tables = tables if holder is None else holder(tables)
         kind, options = (torch.optim.SGD, {}) if algorithm == "sgd" else (RowWiseAdagrad, {"eps": EPS})
         apply_optimizer_in_backward(kind, tier_parameters(tables), {"lr": RATE, **options})
         self.model = DistributedModelParallel(
@@ -97,6 +102,7 @@ def work(rank: int, world: int, folder: Path, port: int) -> None:
         if algorithm == "sgd":
             another_plan_reads_it(other, file, rank, parts, reference.forward(parts)[rank])
             exchanges_one_output_of_a_piece(ours, plan, parts[rank])
+            torchrecs_pipeline_trains_it(plan, rank)
         else:
             states_are_in_the_order_of_ids(reference, saved)
             bad_input_is_named(ours, other, file, rank, folder)
@@ -123,6 +129,33 @@ def another_plan_reads_it(plan: Plan, file: Path, rank: int, parts, wanted: torc
     there = Sharded(plan, "sgd")
     load_tables(there.model, file)
     torch.testing.assert_close(there.forward(parts[rank]), wanted)
+
+
+class Holder(nn.Module):
+    """A model whose loss TorchRec's pipeline takes."""
+
+    def __init__(self, tables: nn.Module) -> None:
+        super().__init__()
+        self.tables = tables
+
+    def forward(self, given: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = self.tables(given.sparse_features)
+        return loss(pooled.values()), pooled.values()
+
+
+def torchrecs_pipeline_trains_it(plan: Plan, rank: int) -> None:
+    """It exchanges the ids of the next batch while this one is trained, which changes no result."""
+    reference = Reference(plan, "sgd", RATE, EPS)
+    ours = Sharded(plan, "sgd", Holder)
+    load_weights(ours.model, {f"tables.{name}": w for name, w in reference.tables.state_dict().items()})
+    steps = [batch(plan, step) for step in range(3)]
+    nothing = torch.empty(0)
+    given = iter([Batch(nothing, ours.remap(parts[rank]), nothing) for parts in steps])
+    pipeline = TrainPipelineSparseDist(ours.model, ours.optimizer, torch.device("cpu"))
+    for parts in steps:
+        torch.testing.assert_close(pipeline.progress(given), reference.forward(parts)[rank])
+        reference.step(parts)
+    assert [type(module) for module in pipeline._pipelined_modules] == [ShardedTierTables]
 
 
 def exchanges_one_output_of_a_piece(ours: Sharded, plan: Plan, part) -> None:
