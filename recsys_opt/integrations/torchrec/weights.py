@@ -102,11 +102,14 @@ def save_tables(model: nn.Module, path: Path | str) -> None:
     _raise_everywhere(problem, path)
 
 
-def load_tables(model: nn.Module, path: Path | str) -> None:
+def load_tables(model: nn.Module, path: Path | str, *, states: bool = True) -> None:
     """Reads what `save_tables` wrote, under this plan or another, back into the model.
 
-    Every process needs to see the file. The states are those of the same optimizer; where the number of
-    column shards is another, each gets the mean of the states that the file has.
+    states  those of the same fused optimizer; where the number of column shards is another, each shard gets
+            the mean of the states that the file has. False: weights alone, and the optimizer starts anew, as
+            it must where a table was replicated, and its state therefore is not in the file
+
+    Every process needs to see the file.
     """
     path = Path(path)
     found = read_metadata(path)
@@ -117,10 +120,11 @@ def load_tables(model: nn.Module, path: Path | str) -> None:
         )
     tensors = map_tensors(path)
     for prefix, module in _sharded(model):
-        for whole in (*_weights(prefix, module), *_states(prefix, module)):
+        for whole in (*_weights(prefix, module), *(_states(prefix, module) if states else ())):
             if whole.name not in tensors:
                 raise InputError(
-                    f"{path} lacks {whole.name}; a model of other tables or with another optimizer wrote it"
+                    f"{path} lacks {whole.name}; a model of other tables or with another optimizer wrote it, "
+                    "or the table was replicated there: states=False loads the weights alone"
                 )
             _scatter(whole, _as_many_columns(tensors[whole.name], whole), str(path))
 

@@ -58,6 +58,32 @@ def plan_of_all_kinds(world: int, other: bool = False) -> Plan:
     return Plan(tuple(kinds), world, BATCH * world, hardware={"devices_per_node": PER_NODE})
 
 
+def random_plan(seed: int, world: int) -> Plan:
+    """Few tables, some of a row or two, on some of the devices; pieces often without one of the tiers."""
+    g = np.random.default_rng(seed)
+
+    def one(name: str) -> TablePlan:
+        rows, dim = int(g.choice([1, 2, 3, 7, 40, 200])), int(g.choice([4, 8, 16, 32]))
+        features = () if g.random() < 0.6 else (f"{name}a", f"{name}b", "shared")[: int(g.integers(1, 4))]
+        pooling = str(g.choice(["sum", "mean"]))
+        if g.random() < 0.15:
+            return table(name, rows, dim, range(world), 1.0, replicated=True, feature_names=features)
+        columns = int(g.choice([c for c in (1, 2, 4) if dim % (4 * c) == 0 and c <= world]))
+        stripes = int(g.integers(1, min(rows, world // columns) + 1))
+        devices = g.permutation(world)[: columns * stripes]
+        if stripes == PER_NODE and g.random() < 0.7:  # each column shard on a node
+            nodes = g.permutation(world // PER_NODE)[:columns]
+            devices = np.concatenate([g.permutation(PER_NODE) + PER_NODE * node for node in nodes])
+        shares = [float(g.choice([0.0, 1.0, g.random()])) for _ in devices]
+        cut = {"column_shards": columns, "row_shards": stripes}
+        return table(
+            name, rows, dim, devices.tolist(), shares, feature_names=features, pooling=pooling, **cut
+        )
+
+    tables = tuple(one(f"t{at}") for at in range(int(g.integers(1, 6))))
+    return Plan(tables, world, BATCH * world, hardware={"devices_per_node": PER_NODE})
+
+
 def rankings_of(plan: Plan) -> dict[str, np.ndarray]:
     """Half of each table's rows, in a random order; none of one table."""
     g = np.random.default_rng(1)

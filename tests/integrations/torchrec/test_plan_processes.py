@@ -45,6 +45,7 @@ from tests.integrations.torchrec.plans import (
     batch,
     loss,
     plan_of_all_kinds,
+    random_plan,
     rankings_of,
     unsharded,
 )
@@ -67,7 +68,8 @@ class Sharded:
         )
         dense = dict(in_backward_optimizer_filter(self.model.named_parameters()))
         assert [name.split(".")[-2] for name in dense] == [t.name for t in plan.tables if t.replicated]
-        self.optimizer = torch.optim.SGD(dense.values(), lr=RATE)
+        # An optimizer wants a parameter; a plan without replicated tables has none for it.
+        self.optimizer = torch.optim.SGD([*dense.values(), nn.Parameter(torch.zeros(1))], lr=RATE)
 
     def forward(self, part) -> torch.Tensor:
         return self.model(self.remap(part)).values()
@@ -99,13 +101,15 @@ def work(rank: int, world: int, folder: Path, port: int) -> None:
         for name, weight in reference.tables.state_dict().items():
             torch.testing.assert_close(saved[name], weight, msg=lambda m, name=name: f"{name}: {m}")
         goes_on_after_a_reload(reference, plan, file, rank)
+        another_plan_reads_it(other, algorithm, file, rank, parts, reference.forward(parts)[rank])
         if algorithm == "sgd":
-            another_plan_reads_it(other, file, rank, parts, reference.forward(parts)[rank])
             exchanges_one_output_of_a_piece(ours, plan, parts[rank])
             torchrecs_pipeline_trains_it(plan, rank)
         else:
             states_are_in_the_order_of_ids(reference, saved)
             bad_input_is_named(ours, other, file, rank, folder)
+    for seed in range(8):
+        any_plan_trains_as_unsharded_tables_do(random_plan(seed, world), ("sgd", "adagrad")[seed % 2], rank)
     distributed.destroy_process_group()
     the_script_of_the_help_runs(plan, folder)
     (folder / f"equal_{rank}").touch()
@@ -125,10 +129,44 @@ def goes_on_after_a_reload(reference: Reference, plan: Plan, file: Path, rank: i
     reference.squares = squares
 
 
-def another_plan_reads_it(plan: Plan, file: Path, rank: int, parts, wanted: torch.Tensor) -> None:
-    there = Sharded(plan, "sgd")
-    load_tables(there.model, file)
+def another_plan_reads_it(
+    plan: Plan, algorithm: str, file: Path, rank: int, parts, wanted: torch.Tensor
+) -> None:
+    there = Sharded(plan, algorithm)
+    if algorithm == "adagrad":
+        with pytest.raises(
+            InputError, match=r"lacks .*everywhere\.row_momentum1; .* replicated there: states="
+        ):
+            load_tables(there.model, file)
+    load_tables(there.model, file, states=algorithm == "sgd")
     torch.testing.assert_close(there.forward(parts[rank]), wanted)
+    if algorithm == "adagrad":
+        states_go_over_to_another_plan(plan, file)
+
+
+def states_go_over_to_another_plan(plan: Plan, file: Path) -> None:
+    """Every column shard gets the mean of those that there were."""
+    kept = Plan(tuple(t for t in plan.tables if t.name in ("rows", "columns", "shared")), plan.num_devices, 1)
+    there = Sharded(kept, "adagrad")
+    load_tables(there.model, file)
+    save_tables(there.model, file.with_name("again.safetensors"))
+    before, after = load_file(file), load_file(file.with_name("again.safetensors"))
+    for t in kept.tables:
+        name = f"embedding_bags.{t.name}.row_momentum1"
+        mean = before[name].reshape(t.num_embeddings, -1).mean(1)
+        wanted = mean if t.column_shards == 1 else mean[:, None].expand(-1, t.column_shards)
+        torch.testing.assert_close(after[name], wanted)
+        assert mean.any()
+
+
+def any_plan_trains_as_unsharded_tables_do(plan: Plan, algorithm: str, rank: int) -> None:
+    reference, ours = Reference(plan, algorithm, RATE, EPS), Sharded(plan, algorithm)
+    load_weights(ours.model, reference.tables.state_dict())
+    for step in range(3):
+        parts = batch(plan, step)
+        torch.testing.assert_close(ours.forward(parts[rank]), reference.forward(parts)[rank])
+        ours.step(parts[rank])
+        reference.step(parts)
 
 
 class Holder(nn.Module):
