@@ -1,6 +1,6 @@
 """TorchRec's own planner, EmbeddingShardingPlanner, as a baseline: its placement as a plan of ours.
 
-It runs in a process of its own, which is killed where the search takes too long. There the hashes of strings
+It runs in a process of its own, which stops at a time limit. There the hashes of strings
 are fixed: the planner puts the kernels of a table into a set of strings, so that without this its plan
 differs from run to run.
 
@@ -12,7 +12,6 @@ Memory is reserved for nothing but the tables, their optimizer's states and the 
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -35,8 +34,8 @@ SHARDING_TYPES = (
 )
 LOAD_FACTOR = 0.2
 """TorchRec's own default of a cache's rows over its table's."""
-_GRACE_SECONDS = 20.0
-"""Importing torchrec, and what the planner does before and after its search."""
+_GRACE_SECONDS = 60.0
+"""For what comes before and after the search: importing torchrec, describing the tables."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +92,8 @@ class Placement:
     """That its search took, without importing it."""
     finished: bool
     """False: the time limit ended the search, this is the best found until then."""
-    proposals: int
-    """Tried; `fitting` of them fit into memory."""
     fitting: int
+    """Plans tried that fit into memory."""
     estimated_seconds: float
     """An iteration of the slowest device, as TorchRec estimates it."""
 
@@ -133,8 +131,7 @@ def torchrec_placement(
     sharding_types  that it may choose from; fewer make it much faster
     load_factor     of caches before they are scaled up
 
-    Raises InfeasibleError where it finds no plan that fits, RecsysOptError where it is still at work well
-    after the limit.
+    Raises InfeasibleError where no plan fits, RecsysOptError where it finds none within the limit.
     """
     if batch_size % machine.num_devices:
         raise InputError(f"batch_size = {batch_size} is not divisible by {machine.num_devices} devices")
@@ -145,7 +142,7 @@ def torchrec_placement(
         "tables": [asdict(table) for table in tables],
         "machine": asdict(machine),
         "batch_size": batch_size // machine.num_devices,
-        "time_limit": math.ceil(time_limit),
+        "time_limit": time_limit,
         "sharding_types": list(sharding_types),
         "load_factor": load_factor,
     }
@@ -156,27 +153,36 @@ def torchrec_placement(
             input=json.dumps(request),
             capture_output=True,
             text=True,
-            timeout=1.25 * time_limit + _GRACE_SECONDS,
+            timeout=time_limit + _GRACE_SECONDS,
             env={**os.environ, "PYTHONHASHSEED": "0"},
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise RecsysOptError(
-            f"TorchRec's planner was still at work {_GRACE_SECONDS:g} s after its limit of {time_limit:g} s: "
-            "it looks at the clock between two proposals only; allow it fewer sharding types, or more time"
+            f"TorchRec's planner was still at work {_GRACE_SECONDS:g} s after its limit of {time_limit:g} s, "
+            "and was killed; try again on a machine with less to do"
         ) from None
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["it wrote nothing"]
         raise RecsysOptError(f"TorchRec's planner failed with exit code {done.returncode}: {last[0][:500]}")
-    answer: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return placement_of(json.loads(done.stdout.splitlines()[-1]), time_limit)
+
+
+def placement_of(answer: Mapping[str, Any], time_limit: float) -> Placement:
+    """What the process answered."""
     if "infeasible" in answer:
         raise InfeasibleError(f"TorchRec's planner finds no plan: {answer['infeasible']}")
+    if not answer["tables"]:
+        raise RecsysOptError(
+            f"TorchRec's planner found no plan within {time_limit:g} s; allow it fewer sharding types, or "
+            "more time"
+        )
     return Placement(
         tables=tuple(
             PlacedTable(**{**t, "devices": tuple(t["devices"]), "columns": tuple(t["columns"])})
             for t in answer["tables"]
         ),
-        **{key: answer[key] for key in ("seconds", "finished", "proposals", "fitting", "estimated_seconds")},
+        **{key: answer[key] for key in ("seconds", "finished", "fitting", "estimated_seconds")},
     )
 
 

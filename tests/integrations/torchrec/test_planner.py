@@ -1,13 +1,14 @@
 import json
+import signal
 
 import pytest
 
-from recsys_opt.errors import InputError
+from recsys_opt.errors import InfeasibleError, InputError, RecsysOptError
 
 pytest.importorskip("torchrec")
 
 from recsys_opt.integrations.torchrec import PlacedTable, Placement, PlannerMachine, PlannerTable
-from recsys_opt.integrations.torchrec.planner import torchrec_placement
+from recsys_opt.integrations.torchrec.planner import placement_of, torchrec_placement
 from recsys_opt.integrations.torchrec.planner_process import AccessCache, answer
 from recsys_opt.plan import TablePlan
 from recsys_opt.tables import TableConfig
@@ -34,7 +35,7 @@ def test_torchrec_plans_in_a_process_of_its_own():
     types = ("table_wise", "column_wise", "row_wise", "table_row_wise")
     found = torchrec_placement(TABLES, MACHINE, 2048, sharding_types=types, time_limit=60)
     assert found.finished
-    assert found.proposals >= found.fitting > 0
+    assert found.fitting > 0
     assert 0 < found.seconds < 60
     configs = [TableConfig(t.name, t.num_embeddings, t.embedding_dim) for t in TABLES]
     plan = found.to_plan(configs, 2048, 4)
@@ -51,8 +52,20 @@ def test_torchrec_plans_in_a_process_of_its_own():
 
 def test_what_does_not_fit_is_infeasible_and_said_so():
     small = MACHINE.__dict__ | {"hbm_bytes": 1000, "uvm_bytes": 1000}
-    found = answer(request(machine=small))
-    assert "Planner evaluated" in found["infeasible"] or "Unable to" in found["infeasible"]
+    with pytest.raises(InfeasibleError, match=r"TorchRec's planner finds no plan: .*Planner evaluated"):
+        placement_of(answer(request(machine=small)), 60)
+
+
+def test_at_the_time_limit_the_best_plan_so_far_counts():
+    tables = [TABLES[1].__dict__ | {"name": f"t{at}"} for at in range(60)]
+    machine = MACHINE.__dict__ | {"hbm_bytes": 700_000_000}
+    found = answer(request(tables=tables, machine=machine, time_limit=0.7))
+    assert not found["finished"]
+    assert found["seconds"] < 5
+    assert [t["name"] for t in found["tables"]] == [t["name"] for t in tables] or not found["tables"]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    with pytest.raises(RecsysOptError, match=r"found no plan within 0\.001 s; allow it fewer"):
+        placement_of(answer(request(time_limit=0.001)), 0.001)
 
 
 def test_caches_are_scaled_up_where_hit_rates_are_known():
@@ -99,17 +112,17 @@ def test_hit_rates_come_from_the_access_curve():
     ],
 )
 def test_a_placement_is_a_plan(placed, wanted):
-    found = Placement((PlacedTable("t", *placed),), 1.0, True, 1, 1, 0.1)
+    found = Placement((PlacedTable("t", *placed),), 1.0, True, 1, 0.1)
     plan = found.to_plan([TableConfig("t", 10, 8, pooling="mean")], 64, 4)
     assert plan.tables == (TablePlan("t", 10, 8, pooling="mean", feature_names=("t",), **wanted),)
 
 
 def test_more_devices_than_rows_and_unequal_columns():
     placed = PlacedTable("t", "row_wise", "fused", None, (0, 1, 2, 3), (8,) * 4)
-    found = Placement((placed,), 1.0, True, 1, 1, 0.1)
+    found = Placement((placed,), 1.0, True, 1, 0.1)
     assert found.to_plan([TableConfig("t", 3, 8)], 64, 4).table("t").devices == (0, 1, 2)
     placed = PlacedTable("t", "column_wise", "fused", None, (0, 1), (8, 4))
-    found = Placement((placed,), 1.0, True, 1, 1, 0.1)
+    found = Placement((placed,), 1.0, True, 1, 0.1)
     with pytest.raises(InputError, match=r"cuts table t into shards of \[8, 4\] columns"):
         found.to_plan([TableConfig("t", 3, 12)], 64, 4)
 
