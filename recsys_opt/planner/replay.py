@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_opt._access import Counters, ranked
+from recsys_opt._access import Counters, ranked, unpack_ranking
 from recsys_opt._replay import TableCounter
 from recsys_opt.data.access_counters import as_ids, count
 from recsys_opt.data.access_statistics import AccessStatistics
@@ -267,7 +267,7 @@ def lfu_ranking(plan: Plan, trace: LookupTrace) -> Ranking:
                 ids, _ = trace.lookups(feature, batch, 1)
                 where = f"{trace.name}: batch {batch} of {trace.features[feature]}"
                 count([counters], [ids], lambda _, at, where=where: f"{where}, lookup {at}")  # type: ignore[misc]
-        hottest: NDArray[Any] = ranked(counters, none)["ids"]
-        return hottest
+        found = ranked(counters, none)
+        return unpack_ranking(found["ids"], found["rows"], table.num_embeddings)
 
     return ranking

@@ -162,6 +162,17 @@ def test_an_ideal_cache_holds_what_the_trace_looks_up_most() -> None:
         replay(plan, bad, lfu_ranking(plan, bad))
 
 
+def test_the_cache_of_a_larger_table_holds_its_most_frequent_rows() -> None:
+    ids = np.random.default_rng(0).zipf(1.3, (3, 4000)) % 70_000
+    trace = LookupTrace("the trace", ("t",), (70_000,), 3, 4000, lambda feature, batch: (None, ids[batch]))
+    plan = Plan((TablePlan("t", 70_000, 4, (0,), (100,)),), 1, 1)
+    ranking = lfu_ranking(plan, trace)("t")
+    rows, counts = np.unique(ids, return_counts=True)
+    assert ranking.tolist() == rows[np.lexsort((rows, -counts))].tolist()
+    hits = replay(plan, trace, lambda _: ranking).lookups[..., 0].sum()
+    assert hits == np.sort(counts)[-100:].sum()
+
+
 def test_statistics_and_their_hash() -> None:
     statistics = AccessStatistics.of([TableStatistics.from_ids("t", 5, np.array([3, 3, 1, 3]))])
     table = TablePlan("t", 5, 8, (0,), (2,))
