@@ -69,10 +69,12 @@ class PlannedEmbeddingBagCollection(EmbeddingBagCollectionInterface):  # type: i
             )
         self.layout = layout = PlanLayout(plan)
         self.rankings = dict(rankings)
+        # Weights start in the range that the whole table's would.
+        bounds = {t.name: 1.0 / math.sqrt(t.num_embeddings) for t in plan.tables}
         tables = [
-            _config(t.name, t.piece.table, plan, t.rows, t.piece.width, t.keys) for t in layout.tables
+            _config(t.name, t.rows, t.piece.width, t.keys, bounds[t.piece.table]) for t in layout.tables
         ] + [
-            _config(t.name, t.name, plan, t.num_embeddings, t.embedding_dim, features_of(t))
+            _config(t.name, t.num_embeddings, t.embedding_dim, features_of(t), bounds[t.name])
             for t in layout.copies
         ]
         self.tiers = TierTables(layout, tables, is_weighted=is_weighted, device=device)
@@ -114,7 +116,7 @@ class PlannedEmbeddingBagCollection(EmbeddingBagCollectionInterface):  # type: i
     @property
     def device(self) -> torch.device:
         """Where the tables are."""
-        device: torch.device = next(self.tiers.parameters()).device
+        device: torch.device = self.tiers.device
         return device
 
 
@@ -155,11 +157,7 @@ def _added(stripes: list[Tensor]) -> Tensor:
     return reduce(torch.add, stripes)
 
 
-def _config(
-    name: str, table: str, plan: Plan, rows: int, width: int, keys: tuple[str, ...]
-) -> EmbeddingBagConfig:
-    # Weights start in the range that the whole table's would.
-    bound = 1.0 / math.sqrt(plan.table(table).num_embeddings)
+def _config(name: str, rows: int, width: int, keys: tuple[str, ...], bound: float) -> EmbeddingBagConfig:
     return EmbeddingBagConfig(
         name=name,
         num_embeddings=rows,

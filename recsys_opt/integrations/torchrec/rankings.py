@@ -17,10 +17,10 @@ Rankings = Mapping[str, NDArray[Any]]
 order. The rows of a table that is missing are ranked by their ids."""
 
 
-def table_order(plan: Plan, rankings: Rankings, table: str) -> NDArray[Any]:
+def table_order(rankings: Rankings, table: str, num_embeddings: int) -> NDArray[Any]:
     """The row at each rank of a table."""
     try:
-        return rank_order(rankings.get(table, np.empty(0, np.int64)), plan.table(table).num_embeddings)
+        return rank_order(rankings.get(table, np.empty(0, np.int64)), num_embeddings)
     except InputError as error:
         raise InputError(f"table {table}: {error}; use the statistics that the plan was made from") from None
 

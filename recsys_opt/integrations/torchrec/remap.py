@@ -33,16 +33,17 @@ class PlanRemap:
         self.layout = layout = PlanLayout(plan)
         check_rankings(plan, rankings)
         position = {key: at for at, key in enumerate(layout.keys)}
+        rows_of = {t.name: t.num_embeddings for t in plan.tables}
         bases: dict[str, int] = {}
         ranks: list[NDArray[Any]] = []
         for lane in layout.lanes:
             if lane.table not in bases:
                 bases[lane.table] = sum(map(len, ranks))
-                ranks.append(rank_of(table_order(plan, rankings, lane.table)))
+                order = table_order(rankings, lane.table, rows_of[lane.table])
+                ranks.append(rank_of(order))
         self._ranks = torch.from_numpy(np.concatenate(ranks) if ranks else np.empty(0, np.int32))
         self._sent = len(layout.keys) - len(layout.copied_features)
-        rows = [plan.table(lane.table).num_embeddings for lane in layout.lanes]
-        self._rows = torch.tensor(rows, dtype=torch.int64)
+        self._rows = torch.tensor([rows_of[lane.table] for lane in layout.lanes], dtype=torch.int64)
         self._bases = torch.tensor([bases[lane.table] for lane in layout.lanes], dtype=torch.int64)
         stripes = [len(lane.hot_rows) for lane in layout.lanes]
         self._stripes = torch.tensor(stripes, dtype=torch.int32)

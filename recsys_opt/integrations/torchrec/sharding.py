@@ -305,6 +305,11 @@ class ShardedTierTables(ShardedEmbeddingBagCollection):  # type: ignore[misc]
         )
 
     @property
+    def device(self) -> torch.device:
+        """Where the tables are, also on a process that has none."""
+        return self._device or torch.device("cpu")
+
+    @property
     def unsharded_module_type(self) -> type[TierTables]:
         """What this is the sharded form of."""
         return TierTables

@@ -8,9 +8,11 @@ Every process calls the same function at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from recsys_opt.integrations.torchrec.sharding import ShardedTierTables
 from recsys_opt.plan import TablePlan
 from recsys_opt.tensor_files import TensorWriter, map_tensors, read_metadata
 
+_NO_ROWS = partial(np.empty, 0, np.int64)
 FORMAT = {"format": "recsys_opt.planned_tables", "version": "1"}
 _CHUNK_BYTES = 64 << 20
 
@@ -44,14 +47,33 @@ class _Part:
     target: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Whole:
     """A tensor of the unsharded table [rows, columns] or [rows], and what this process holds of it."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    parts: list[_Part] = field(default_factory=list)
+    held: tuple[tuple[TierTable, slice, Tensor], ...] = ()
+    """Tier tables of this process, the columns that they are, and their tensors [rows, columns]."""
+    order: Callable[[], NDArray[Any]] = _NO_ROWS
+    """Gives the table's rows by rank."""
+    copy: Tensor | None = None
+    """Of a replicated table: all of it, which every process holds."""
+
+    def parts(self) -> list[_Part]:
+        """Takes 16 bytes a row that is held."""
+        if self.copy is not None:
+            every = np.arange(self.shape[0])
+            return [_Part(every, every, slice(None), self.copy)]
+        if not self.held:
+            return []
+        order, parts = self.order(), []
+        for tier, columns, target in self.held:
+            ids = order[tier.ranks].astype(np.int64)
+            rows = np.argsort(ids)
+            parts.append(_Part(ids[rows], rows, columns, target))
+        return parts
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """First and last row of each chunk."""
@@ -87,12 +109,12 @@ def save_tables(model: nn.Module, path: Path | str) -> None:
     path = Path(path)
     wholes = [w for prefix, m in _sharded(model) for w in (*_weights(prefix, m), *_states(prefix, m))]
     device = next(iter(_sharded(model)))[1].device
-    gathered = (_gather(w, first, last, device) for w in wholes for first, last in w.chunks())
+    gathered = (rows for whole in wholes for rows in _gathered(whole, device))
     problem: Exception | None = None
     if distributed.get_rank() == 0:
         try:
             shapes = {w.name: (w.dtype, w.shape) for w in wholes}
-            with atomic_path(path) as partial, TensorWriter(partial, shapes, metadata=FORMAT) as writer:
+            with atomic_path(path) as temporary, TensorWriter(temporary, shapes, metadata=FORMAT) as writer:
                 for rows in gathered:
                     writer.write(rows)
         except (OSError, RecsysOptError) as error:
@@ -143,72 +165,82 @@ def _sharded(model: nn.Module) -> Iterator[tuple[str, PlannedEmbeddingBagCollect
 
 
 def _weights(prefix: str, module: PlannedEmbeddingBagCollection) -> Iterator[_Whole]:
+    bags, mine = module.tiers.embedding_bags, _tiers_here(module)
     for table in module.layout.plan.tables:
-        shape = (table.num_embeddings, table.embedding_dim)
-        whole = _Whole(f"{prefix}embedding_bags.{table.name}.weight", shape, torch.float32)
+        name, shape = (
+            f"{prefix}embedding_bags.{table.name}.weight",
+            (table.num_embeddings, table.embedding_dim),
+        )
         if table.replicated:
-            every = np.arange(table.num_embeddings)
-            weight = module.tiers.embedding_bags[table.name].weight.detach()
-            whole.parts.append(_Part(every, every, slice(None), weight))
-        for tier, ids in _local_tiers(module, table):
-            weight = module.tiers.embedding_bags[tier.name].weight.detach()
-            whole.parts.append(_part(ids, slice(*tier.piece.columns), weight))
-        yield whole
+            yield _Whole(name, shape, torch.float32, copy=bags[table.name].weight.detach())
+            continue
+        held = tuple(
+            (tier, slice(*tier.piece.columns), bags[tier.name].weight.detach())
+            for tier in mine.get(table.name, ())
+        )
+        yield _Whole(name, shape, torch.float32, held, _order(module, table))
 
 
 def _states(prefix: str, module: PlannedEmbeddingBagCollection) -> Iterator[_Whole]:
     """States of the fused optimizers; every process gives the same list."""
-    mine: dict[str, dict[str, Tensor]] = {}
+    here: dict[str, dict[str, Tensor]] = {}
     for key, states in module.tiers.fused_optimizer.state_dict()["state"].items():
-        name = key.removeprefix("embedding_bags.").removesuffix(".weight")
-        mine[name] = {
-            state.removeprefix(f"{name}."): sharded.local_shards()[0].tensor
+        table = key.removeprefix("embedding_bags.").removesuffix(".weight")
+        here[table] = {
+            state.removeprefix(f"{table}."): sharded.local_shards()[0].tensor
             for state, sharded in states.items()
         }
-    kinds = sorted(
-        {(state, t.dim(), t.dtype) for states in mine.values() for state, t in states.items()}, key=str
-    )
-    for states in mine.values():
-        for state, tensor in states.items():
-            if state != "momentum1":
-                raise InputError(
-                    f"the fused optimizer has a state {state!r} {list(tensor.shape)}; tables can be saved "
-                    "with SGD, Adagrad and row-wise Adagrad"
-                )
-    gathered: list[list[tuple[str, int, torch.dtype]]] = [[] for _ in range(distributed.get_world_size())]
-    distributed.all_gather_object(gathered, kinds)
-    for state, dimensions, dtype in sorted({kind for each in gathered for kind in each}, key=str):
-        for table in module.layout.plan.tables:
-            if table.replicated:
-                continue
-            columns = table.embedding_dim if dimensions == 2 else table.column_shards
-            shape = (table.num_embeddings,) if columns == 1 else (table.num_embeddings, columns)
-            name = state if dimensions == 2 else f"row_{state}"
-            whole = _Whole(f"{prefix}embedding_bags.{table.name}.{name}", shape, dtype)
-            for tier, ids in _local_tiers(module, table):
-                first, last = tier.piece.columns
-                shard = first // tier.piece.width
-                where = slice(first, last) if dimensions == 2 else slice(shard, shard + 1)
-                tensor = mine[tier.name][state]
-                whole.parts.append(_part(ids, where, tensor if tensor.dim() == 2 else tensor[:, None]))
-            yield whole
+    # A process without tables has no states; it learns of them from the others.
+    kinds: list[set[tuple[str, int, torch.dtype]]] = [set() for _ in range(distributed.get_world_size())]
+    known = {(state, t.dim(), t.dtype) for states in here.values() for state, t in states.items()}
+    distributed.all_gather_object(kinds, known)
+    for state, dimensions, dtype in sorted(set.union(*kinds), key=str):
+        if state != "momentum1":
+            raise InputError(
+                f"the fused optimizer has a state {state!r} of {dimensions} dimensions; tables can be saved "
+                "with SGD, Adagrad and row-wise Adagrad"
+            )
+        yield from _states_of_kind(prefix, module, here, state, dimensions, dtype)
 
 
-def _local_tiers(
-    module: PlannedEmbeddingBagCollection, table: TablePlan
-) -> Iterator[tuple[TierTable, NDArray[np.int64]]]:
-    """This process's tier tables of a table, with the ids of their rows in order."""
+def _states_of_kind(
+    prefix: str,
+    module: PlannedEmbeddingBagCollection,
+    here: Mapping[str, Mapping[str, Tensor]],
+    state: str,
+    dimensions: int,
+    dtype: torch.dtype,
+) -> Iterator[_Whole]:
+    mine = _tiers_here(module)
+    for table in module.layout.plan.tables:
+        if table.replicated:
+            continue
+        held = []
+        for tier in mine.get(table.name, ()):
+            first, last = tier.piece.columns
+            shard, tensor = first // tier.piece.width, here[tier.name][state]
+            if dimensions == 2:
+                held.append((tier, slice(first, last), tensor))
+            else:
+                held.append((tier, slice(shard, shard + 1), tensor[:, None]))
+        columns = table.embedding_dim if dimensions == 2 else table.column_shards
+        shape = (table.num_embeddings,) if columns == 1 else (table.num_embeddings, columns)
+        name = f"{prefix}embedding_bags.{table.name}.{'row_' if dimensions == 1 else ''}{state}"
+        yield _Whole(name, shape, dtype, tuple(held), _order(module, table))
+
+
+def _tiers_here(module: PlannedEmbeddingBagCollection) -> dict[str, list[TierTable]]:
+    """Table -> its tier tables on this process."""
     rank = distributed.get_rank()
-    mine = [t for t in module.layout.tables if t.piece.table == table.name and t.piece.device == rank]
-    if mine:
-        order = table_order(module.layout.plan, module.rankings, table.name)
-        for tier in mine:
-            yield tier, order[tier.ranks]
+    found: dict[str, list[TierTable]] = {}
+    for tier in module.layout.tables:
+        if tier.piece.device == rank:
+            found.setdefault(tier.piece.table, []).append(tier)
+    return found
 
 
-def _part(ids: NDArray[np.int64], columns: slice, target: Tensor) -> _Part:
-    rows = np.argsort(ids)
-    return _Part(ids[rows], rows, columns, target)
+def _order(module: PlannedEmbeddingBagCollection, table: TablePlan) -> Callable[[], NDArray[Any]]:
+    return partial(table_order, module.rankings, table.name, table.num_embeddings)
 
 
 def _of_chunk(part: _Part, first: int, last: int) -> tuple[Tensor, Tensor]:
@@ -221,18 +253,18 @@ def _of_chunk(part: _Part, first: int, last: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def _gather(whole: _Whole, first: int, last: int, device: torch.device) -> Tensor:
-    """Rows [first, last) of the whole tensor, on the first process."""
+def _gathered(whole: _Whole, device: torch.device) -> Iterator[Tensor]:
+    """Chunks of the whole tensor, on the first process."""
     columns = whole.shape[1] if len(whole.shape) == 2 else 1
-    buffer = torch.zeros(last - first, columns, dtype=whole.dtype, device=device)
-    for part in whole.parts:
-        ids, rows = _of_chunk(part, first, last)
-        buffer[ids, part.columns] = part.target[rows]
-    # Each number is on one process, the others add 0. Only the first process adds its replicated tables.
-    if whole.parts and whole.parts[0].columns == slice(None) and distributed.get_rank():
-        buffer.zero_()
-    distributed.reduce(buffer, 0)
-    return buffer
+    # Each number comes from one process, the others add 0.
+    parts = whole.parts() if whole.copy is None or distributed.get_rank() == 0 else []
+    for first, last in whole.chunks():
+        buffer = torch.zeros(last - first, columns, dtype=whole.dtype, device=device)
+        for part in parts:
+            ids, rows = _of_chunk(part, first, last)
+            buffer[ids, part.columns] = part.target[rows]
+        distributed.reduce(buffer, 0)
+        yield buffer
 
 
 def _scatter(whole: _Whole, source: Tensor, where: str) -> None:
@@ -243,7 +275,7 @@ def _scatter(whole: _Whole, source: Tensor, where: str) -> None:
             f"{list(whole.shape)}"
         )
     source = source.detach().reshape(whole.shape[0], -1)
-    for part in whole.parts:
+    for part in whole.parts():
         for first, last in whole.chunks():
             ids, rows = _of_chunk(part, first, last)
             values = source[first:last][ids.cpu(), part.columns]
