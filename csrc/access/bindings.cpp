@@ -10,6 +10,7 @@
 #include "access/counters.h"
 #include "access/curve.h"
 #include "access/ranking.h"
+#include "access/sampled.h"
 
 namespace py = pybind11;
 using namespace recsys_opt::access;
@@ -156,6 +157,61 @@ py::dict ranked(const Counters& early, const Counters& late) {
   return out;
 }
 
+py::object count_sampled(SampledCounters& counters, const py::array& array, bool late) {
+  const Ids ids = ids_of(array);
+  int64_t bad;
+  {
+    const py::gil_scoped_release released;
+    bad = counters.add(ids, late);
+  }
+  if (bad < 0) return py::none();
+  const char* at = ids.data + bad * ids.stride;
+  const int64_t id = ids.wide ? *reinterpret_cast<const int64_t*>(at)
+                              : int64_t{*reinterpret_cast<const int32_t*>(at)};
+  return py::make_tuple(bad, id);
+}
+
+py::dict known_rows(const SampledCounters& counters) {
+  std::vector<SampledCounters::Row> rows;
+  {
+    const py::gil_scoped_release released;
+    rows = counters.known();
+  }
+  const auto n = static_cast<py::ssize_t>(rows.size());
+  Array<int64_t> ids(n);
+  Array<uint64_t> early(n), late(n), least(n), estimate(n);
+  Array<bool> sampled(n);
+  for (py::ssize_t i = 0; i < n; ++i) {
+    const SampledCounters::Row& row = rows[static_cast<size_t>(i)];
+    ids.mutable_at(i) = row.id;
+    early.mutable_at(i) = row.early;
+    late.mutable_at(i) = row.late;
+    least.mutable_at(i) = row.least;
+    estimate.mutable_at(i) = counters.estimate(row);
+    sampled.mutable_at(i) = counters.is_sampled(row.id);
+  }
+  py::dict out;
+  out["ids"] = ids;
+  out["early"] = early;
+  out["late"] = late;
+  out["least"] = least;
+  out["estimate"] = estimate;
+  out["sampled"] = sampled;
+  return out;
+}
+
+void merge_sampled(SampledCounters& counters, int level, uint64_t offset, uint64_t early_lookups,
+                   uint64_t late_lookups, const Array<int64_t>& ids, const Array<uint64_t>& early,
+                   const Array<uint64_t>& late, const Array<uint64_t>& least) {
+  if (early.size() != ids.size() || late.size() != ids.size() || least.size() != ids.size())
+    throw py::value_error("ids, early, late and least differ in length");
+  std::vector<SampledCounters::Row> rows;
+  for (py::ssize_t i = 0; i < ids.size(); ++i)
+    rows.push_back({ids.at(i), early.at(i), late.at(i), least.at(i)});
+  const py::gil_scoped_release released;
+  counters.merge(level, offset, early_lookups, late_lookups, rows);
+}
+
 Array<double> majorant(const Array<double>& x, const Array<double>& y) {
   if (x.size() != y.size()) throw py::value_error("x and y differ in length");
   return array_of(concave_majorant(x.data(), y.data(), x.size()));
@@ -186,6 +242,19 @@ PYBIND11_MODULE(_access, m) {
       .def_property_readonly("carried", &carried_pairs)
       .def("add_counts", &add_counts, py::arg("ids"), py::arg("counts"))
       .def("restore", &restore, py::arg("low"), py::arg("carried"), py::arg("lookups"));
+  py::class_<SampledCounters>(m, "SampledCounters")
+      .def(py::init<int64_t, int64_t, int64_t>(), py::arg("rows"), py::arg("sample_slots"),
+           py::arg("head_slots"))
+      .def_property_readonly("rows", &SampledCounters::rows)
+      .def_property_readonly("level", &SampledCounters::level)
+      .def_property_readonly("offset", &SampledCounters::offset)
+      .def_property_readonly("head_rows", &SampledCounters::head_rows)
+      .def("lookups", &SampledCounters::lookups, py::arg("late"))
+      .def("add", &count_sampled, py::arg("ids"), py::arg("late"))
+      .def("known", &known_rows)
+      .def("merge", &merge_sampled, py::arg("level"), py::arg("offset"), py::arg("early_lookups"),
+           py::arg("late_lookups"), py::arg("ids"), py::arg("early"), py::arg("late"),
+           py::arg("least"));
   m.def("count", &count, py::arg("tables"), py::arg("ids"), py::arg("threads"));
   m.def("largest_ids", &largest, py::arg("ids"));
   m.def("ranked", &ranked, py::arg("early"), py::arg("late"));

@@ -74,6 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BYTES",
         help="for counters, e.g. 8GB: 8 bytes a row; what does not fit takes more passes (default 2GB)",
     )
+    how.add_argument(
+        "--passes",
+        type=int,
+        default=8,
+        metavar="N",
+        help="over the input, at most (default 8); of the largest tables that do not fit into them, a random "
+        "part of the rows is counted, with the error told",
+    )
     how.add_argument("--threads", type=int, default=0, metavar="N", help="default: one a core")
     how.add_argument(
         "--overwrite", action="store_true", help="replace --out, and start an interrupted run over"
@@ -99,7 +107,9 @@ def run(args: argparse.Namespace) -> Outcome:
     with ConsoleProgress() as progress:
         source = find_source(args)
         sizes, derived = table_sizes(source, _sizes(args.rows), progress)
-        options = CountOptions(memory_bytes=args.memory, threads=args.threads or usable_threads())
+        options = CountOptions(
+            memory_bytes=args.memory, passes=args.passes, threads=args.threads or usable_threads()
+        )
         found, resumed = count_statistics(
             source,
             sizes,
@@ -163,7 +173,8 @@ def _merge(args: argparse.Namespace) -> Outcome:
         raise InputError("give the file to write with --out, e.g. --out stats.npz")
     if args.out.exists() and not args.overwrite:
         raise InputError(f"{args.out} exists already; choose another file, or replace it with --overwrite")
-    AccessStatistics.merge([AccessStatistics.load(path) for path in args.inputs]).save(args.out)
+    shards = [AccessStatistics.load(path) for path in args.inputs]
+    AccessStatistics.merge(shards, args.memory).save(args.out)
     lines = [f"statistics  {args.out}  ({args.out.stat().st_size:,} bytes), of {len(args.inputs)} shards"]
     return _outcome(AccessStatistics.load(args.out), args, lines)
 

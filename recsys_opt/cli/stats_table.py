@@ -48,6 +48,10 @@ def _line(table: TableStatistics, width: int) -> str:
     )
 
 
+def _points(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
 def _percent(share: float) -> str:
     text = f"{100 * share:.1f}"
     return f"{'100' if text == '100.0' else text}%"
@@ -65,6 +69,18 @@ def _notes(found: AccessStatistics, shown: list[TableStatistics]) -> list[str]:
     if derived:
         some = ", ".join(derived[:6]) + (", ..." if len(derived) > 6 else "")
         notes += _wrapped(f"Rows are the largest id + 1, for want of --rows: {some}.")
+    for t in shown:
+        if t.sampling is not None:
+            notes += _wrapped(
+                f"{t.name}: 1 in {1 << t.sampling.level} rows counted: standard error of a share at "
+                f"most {_points(t.sampling.share_error.max())}, at 1/10/30 % of rows "
+                + "/".join(
+                    _points(t.sampling.share_error_of(f * t.num_embeddings, t.num_embeddings))
+                    for f in (0.01, 0.1, 0.3)
+                )
+                + f" points of a percent; {short_count(t.sampling.head_rows)} hottest rows ranked, counts "
+                f"at most {t.sampling.head_error:,} too high."
+            )
     hashed = [t for t in shown if t.name in found.source.get("hashed", ()) and t.distinct]
     if hashed:
         some = ", ".join(f"{t.name} {_percent(_shared(t))}" for t in hashed[:5])

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recsys_opt import _access
-from recsys_opt.data.access_counters import as_ids, count
+from recsys_opt.data.access_counters import as_ids
+from recsys_opt.data.access_groups import ExactGroup, SampledGroup
 from recsys_opt.data.access_journal import AccessJournal
-from recsys_opt.data.access_statistics import AccessStatistics
+from recsys_opt.data.access_statistics import BYTES_PER_ROW, AccessStatistics
 from recsys_opt.data.access_table import TableStatistics
 from recsys_opt.data.lookup_sources import LookupSource
 from recsys_opt.errors import InputError
 from recsys_opt.progress import Progress, SilentProgress
 
-BYTES_PER_ROW = 8
-"""Two counters of 32 bits: of the earlier and of the later half of the time."""
+LEAST_MEMORY_BYTES = 4096
+"""Of a table."""
 STATE_EVERY_S = 30.0
 STATE_SHARE = 0.05
 """Saving the state takes no more of the time than this."""
@@ -35,6 +33,8 @@ class CountOptions:
 
     memory_bytes: int = 2_000_000_000
     """For counters; more tables than fit are counted in several passes."""
+    passes: int = 8
+    """Over the input, at most; the largest of the tables that do not fit into them are sampled."""
     threads: int = 1
     state_every_s: float = STATE_EVERY_S
     """Seconds between two states that a killed run goes on from."""
@@ -95,15 +95,22 @@ def count_statistics(
     derived    tables whose size was derived, for the file
     """
     options = options or CountOptions()
+    if options.passes < 1 or options.memory_bytes < LEAST_MEMORY_BYTES * max(len(sizes), 1):
+        raise InputError(
+            f"{options.passes} passes with {options.memory_bytes:,} bytes of memory; there must be at least "
+            f"1 pass, and {LEAST_MEMORY_BYTES:,} bytes for each of the {len(sizes)} tables: give more with "
+            "--passes or --memory"
+        )
     if not source.samples:
         raise InputError("the input has no samples to count")
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists already; choose another file, or replace it with --overwrite")
-    groups = _groups(sizes, options.memory_bytes)
+    groups = plan_groups(sizes, options.memory_bytes, options.passes)
     settings = {
         "inputs": list(source.inputs),
         "tables": [[t.name, n] for t, n in zip(source.tables, sizes, strict=True)],
         "groups": groups,
+        "memory": options.memory_bytes if any(sampled for _, sampled in groups) else None,
     }
     progress = progress or SilentProgress()
     late_from = source.samples // 2
@@ -112,7 +119,9 @@ def count_statistics(
         progress.start("counting ids", source.samples * len(groups), "samples")
         progress.advance(source.samples * journal.groups_done)
         while journal.groups_done < len(groups):
-            tables = _count_group(source, groups[journal.groups_done], sizes, journal, options, progress)
+            group = _make_group(groups[journal.groups_done], sizes, options.memory_bytes)
+            tables = _count_group(source, group, journal, options, progress)
+            del group  # the counters, before the next ones are made
             journal.group_done(AccessStatistics.of(tables, late_from=late_from))
         progress.finish()
         by_name = {t.name: t for t in journal.tables()}
@@ -128,18 +137,36 @@ def count_statistics(
     return AccessStatistics.load(out), resumed
 
 
-def _groups(sizes: Sequence[int], memory_bytes: int) -> list[list[int]]:
-    """Tables whose counters fit into the memory together, in few groups: largest first into the first that
-    has room."""
+def plan_groups(sizes: Sequence[int], memory_bytes: int, passes: int) -> list[tuple[list[int], bool]]:
+    """(tables, whether their rows are sampled) of every pass over the input.
+
+    Tables are counted row by row in up to `passes` passes, largest first into the first that has room. If
+    that does not do for all, one pass less, and one for the tables that are left over: the largest ones.
+    """
     limit = memory_bytes // BYTES_PER_ROW
+    by_size = sorted(range(len(sizes)), key=lambda t: (-sizes[t], t))
+    first = sum(sizes[t] > min(limit, _access.MAX_ROWS) for t in by_size)
+    while True:
+        groups = _packed([t for t in by_size[first:]], sizes, limit)
+        if len(groups) + (first > 0) <= passes or first == len(sizes):
+            break
+        first += 1
+    found = [(group, False) for group in groups]
+    return [*found, (sorted(by_size[:first]), True)] if first else found
+
+
+def _make_group(
+    group: tuple[Sequence[int], bool], sizes: Sequence[int], memory_bytes: int
+) -> ExactGroup | SampledGroup:
+    tables, sampled = group
+    rows = [sizes[t] for t in tables]
+    return SampledGroup(tables, rows, memory_bytes) if sampled else ExactGroup(tables, rows)
+
+
+def _packed(tables: Sequence[int], sizes: Sequence[int], limit: int) -> list[list[int]]:
     groups: list[list[int]] = []
     left: list[int] = []
-    for table in sorted(range(len(sizes)), key=lambda t: (-sizes[t], t)):
-        if sizes[table] > limit:
-            raise InputError(
-                f"a table of {sizes[table]:,} rows needs {BYTES_PER_ROW * sizes[table]:,} bytes of counters; "
-                f"the memory allowed is {memory_bytes:,}: give more with --memory"
-            )
+    for table in tables:
         for at, room in enumerate(left):
             if sizes[table] <= room:
                 groups[at].append(table)
@@ -153,69 +180,30 @@ def _groups(sizes: Sequence[int], memory_bytes: int) -> list[list[int]]:
 
 def _count_group(
     source: LookupSource,
-    group: Sequence[int],
-    sizes: Sequence[int],
+    group: ExactGroup | SampledGroup,
     journal: AccessJournal,
     options: CountOptions,
     progress: Progress,
 ) -> list[TableStatistics]:
-    """A group's statistics; its counters are gone when it returns."""
-    return _Group(source, group, [sizes[t] for t in group]).run(journal, options, progress)
-
-
-class _Group:
-    """Tables that are counted in one pass."""
-
-    def __init__(self, source: LookupSource, group: Sequence[int], sizes: Sequence[int]) -> None:
-        self._source, self._group = source, group
-        self._early = [_access.Counters(n) for n in sizes]
-        self._late = [_access.Counters(n) for n in sizes]
-        self._bags = np.zeros(len(group), dtype=np.int64)
-
-    def run(self, journal: AccessJournal, options: CountOptions, progress: Progress) -> list[TableStatistics]:
-        """Counts from where the journal's state ends."""
-        position = journal.position
-        if position:
-            self._restore(journal.load_state())
-            progress.advance(position)
-        saved, cost = time.monotonic(), 0.0
-        lookups = 0
-        samples = self._source.samples
-        for counters, stop in ((self._early, samples // 2), (self._late, samples)):
-            if position >= stop:
-                continue
-            for block in self._source.blocks(self._group, position, stop):
-                count(counters, block.ids, block.place, threads=options.threads)
-                self._bags += np.array(block.bags, dtype=np.int64)
-                position += block.samples
-                lookups += sum(len(ids) for ids in block.ids)
-                progress.advance(block.samples, lookups=f"{lookups / 1e6:.0f} M")
-                now = time.monotonic()
-                if now - saved > max(options.state_every_s, cost / STATE_SHARE):
-                    journal.save_state(position, self._state())
-                    saved, cost = time.monotonic(), time.monotonic() - now
-
-        def finish(i: int) -> TableStatistics:
-            name, bags = self._source.tables[self._group[i]].name, int(self._bags[i])
-            return TableStatistics.from_counters(name, samples, bags, self._early[i], self._late[i])
-
-        with ThreadPoolExecutor(options.threads) as pool:  # the native code works without the GIL
-            return list(pool.map(finish, range(len(self._group))))
-
-    def _state(self) -> dict[str, NDArray[Any]]:
-        arrays: dict[str, NDArray[Any]] = {"bags": self._bags}
-        for part, all_counters in (("early", self._early), ("late", self._late)):
-            for i, counters in enumerate(all_counters):
-                if counters.lookups:
-                    arrays[f"{part}_{i}_low"] = counters.low
-                    arrays[f"{part}_{i}_carried"] = counters.carried
-                    arrays[f"{part}_{i}_lookups"] = np.array(counters.lookups, dtype=np.uint64)
-        return arrays
-
-    def _restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._bags = arrays["bags"]
-        for part, all_counters in (("early", self._early), ("late", self._late)):
-            for i, counters in enumerate(all_counters):
-                if f"{part}_{i}_low" in arrays:
-                    low, carried = arrays[f"{part}_{i}_low"], arrays[f"{part}_{i}_carried"]
-                    counters.restore(low, carried, int(arrays[f"{part}_{i}_lookups"]))
+    """Counts from where the journal's state ends."""
+    position = journal.position
+    if position:
+        group.restore(journal.load_state())
+        progress.advance(position)
+    saved, cost = time.monotonic(), 0.0
+    lookups = 0
+    samples = source.samples
+    for late, stop in ((False, samples // 2), (True, samples)):
+        if position >= stop:
+            continue
+        for block in source.blocks(group.tables, position, stop):
+            group.count(block, late, options.threads)
+            position += block.samples
+            lookups += sum(len(ids) for ids in block.ids)
+            progress.advance(block.samples, lookups=f"{lookups / 1e6:.0f} M")
+            now = time.monotonic()
+            if now - saved > max(options.state_every_s, cost / STATE_SHARE):
+                journal.save_state(position, group.state())
+                saved, cost = time.monotonic(), time.monotonic() - now
+    names = [source.tables[t].name for t in group.tables]
+    return group.statistics(names, samples, options.threads)

@@ -57,11 +57,15 @@ def count(
     bad = _access.count(counters, checked, threads)
     if bad is not None:
         table, position, found = bad
-        rows = counters[table].rows
-        raise InputError(
-            f"{place(table, position)}: id {found} is outside the table's {rows} rows (0 to {rows - 1}); "
-            "correct the data, or give the table's true size"
-        )
+        raise refuse(place(table, position), found, counters[table].rows)
+
+
+def refuse(where: str, found: int, rows: int) -> InputError:
+    """The error of an id outside its table."""
+    return InputError(
+        f"{where}: id {found} is outside the table's {rows} rows (0 to {rows - 1}); correct the data, or "
+        "give the table's true size"
+    )
 
 
 def totals(counters: _access.Counters) -> NDArray[Any]:

@@ -56,6 +56,11 @@ class AccessCurve:
         if not (slope >= 0).all() or (np.diff(slope) > 1e-9 * (1 + slope[1:])).any():
             raise InputError("an access curve must be concave and must not fall")
 
+    @classmethod
+    def above(cls, rows: Floats, share: Floats) -> AccessCurve:
+        """The least curve that is nowhere below the points at `curve_rows`; the last share becomes 1."""
+        return _curve(rows, np.maximum.accumulate(share), int(rows[-1]))
+
     @property
     def num_embeddings(self) -> int:
         """Rows of the table."""
@@ -183,7 +188,7 @@ class AccessCurves:
 def forecast(left_out: AccessCurve, random: AccessCurve, time: AccessCurve) -> AccessCurve:
     """Leave one out, less what half a time's change costs: of lookups to come soon."""
     share = np.clip(left_out.share + time.share - random.share, 0.0, 1.0)
-    return _curve(left_out.rows, np.maximum.accumulate(share), left_out.num_embeddings)
+    return AccessCurve.above(left_out.rows, share)
 
 
 def drift(random: AccessCurve, time: AccessCurve) -> float:

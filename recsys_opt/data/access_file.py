@@ -15,8 +15,9 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,8 +26,9 @@ from numpy.typing import NDArray
 
 from recsys_opt import _access
 from recsys_opt.data.access_curve import AccessCurve, curve_rows
+from recsys_opt.data.access_sampled import Sampling
 from recsys_opt.data.access_table import TableStatistics
-from recsys_opt.data.packed_rows import PackedRows
+from recsys_opt.data.packed_rows import MEMBERS, PackedRows
 from recsys_opt.errors import InputError
 from recsys_opt.files import atomic_path
 
@@ -34,6 +36,7 @@ Array = NDArray[Any]
 FORMAT = "recsys_opt.access_statistics"
 VERSION = 1
 _SCALARS = ("num_embeddings", "samples", "bags", "lookups", "late_lookups")
+_SAMPLING = ("level", "known", "head_rows", "head_error", "sample_slots", "head_slots")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same statistics give the same bytes
 _AGAIN = "make it again with recsys-opt stats"
 
@@ -71,19 +74,13 @@ def write(content: Content, path: Path) -> None:
         _put(archive, "about", np.frombuffer(text, dtype=np.uint8))
         for name, array in members.items():
             _put(archive, name, array)
-        for name, read_one in _PACKED.items():
+        for name in MEMBERS:
             size = int(members[f"{name}_offsets"][-1])
             with archive.open(_entry(name), "w", force_zip64=True) as member:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (size,)}
                 np.lib.format.write_array_header_1_0(member, header)
                 for table in tables:
-                    member.write(np.ascontiguousarray(read_one(table.packed)).data)
-
-
-_PACKED: dict[str, Callable[[PackedRows], Array]] = {
-    "ranking": lambda packed: packed.read_ids(),
-    "late": lambda packed: packed.read_late(),
-}
+                    member.write(np.ascontiguousarray(table.packed.readers[name]()).data)
 
 
 def digest(tables: Sequence[TableStatistics], samples: int, late_from: int) -> str:
@@ -111,11 +108,14 @@ def _members(tables: Sequence[TableStatistics]) -> dict[str, Array]:
     members["run_rows"] = _access.pack_numbers(_joined([t.rows for t in tables], np.uint64))
     members["curve"] = _joined([t.curve.share for t in tables], np.float64)
     members["curve_in_sample"] = _joined([t.curve_in_sample.share for t in tables], np.float64)
-    for name, read_one in _PACKED.items():
-        sizes = [read_one(t.packed).size for t in tables]
+    samplings = [t.sampling for t in tables]
+    for name in _SAMPLING:
+        members[name] = np.array([0 if s is None else getattr(s, name) for s in samplings], dtype=np.int64)
+    members["share_error"] = _joined([s.share_error for s in samplings if s is not None], np.float64)
+    for name in MEMBERS:
+        sizes = [t.packed.readers[name]().size for t in tables]
         members[f"{name}_offsets"] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    members["ranking_crc"] = np.array([t.packed.ids_crc for t in tables], dtype=np.uint32)
-    members["late_crc"] = np.array([t.packed.late_crc for t in tables], dtype=np.uint32)
+        members[f"{name}_crc"] = np.array([t.packed.crcs[name] for t in tables], dtype=np.uint32)
     return members
 
 
@@ -165,13 +165,15 @@ def _read(path: Path, archive: zipfile.ZipFile) -> Content:
     order = [
         *_SCALARS,
         *("drift", "runs", "run_counts", "run_rows", "curve", "curve_in_sample"),
-        *("ranking_offsets", "late_offsets", "ranking_crc", "late_crc"),
+        *_SAMPLING,
+        "share_error",
+        *(f"{name}_{what}" for name in MEMBERS for what in ("offsets", "crc")),
     ]
     members = {name: _get(archive, name) for name in order}
     found = _digest(names, about["samples"], about["late_from"], members)
     if found != about["sha256"]:
         raise InputError(f"{path} is damaged: its contents have another hash than it says; {_AGAIN}")
-    packed = {name: _mapped(path, archive, name) for name in _PACKED}
+    packed = {name: _mapped(path, archive, name) for name in MEMBERS}
     tables = _tables(path, names, members, packed)
     return Content(tables, about["samples"], about["late_from"], about["source"], found)
 
@@ -187,7 +189,7 @@ def _tables(
     runs = np.concatenate([[0], np.cumsum(members["runs"])])
     falls = _access.unpack_numbers(members["run_counts"], int(runs[-1])).astype(np.int64)
     run_rows = _access.unpack_numbers(members["run_rows"], int(runs[-1])).astype(np.int64)
-    points, tables = 0, []
+    points, error_points, tables = 0, 0, []
     for t, name in enumerate(names):
         num_embeddings, samples, bags, lookups, late_lookups = (int(members[k][t]) for k in _SCALARS)
         run = slice(int(runs[t]), int(runs[t + 1]))
@@ -195,7 +197,15 @@ def _tables(
         at = slice(points, points + len(grid))
         points += len(grid)
         fall = falls[run]
-        spans = [slice(int(members[f"{k}_offsets"][t]), int(members[f"{k}_offsets"][t + 1])) for k in _PACKED]
+        sampling = None
+        if members["level"][t]:
+            error = members["share_error"][error_points : error_points + len(grid)]
+            error_points += len(grid)
+            sampling = Sampling(share_error=error, **{k: int(members[k][t]) for k in _SAMPLING})
+        readers = {}
+        for k in MEMBERS:
+            first, last = (int(n) for n in members[f"{k}_offsets"][t : t + 2])
+            readers[k] = partial(_span, packed[k], first, last)
         tables.append(
             TableStatistics(
                 name=name,
@@ -210,19 +220,16 @@ def _tables(
                 curve_in_sample=AccessCurve(grid, members["curve_in_sample"][at]),
                 drift=float(members["drift"][t]),
                 packed=PackedRows(
-                    f"{path}, table {name}",
-                    int(members["ranking_crc"][t]),
-                    int(members["late_crc"][t]),
-                    _reader(packed["ranking"], spans[0]),
-                    _reader(packed["late"], spans[1]),
+                    f"{path}, table {name}", {k: int(members[f"{k}_crc"][t]) for k in MEMBERS}, readers
                 ),
+                sampling=sampling,
             )
         )
     return tables
 
 
-def _reader(packed: Array, span: slice) -> Callable[[], Array]:
-    return lambda: np.asarray(packed[span])
+def _span(packed: Array, first: int, last: int) -> Array:
+    return np.asarray(packed[first:last])
 
 
 def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> Array:

@@ -16,8 +16,13 @@ from typing import Any
 from recsys_opt import _access
 from recsys_opt.data import access_file
 from recsys_opt.data.access_curve import AccessCurve
+from recsys_opt.data.access_sampled import LEAST_SLOTS
 from recsys_opt.data.access_table import TableStatistics
 from recsys_opt.errors import InputError
+
+MEMORY_BYTES = 2_000_000_000
+BYTES_PER_ROW = 8
+"""Two counters of 32 bits: of the earlier and of the later part of the time."""
 
 __all__ = ["AccessCurve", "AccessStatistics", "TableStatistics"]
 
@@ -79,33 +84,48 @@ class AccessStatistics:
         access_file.write(content, Path(path))
 
     @classmethod
-    def merge(cls, parts: Sequence[AccessStatistics]) -> AccessStatistics:
+    def merge(cls, parts: Sequence[AccessStatistics], memory_bytes: int = MEMORY_BYTES) -> AccessStatistics:
         """Of shards of the same tables' lookups, given in the order of time: as counted in one pass.
 
         The later part of the time begins at the shard's border or middle that is nearest to the middle of
         all; with shards of equal length, that is the middle.
+
+        memory_bytes  for the counters of one table. Sampled tables stay as exact as the least exact of them.
         """
         if not parts:
             raise InputError("give the statistics of at least one shard to merge")
         _check_same_tables(parts)
         late_from, sides = _borders(parts)
-        tables = []
-        for name, first in parts[0].tables.items():
-            early = _access.Counters(first.num_embeddings)
-            late = _access.Counters(first.num_embeddings)
-            for part, (side_early, side_late) in zip(parts, sides, strict=True):
-                part.tables[name].add_to((early, late)[side_early], (early, late)[side_late])
-            shards = [p.tables[name] for p in parts]
-            tables.append(
-                TableStatistics.from_counters(
-                    name, sum(s.samples for s in shards), sum(s.bags for s in shards), early, late
-                )
-            )
+        tables = [_merged([p.tables[name] for p in parts], sides, memory_bytes) for name in parts[0].tables]
         told = {
             key: list({json.dumps(e): e for p in parts for e in p.source.get(key, ())}.values())
             for key in ("inputs", "derived_sizes", "hashed")
         }
         return cls.of(tables, late_from=late_from, **told)
+
+
+def _merged(
+    shards: Sequence[TableStatistics], sides: Sequence[tuple[bool, bool]], memory_bytes: int
+) -> TableStatistics:
+    """One table of all shards."""
+    name, rows = shards[0].name, shards[0].num_embeddings
+    samples, bags = sum(s.samples for s in shards), sum(s.bags for s in shards)
+    samplings = [s.sampling for s in shards if s.sampling is not None]
+    if not samplings and BYTES_PER_ROW * rows <= memory_bytes and rows <= _access.MAX_ROWS:
+        early, late = _access.Counters(rows), _access.Counters(rows)
+        for shard, (early_is, late_is) in zip(shards, sides, strict=True):
+            shard.add_to((early, late)[early_is], (early, late)[late_is])
+        return TableStatistics.from_counters(name, samples, bags, early, late)
+    # Of exact shards, room for all rows seen keeps the sum exact.
+    room = 16 + 2 * sum(s.distinct for s in shards)
+    slots = (
+        max((s.sample_slots for s in samplings), default=room),
+        max((s.head_slots for s in samplings), default=LEAST_SLOTS),
+    )
+    counters = _access.SampledCounters(rows, *slots)
+    for shard, (early_is, late_is) in zip(shards, sides, strict=True):
+        shard.add_to_sampled(counters, early_is, late_is)
+    return TableStatistics.from_sampled(name, samples, bags, counters, slots)
 
 
 def _borders(parts: Sequence[AccessStatistics]) -> tuple[int, list[tuple[bool, bool]]]:

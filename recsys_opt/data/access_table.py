@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from recsys_opt import _access
 from recsys_opt.data.access_counters import count
 from recsys_opt.data.access_curve import AccessCurve, AccessCurves
+from recsys_opt.data.access_sampled import Sampling, estimate, exact_ranked, pack_ids
 from recsys_opt.data.packed_rows import PackedRows
 
 Ints = NDArray[np.int64]
@@ -42,6 +43,8 @@ class TableStatistics:
     would, where that is largest: 0 where nothing changes with time."""
     packed: PackedRows
     """Ranking and later lookups of the rows seen."""
+    sampling: Sampling | None = None
+    """Of a table with more rows than memory: `rows`, `distinct` and the curves are estimates."""
 
     @property
     def distinct(self) -> int:
@@ -69,16 +72,23 @@ class TableStatistics:
         return self.lookups / self.bags if self.bags else 0.0
 
     def ranking(self) -> NDArray[Any]:
-        """The rows seen, hottest first, equal ones in ascending order; [distinct] int32 or int64."""
-        return self.packed.ids(self.rows, self.num_embeddings)
+        """The rows seen, hottest first, equal ones in ascending order; int32 or int64.
+
+        Of a sampled table, the rows that are known: the head, then some of the others.
+        """
+        runs = self.rows if self.sampling is None else np.ones(self.sampling.known, dtype=np.int64)
+        return self.packed.ids(runs, self.num_embeddings)
 
     def row_counts(self) -> Ints:
-        """Lookups of each row of `ranking()`."""
+        """Lookups of each row of `ranking()`; of a sampled table, partly estimated."""
+        if self.sampling is not None:
+            found: Ints = self.packed.sampled(self.sampling.known)[2].astype(np.int64)
+            return found
         return np.repeat(self.counts, self.rows)
 
     def late_counts(self) -> NDArray[np.uint64]:
-        """Lookups in the later part of each row of `ranking()`."""
-        return self.packed.late(self.distinct)
+        """Lookups in the later part of each row of `ranking()`; of a sampled table, 0 where not counted."""
+        return self.packed.late(self.distinct if self.sampling is None else self.sampling.known)
 
     def histogram(self) -> list[tuple[int, int, int, int]]:
         """(least count, largest count, rows, lookups) for counts 1, 2, 3-4, 5-8, ...; without empty bins."""
@@ -120,6 +130,50 @@ class TableStatistics:
         )
 
     @classmethod
+    def from_sampled(
+        cls, name: str, samples: int, bags: int, counters: _access.SampledCounters, slots: tuple[int, int]
+    ) -> TableStatistics:
+        """From counters that sample; exact where all rows seen had room."""
+        known, level = counters.known(), counters.level
+        early, late = counters.lookups(False), counters.lookups(True)
+        if level == 0:
+            ranked = exact_ranked(known)
+            curves = AccessCurves.of(ranked, late, counters.rows)
+            counts, rows, drift = ranked["counts"], ranked["rows"], curves.drift
+            curve, seen, sampling = curves.forecast, curves.in_sample, None
+            packed = PackedRows.of(name, ranked["ids"], ranked["late"])
+        else:
+            found = estimate(known, level, counters.head_rows, counters.rows, early + late)
+            counts, rows, drift = found.counts, found.rows, found.drift
+            curve, seen = found.curve, found.curve_in_sample
+            n = len(known["ids"])
+            sampling = Sampling(
+                level, n, counters.head_rows, counters.offset, slots[0], slots[1], found.share_error
+            )
+            besides = np.concatenate([known["early"], known["least"], known["estimate"]])
+            packed = PackedRows.of(
+                name,
+                pack_ids(known["ids"], np.ones(n, dtype=np.int64)),
+                _access.pack_numbers(known["late"]),
+                _access.pack_numbers(besides),
+            )
+        return cls(
+            name=name,
+            num_embeddings=counters.rows,
+            samples=samples,
+            bags=bags,
+            lookups=early + late,
+            late_lookups=late,
+            counts=counts,
+            rows=rows,
+            curve=curve,
+            curve_in_sample=seen,
+            drift=drift,
+            packed=packed,
+            sampling=sampling,
+        )
+
+    @classmethod
     def from_ids(
         cls,
         name: str,
@@ -149,9 +203,40 @@ class TableStatistics:
             late.add_counts(ids, later)
         early.add_counts(ids, total)
 
+    def add_to_sampled(self, counters: _access.SampledCounters, early_is: bool, late_is: bool) -> None:
+        """Adds what is known to counters that sample; each part of the time is an earlier or a later one."""
+        ids, late = self.ranking().astype(np.int64), self.late_counts()
+        if self.sampling is None:
+            early = self.row_counts().astype(np.uint64) - late
+            least, level, offset = early + late, 0, 0
+        else:
+            early, least, _ = self.packed.sampled(self.sampling.known)
+            level, offset = self.sampling.level, self.sampling.head_error
+        parts = [np.zeros_like(early), np.zeros_like(early)]
+        lookups = [0, 0]
+        for part, n, is_late in (
+            (early, self.lookups - self.late_lookups, early_is),
+            (late, self.late_lookups, late_is),
+        ):
+            parts[is_late] = parts[is_late] + part
+            lookups[is_late] += n
+        counters.merge(level, offset, lookups[0], lookups[1], ids, parts[0], parts[1], least)
+
     def to_json(self) -> dict[str, Any]:
         """The statistics in figures, for people and other programs."""
         hot = max(1, self.num_embeddings // 10)
+        sampling: dict[str, Any] | None = None
+        if self.sampling is not None:
+            sampling = {
+                "one_row_in": 1 << self.sampling.level,
+                "known_rows": self.sampling.known,
+                "head_rows": self.sampling.head_rows,
+                "head_error_lookups": self.sampling.head_error,
+                "standard_error_of_share_of_hottest_tenth": self.sampling.share_error_of(
+                    hot, self.num_embeddings
+                ),
+                "largest_standard_error_of_share": float(self.sampling.share_error.max()),
+            }
         return {
             "name": self.name,
             "num_embeddings": self.num_embeddings,
@@ -163,6 +248,7 @@ class TableStatistics:
             "pooling_factor": self.pooling_factor,
             "lookups_per_sample": self.lookups_per_sample,
             "drift": self.drift,
+            "sampling": sampling,
             "share_of_hottest_tenth": self.curve.share_of(hot),
             "share_of_hottest_tenth_in_sample": self.curve_in_sample.share_of(hot),
             "histogram": [

@@ -65,7 +65,7 @@ def test_many_tables_are_abbreviated(capsys, tmp_path):
         (["{data}", "--range", "5900:6100", "--out", "{out}"], "rows 5900 to 6100; there are 6000"),
         (["{data}", "--rows", "C1=5", "--out", "{out}"], "table C1 has 4 rows by its data"),
         (["{data}", "--rows", "C1", "--out", "{out}"], "--rows NAME=40000000"),
-        (["{data}", "--memory", "1kB", "--out", "{out}"], "give more with --memory"),
+        (["{data}", "--memory", "1kB", "--out", "{out}"], "give more with --passes or --memory"),
         (["{data}/dataset.json", "--out", "{out}"], "no .parquet or .npy files"),
         (["--merge", "{data}", "--out", "{out}"], "is no file"),
     ],

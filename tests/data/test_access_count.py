@@ -157,8 +157,8 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path):
     run(DatasetSource(data), tmp_path / "s.npz")
     with pytest.raises(InputError, match=r"s.npz exists already; .*--overwrite"):
         run(DatasetSource(data), tmp_path / "s.npz")
-    with pytest.raises(InputError, match=r"5,000 rows needs 40,000 bytes .* the memory allowed is 30,000"):
-        run(DatasetSource(data), tmp_path / "t.npz", CountOptions(memory_bytes=30_000))
+    with pytest.raises(InputError, match=r"1 pass, and 4,096 bytes for each of the 4 tables: .*--memory"):
+        run(DatasetSource(data), tmp_path / "t.npz", CountOptions(memory_bytes=10_000))
 
 
 def test_an_unfinished_run_of_other_settings_is_refused(tmp_path):
