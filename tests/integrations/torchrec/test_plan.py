@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +120,10 @@ def test_ids_keep_their_order_and_their_type():
     assert moved.values().tolist() == [1, 3, 0, 0, 5, 0]
     assert moved.lengths().tolist() == [3, 0, 1, 1, 0, 1]
     assert moved.values().dtype == torch.int32
+    again = pickle.loads(pickle.dumps(remap))  # as it goes to the processes of a DataLoader
+    assert torch.equal(
+        again(KeyedJaggedTensor(["t"], ids, lengths=torch.tensor([4, 0, 2]))).values(), moved.values()
+    )
 
 
 def test_a_batch_without_ids_and_a_plan_of_copies_alone():

@@ -56,10 +56,18 @@ RATE, EPS = 0.3, 1e-8
 class Sharded:
     """A plan's tables on this process's device, as a user's script makes them."""
 
-    def __init__(self, plan: Plan, algorithm: str, holder: Callable[[nn.Module], nn.Module] | None = None):
+    def __init__(
+        self,
+        plan: Plan,
+        algorithm: str,
+        holder: Callable[[nn.Module], nn.Module] | None = None,
+        is_weighted: bool = False,
+    ) -> None:
         rankings = rankings_of(plan)
         self.remap = PlanRemap(plan, rankings)
-        tables = PlannedEmbeddingBagCollection(plan, rankings, device=torch.device("meta"))
+        tables = PlannedEmbeddingBagCollection(
+            plan, rankings, is_weighted=is_weighted, device=torch.device("meta")
+        )
         tables = tables if holder is None else holder(tables)
         kind, options = (torch.optim.SGD, {}) if algorithm == "sgd" else (RowWiseAdagrad, {"eps": EPS})
         apply_optimizer_in_backward(kind, tier_parameters(tables), {"lr": RATE, **options})
@@ -110,6 +118,7 @@ def work(rank: int, world: int, folder: Path, port: int) -> None:
             bad_input_is_named(ours, other, file, rank, folder)
     for seed in range(8):
         any_plan_trains_as_unsharded_tables_do(random_plan(seed, world), ("sgd", "adagrad")[seed % 2], rank)
+    weights_multiply_rows(plan, rank)
     distributed.destroy_process_group()
     the_script_of_the_help_runs(plan, folder)
     (folder / f"equal_{rank}").touch()
@@ -167,6 +176,14 @@ def any_plan_trains_as_unsharded_tables_do(plan: Plan, algorithm: str, rank: int
         torch.testing.assert_close(ours.forward(parts[rank]), reference.forward(parts)[rank])
         ours.step(parts[rank])
         reference.step(parts)
+
+
+def weights_multiply_rows(plan: Plan, rank: int) -> None:
+    sums = dataclasses.replace(plan, tables=tuple(dataclasses.replace(t, pooling="sum") for t in plan.tables))
+    ours, theirs = Sharded(sums, "sgd", is_weighted=True), unsharded(sums, weighted=True)
+    load_weights(ours.model, theirs.state_dict())
+    part = batch(sums, 1, weighted=True)[rank]
+    torch.testing.assert_close(ours.forward(part), theirs(part).values())
 
 
 class Holder(nn.Module):
