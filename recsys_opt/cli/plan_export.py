@@ -18,6 +18,7 @@ from recsys_opt.integrations import torchrec as planned
 torch.distributed.init_process_group()
 device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu")
 tables, remap = planned.load_plan("plan.torchrec.json")
+# Tables that the plan replicates have plain gradients: give them to the optimizer of the dense parameters.
 apply_optimizer_in_backward(RowWiseAdagrad, planned.tier_parameters(tables), {"lr": 0.02})
 model = DistributedModelParallel(
     tables,                                 # or a model that holds them in place of its collection

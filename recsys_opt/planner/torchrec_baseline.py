@@ -92,5 +92,11 @@ def planner_table(
         rows, share = np.diff(curve.rows), np.diff(curve.share)
         distinct = float((rows * -np.expm1(-batch_size * lookups_per_sample * share / rows)).sum())
     return PlannerTable(
-        table.name, table.num_embeddings, table.embedding_dim, lookups_per_sample, access, distinct
+        table.name,
+        table.num_embeddings,
+        table.embedding_dim,
+        lookups_per_sample,
+        access,
+        len(table.feature_names),
+        distinct,
     )

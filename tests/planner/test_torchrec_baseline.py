@@ -50,5 +50,6 @@ def test_what_torchrec_is_told():
     seen = [len(np.unique(g.choice(1000, 1024, p=chances))) for _ in range(50)]
     assert table.lookups_of_distinct_rows == pytest.approx(np.mean(seen), rel=0.02)
     assert planner_table(TABLES[0], 2.0, 512, None).access == ((), ())
+    assert planner_table(TableConfig("c", 9, 4, ("x", "y")), 2.0, 512, None).features == 2
     with pytest.raises(InputError, match="2 tables, 1 lookups_per_sample"):
         torchrec_plan(TABLES, [1.0], hardware, batch_size=512)

@@ -46,8 +46,11 @@ class PlannerTable:
     num_embeddings: int
     embedding_dim: int
     lookups_per_sample: float
+    """Of all its features."""
     access: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
     """Shares of the rows, hottest first, and the shares of the lookups that they take: caches' hit rates."""
+    features: int = 1
+    """That share the table; each has the same part of the lookups."""
     lookups_of_distinct_rows: float = 0.0
     """Different rows that an iteration looks up, over all devices; goes with `access`."""
 

@@ -125,7 +125,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
                 num_embeddings=table["num_embeddings"],
                 embedding_dim=table["embedding_dim"],
                 name=table["name"],
-                feature_names=[table["name"]],
+                feature_names=[f"{table['name']}:{at}" for at in range(table["features"])],
             )
             for table in request["tables"]
         ],
@@ -186,7 +186,7 @@ def _constraints(table: Mapping[str, Any], request: Mapping[str, Any]) -> Parame
     return ParameterConstraints(
         sharding_types=request["sharding_types"],
         compute_kernels=KERNELS,
-        pooling_factors=[table["lookups_per_sample"]],
+        pooling_factors=[table["lookups_per_sample"] / table["features"]] * table["features"],
         min_partition=_column_width(table["embedding_dim"]),
         cache_params=CacheParams(load_factor=request["load_factor"], stats=stats),
     )

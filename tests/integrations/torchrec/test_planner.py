@@ -15,10 +15,10 @@ from recsys_opt.tables import TableConfig
 
 ACCESS = ((0.0, 0.01, 0.1, 1.0), (0.0, 0.5, 0.8, 1.0))
 TABLES = [
-    PlannerTable("small", 1000, 64, 1.0, ACCESS, 200.0),
-    PlannerTable("hot", 100_000, 64, 20.0, ACCESS, 5_000.0),
-    PlannerTable("large", 4_000_000, 64, 1.0, ACCESS, 2_000.0),
-    PlannerTable("wide", 50_000, 192, 3.0, ACCESS, 3_000.0),
+    PlannerTable("small", 1000, 64, 1.0, ACCESS, 2, 200.0),
+    PlannerTable("hot", 100_000, 64, 20.0, ACCESS, 1, 5_000.0),
+    PlannerTable("large", 4_000_000, 64, 1.0, ACCESS, 1, 2_000.0),
+    PlannerTable("wide", 50_000, 192, 3.0, ACCESS, 1, 3_000.0),
 ]
 MACHINE = PlannerMachine(4, 2, 300_000_000, 4_000_000_000, 2e12, 30e9, 300e9, 30e9)
 
