@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <limits>
 
 #include "as_contiguous.h"
 #include "dense/dense_bag.h"
@@ -25,22 +24,27 @@ template <typename T, typename Id>
 void forward(const std::vector<Tensor>& weights, const Tensor& indices, const int64_t* offsets,
              const T* factors, const std::vector<int64_t>& mean, const DenseBagShape& s, T* out) {
   const Id* ids = indices.const_data_ptr<Id>();
-  std::vector<const T*> tables;
-  for (const Tensor& w : weights) tables.push_back(w.const_data_ptr<T>());
-  std::atomic<int64_t> bad{std::numeric_limits<int64_t>::max()};
+  std::vector<PooledRows<T>> tables;
+  for (int64_t t = 0; t < s.tables; ++t)
+    tables.push_back(PooledRows<T>::stored(weights[t].const_data_ptr<T>(), s.rows[t], s.dims[t]));
+  std::atomic<int64_t> bad{kNoLookup};
   torch::stable::parallel_for(0, s.batch, kPoolBlock, [&](int64_t begin, int64_t end) {
     // Block by block, so that the rows of the output that the tables share stay in the cache.
     for (int64_t block = begin; block < end; block += kPoolBlock)
       for (int64_t t = 0; t < s.tables; ++t) {
-        const int64_t stop = std::min(block + kPoolBlock, end);
-        const int64_t last_id = offsets ? offsets[t * s.batch + stop] : t * s.batch + stop;
-        pool_rows<T, Id>(StoredRows<T>{tables[t], s.dims[t]}, s.rows[t], s.dims[t], ids,
-                         t * s.batch, block, stop, last_id, {offsets, factors, mean[t] != 0},
-                         out + s.first_column[t], s.columns, bad);
+        const int64_t first = t * s.batch;
+        const PoolBags<T> bags{offsets,
+                               factors,
+                               mean[t] != 0,
+                               first,
+                               block,
+                               std::min(block + kPoolBlock, end),
+                               offsets ? offsets[first + end] : first + end};
+        keep_smallest(bad, pool_rows(tables[t], bags, ids, out + s.first_column[t], s.columns));
       }
   });
   const int64_t k = bad.load();
-  if (k == std::numeric_limits<int64_t>::max()) return;
+  if (k == kNoLookup) return;
   int64_t table = 0;
   while (k >= (offsets ? offsets[(table + 1) * s.batch] : (table + 1) * s.batch)) ++table;
   refuse(k, ids[k], s, table);

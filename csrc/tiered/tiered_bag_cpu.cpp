@@ -1,7 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <atomic>
-#include <limits>
 
 #include "as_contiguous.h"
 #include "dense/pool_rows.h"
@@ -15,21 +15,6 @@ namespace recsys_opt::tiered {
 namespace {
 
 constexpr int64_t kRemapAhead = 32;  // remaps asked for ahead: of a large table they are misses too
-constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
-
-// Rows of one table by position.
-template <typename T>
-struct TieredRows {
-  const T* hot;
-  const T* cold;
-  int64_t hot_rows, dim;
-
-  ALWAYS_INLINE const T* operator[](int64_t position) const {
-    const bool is_hot = position < hot_rows;
-    return (is_hot ? hot : cold) + (is_hot ? position : position - hot_rows) * dim;
-  }
-};
-
 // Positions of the ids [begin, end) of one table; false, with the first bad lookup kept, where an
 // id is outside the table or its position is.
 template <typename Id, typename Remap, typename Position>
@@ -76,7 +61,7 @@ bool take_over(const Id* ids, int64_t rows, int64_t begin, int64_t end, Position
 template <typename T>
 struct Lookup {
   const TieredShape& shape;
-  std::vector<TieredRows<T>> tables;
+  std::vector<PooledRows<T>> tables;
   const std::vector<Tensor>& remaps;
   const int64_t* offsets;  // null: one id per bag
   const T* factors;        // null: all 1
@@ -96,26 +81,34 @@ bool find_positions(const Tensor& remap, const Id* ids, int64_t rows, int64_t be
   return translate(ids, remap.const_data_ptr<int64_t>(), rows, begin, end, last_id, positions, bad);
 }
 
-// Pools by ids; where positions are wanted, they are written first, block by block, so that the
-// remaps of a block are read together. Returns the first bad lookup, or kNone.
+// Pools by ids; where positions are wanted, they are written first, block by block and so far ahead
+// as rows are asked for, so that remaps are read together. Returns the first bad lookup, or
+// kNoLookup.
 template <typename T, typename Id, typename Position>
 int64_t forward(const Lookup<T>& l, const Id* ids, Position* positions) {
   const TieredShape& s = l.shape;
-  std::atomic<int64_t> bad{kNone};
+  std::atomic<int64_t> bad{kNoLookup};
   torch::stable::parallel_for(0, s.batch, kPoolBlock, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> found(s.tables);  // ids of each table before this one have positions
+    for (int64_t t = 0; t < s.tables; ++t) found[t] = l.start(t * s.batch + begin);
     for (int64_t block = begin; block < end; block += kPoolBlock)
       for (int64_t t = 0; t < s.tables; ++t) {
-        const int64_t stop = std::min(block + kPoolBlock, end), bag = t * s.batch;
-        const int64_t last_id = l.start(bag + stop);
+        const int64_t stop = std::min(block + kPoolBlock, end), first = t * s.batch;
+        const int64_t last_id = l.start(first + end);
+        PoolBags<T> bags{l.offsets, l.factors, l.mean[t] != 0, first, block, stop, last_id};
         const auto pool = [&](const auto* numbers) {
-          pool_rows<T>(l.tables[t], s.rows[t], s.dims[t], numbers, bag, block, stop, last_id,
-                       {l.offsets, l.factors, l.mean[t] != 0}, l.out + s.first_column[t], s.columns,
-                       bad);
+          keep_smallest(
+              bad, pool_rows(l.tables[t], bags, numbers, l.out + s.first_column[t], s.columns));
         };
-        if (!positions)
+        if (!positions) {
           pool(ids);
-        else if (find_positions(l.remaps[t], ids, s.rows[t], l.start(bag + block), last_id,
-                                l.start(bag + s.batch), positions, bad))
+          continue;
+        }
+        bags.known = std::min(l.start(first + stop) + kPoolAhead, last_id);
+        const int64_t from = found[t];
+        if (from < bags.known) found[t] = bags.known;
+        if (from >= bags.known ||
+            find_positions(l.remaps[t], ids, s.rows[t], from, bags.known, last_id, positions, bad))
           pool(positions);
       }
   });
@@ -166,14 +159,14 @@ std::tuple<Tensor, Tensor> tiered_bag_cpu(std::vector<Tensor> hot, std::vector<T
                      mean,
                      out.mutable_data_ptr<T>()};
     for (int64_t t = 0; t < s.tables; ++t)
-      lookup.tables.push_back(
-          {hot[t].const_data_ptr<T>(), cold[t].const_data_ptr<T>(), s.hot_rows[t], s.dims[t]});
+      lookup.tables.push_back({hot[t].const_data_ptr<T>(), cold[t].const_data_ptr<T>(),
+                               s.hot_rows[t], s.rows[t], s.dims[t]});
     const auto run = [&](const auto* ids) {
       const int64_t bad =
           s.positions() == ScalarType::Int
               ? forward(lookup, ids, remapped ? positions.mutable_data_ptr<int32_t>() : nullptr)
               : forward(lookup, ids, remapped ? positions.mutable_data_ptr<int64_t>() : nullptr);
-      if (bad != kNone) refuse(lookup, ids, bad);
+      if (bad != kNoLookup) refuse(lookup, ids, bad);
     };
     if (indices.scalar_type() == ScalarType::Int)
       run(indices.const_data_ptr<int32_t>());
@@ -193,7 +186,7 @@ Tensor tiered_bag_row_gradients_cpu(Tensor grad, std::vector<Tensor> hot, Tensor
 // d out / d per_sample_weights[k] = grad of the bag . row, for the lookups of bags.
 template <typename T, typename Position>
 void factor_gradients(const GradientBatch<T, Position>& batch,
-                      const std::vector<TieredRows<T>>& tables, T* out) {
+                      const std::vector<PooledRows<T>>& tables, T* out) {
   const DenseBagShape& s = batch.shape;
   torch::stable::parallel_for(0, s.batch, kPoolBlock, [&](int64_t begin, int64_t end) {
     for (int64_t t = 0; t < s.tables; ++t)
@@ -247,10 +240,10 @@ Tensor tiered_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> hot,
   Tensor out = torch::stable::new_zeros(grad, {s.ids});
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    std::vector<TieredRows<T>> tables;
+    std::vector<PooledRows<T>> tables;
     for (int64_t t = 0; t < s.tables; ++t)
-      tables.push_back(
-          {hot[t].const_data_ptr<T>(), cold[t].const_data_ptr<T>(), s.hot_rows[t], s.dims[t]});
+      tables.push_back({hot[t].const_data_ptr<T>(), cold[t].const_data_ptr<T>(), s.hot_rows[t],
+                        s.rows[t], s.dims[t]});
     with_positions<T>(op, s, positions, offsets, std::nullopt, mean, grad, [&](const auto& batch) {
       factor_gradients(batch, tables, out.mutable_data_ptr<T>());
     });

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recsys_opt.ops.library import fake
+from recsys_opt.ops.library import eager_op, fake
+
+_LOOK_UP = eager_op("tiered_bag")
 
 
 def tiered_bag(
@@ -27,9 +29,14 @@ def tiered_bag(
     coalesced, each on its tier's device.
     """
     flags = [int(m) for m in mean]
-    output: Tensor = torch.ops.recsys_opt.tiered_bag(
-        hot, cold, remaps, indices, offsets, per_sample_weights, flags
-    )[0]
+    output: Tensor
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        output = torch.ops.recsys_opt.tiered_bag(
+            hot, cold, remaps, indices, offsets, per_sample_weights, flags
+        )[0]
+        return output
+    with torch._C._AutoDispatchBelowAutograd():  # 10 us of bookkeeping less
+        output = _LOOK_UP(hot, cold, remaps, indices, offsets, per_sample_weights, flags)[0]
     return output
 
 

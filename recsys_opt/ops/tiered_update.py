@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from recsys_opt.ops.library import differentiated_once, eager_apply, fake
+from recsys_opt.ops.library import differentiated_once, eager_apply, eager_op, fake
 from recsys_opt.ops.tiered import position_dtype, tiered_bag
 from recsys_opt.ops.tt_update import ANCHOR, TT_ALGORITHMS
+
+_LOOK_UP, _UPDATE = eager_op("tiered_bag"), eager_op("tiered_bag_backward_update")
 
 
 class TieredUpdate(NamedTuple):
@@ -80,7 +82,7 @@ def _update_rows(
     """
     if update.algorithm == TT_ALGORITHMS["adam"]:
         update.hyperparameters[-1] += 1
-    factors: Tensor = torch.ops.recsys_opt.tiered_bag_backward_update.default(
+    factors: Tensor = _UPDATE(
         grad,
         hot,
         cold,
@@ -116,9 +118,7 @@ class EagerUpdatingTiers(torch.autograd.Function):
         ctx.tiers, ctx.mean, ctx.update = tables[:2], mean, update
         ctx.factors_grad = per_sample_weights is not None and ctx.needs_input_grad[4]
         with torch._C._AutoDispatchBelowAutograd():
-            result, positions = torch.ops.recsys_opt.tiered_bag.default(
-                *tables, indices, offsets, per_sample_weights, mean
-            )
+            result, positions = _LOOK_UP(*tables, indices, offsets, per_sample_weights, mean)
         remapped = any(remap.numel() for remap in tables[2])
         ctx.save_for_backward(positions if remapped else indices, offsets, per_sample_weights)
         output: Tensor = result
