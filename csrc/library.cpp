@@ -35,9 +35,6 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
       "tiered_bag(Tensor[] hot, Tensor[] cold, Tensor[] remaps, Tensor indices, Tensor? offsets, "
       "Tensor? per_sample_weights, int[] mean) -> (Tensor, Tensor)");
   m.def(
-      "tiered_bag_row_gradients(Tensor grad, Tensor[] hot, Tensor positions, Tensor? offsets, "
-      "Tensor? per_sample_weights, int[] mean) -> Tensor");
-  m.def(
       "tiered_bag_factor_gradients(Tensor grad, Tensor[] hot, Tensor[] cold, Tensor positions, "
       "Tensor? offsets, Tensor per_sample_weights) -> Tensor");
   m.def(

@@ -3,7 +3,7 @@
 #
 #   scripts/gpu_check.sh [--dry-run] [SECTION...]
 #
-#   SECTION    of: build tests kernels tt profile sanitizer; all of them where none is named. Each needs a build, of
+#   SECTION    of: build tests kernels tt tiered profile sanitizer; all of them where none is named. Each needs a build, of
 #              this run or of one before.
 #   --dry-run  prints what would be run
 #
@@ -13,7 +13,7 @@
 # everything more, name the sections, a few at a time.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
-known="build tests kernels tt profile sanitizer"
+known="build tests kernels tt tiered profile sanitizer"
 dry=false
 wanted=()
 for word in "$@"; do
@@ -142,6 +142,12 @@ if wants tt; then
     --record "$out/tt_cuda.json"
 fi
 
+if wants tiered; then
+  # Cold rows read and updated in place in pinned memory, beside tables that are wholly there.
+  section tiered 150 log.txt recsys-opt bench tiered --device cuda --tables 8 --batch-size 2048 65536 \
+    --hot-share 0 0.1 0.2 0.3 0.5 1 --work forward step --rounds 5 --record "$out/tiered_cuda.json"
+fi
+
 if wants profile; then
   ncu=$(command -v ncu || find /opt/nvidia /usr/local/cuda -name ncu -type f 2>/dev/null | head -n 1)
   if $dry || [ -n "$ncu" ]; then
@@ -157,7 +163,7 @@ fi
 
 if wants sanitizer; then
   # A short set: one call of many tables, updates by every rule, ids out of range, both paths, held rows.
-  short='many_tables or clamped or (updates and float32) or (bad_values and planned) or held_rows'
+  short='many_tables or clamped or (updates and float32) or (bad_values and planned) or held_rows or references'
   if $dry || command -v compute-sanitizer >/dev/null; then
     # Each allocation is torch's own, so that the end of one is not the start of the next.
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
@@ -172,7 +178,8 @@ if wants sanitizer; then
     for tool in memcheck racecheck initcheck; do
       section "sanitizer $tool" 90 sanitizer.txt compute-sanitizer --tool "$tool" --error-exitcode 9 \
         ${filter[@]+"${filter[@]}"} \
-        python -m pytest -q -p no:cacheprovider tests/test_ops_tt_cuda.py tests/test_ops_hot_rows_cuda.py -k "$short"
+        python -m pytest -q -p no:cacheprovider tests/test_ops_tt_cuda.py tests/test_ops_hot_rows_cuda.py \
+        tests/test_ops_tiered_cuda.py -k "$short"
     done
     unset PYTORCH_NO_CUDA_MEMORY_CACHING
   else

@@ -14,7 +14,7 @@ from recsys_opt.cli.main import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = "scripts/gpu_check.sh"
-SECTIONS = ("build", "tests", "kernels", "tt", "profile", "sanitizer")
+SECTIONS = ("build", "tests", "kernels", "tt", "tiered", "profile", "sanitizer")
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +39,7 @@ def commands() -> dict[str, list[str]]:
 
 def test_every_section_has_a_command(commands):
     names = set(commands)
-    assert {"build", "tests", "kernels", "tt", "profile"} <= names
+    assert {"build", "tests", "kernels", "tt", "tiered", "profile"} <= names
     assert {f"sanitizer {tool}" for tool in ("memcheck", "racecheck", "initcheck")} <= names
 
 
@@ -55,7 +55,10 @@ def test_a_section_alone(section, commands):
 def test_an_unknown_section_is_refused():
     done = run("benchmarks")
     assert done.returncode == 2
-    assert "there is no section benchmarks; there are build tests kernels tt profile sanitizer" in done.stderr
+    assert (
+        "there is no section benchmarks; there are build tests kernels tt tiered profile sanitizer"
+        in done.stderr
+    )
 
 
 def test_without_a_gpu_it_says_so_and_fails(tmp_path):
@@ -76,6 +79,7 @@ def test_the_files_and_flags_that_it_names_exist(commands):
     arguments = build_parser("bench").parse_args(commands["tt"][1:])
     assert set(arguments.candidates) >= {"dense", "torch", "tt", "tt-fused", "tt-graph"}
     assert set(arguments.batch_size) == {512, 65536}
+    assert build_parser("bench").parse_args(commands["tiered"][1:]).tables > 1
 
 
 def test_the_tests_that_it_chooses_exist(commands):

@@ -81,13 +81,6 @@ inline void check_dense_bag_offsets(const int64_t* offsets, int64_t bags, int64_
                   " is outside the ", ids, " indices");
 }
 
-// The gradient of every looked-up row, feature-major: D_t numbers for each id of table t. Of the
-// weights it reads their widths alone.
-torch::stable::Tensor dense_bag_row_gradients_cpu(
-    torch::stable::Tensor grad, std::vector<torch::stable::Tensor> weights,
-    torch::stable::Tensor indices, std::optional<torch::stable::Tensor> offsets,
-    std::optional<torch::stable::Tensor> per_sample_weights, std::vector<int64_t> mean);
-
 // d out / d per_sample_weights, [N]; grad is that of out.
 torch::stable::Tensor dense_bag_factor_gradients_cpu(torch::stable::Tensor grad,
                                                      std::vector<torch::stable::Tensor> weights,

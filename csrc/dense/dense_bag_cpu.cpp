@@ -73,8 +73,8 @@ Tensor dense_bag_cpu(std::vector<Tensor> weights, Tensor indices, std::optional<
   return out;
 }
 
-}  // namespace
-
+// The gradient of every looked-up row, feature-major: D_t numbers for each id of table t. Of the
+// weights it reads their widths alone.
 Tensor dense_bag_row_gradients_cpu(Tensor grad, std::vector<Tensor> weights, Tensor indices,
                                    std::optional<Tensor> offsets,
                                    std::optional<Tensor> per_sample_weights,
@@ -118,6 +118,8 @@ Tensor dense_bag_row_gradients_cpu(Tensor grad, std::vector<Tensor> weights, Ten
   });
   return out;
 }
+
+}  // namespace
 
 // d out / d per_sample_weights[k] = grad of the bag . row.
 Tensor dense_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> weights, Tensor indices,

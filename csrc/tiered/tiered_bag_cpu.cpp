@@ -176,13 +176,6 @@ std::tuple<Tensor, Tensor> tiered_bag_cpu(std::vector<Tensor> hot, std::vector<T
   return {out, positions};
 }
 
-Tensor tiered_bag_row_gradients_cpu(Tensor grad, std::vector<Tensor> hot, Tensor positions,
-                                    std::optional<Tensor> offsets,
-                                    std::optional<Tensor> per_sample_weights,
-                                    std::vector<int64_t> mean) {
-  return dense_bag_row_gradients_cpu(grad, hot, positions, offsets, per_sample_weights, mean);
-}
-
 // d out / d per_sample_weights[k] = grad of the bag . row, for the lookups of bags.
 template <typename T, typename Position>
 void factor_gradients(const GradientBatch<T, Position>& batch,
@@ -313,7 +306,6 @@ Tensor tiered_bag_backward_update_cpu(Tensor grad, std::vector<Tensor> hot,
 STABLE_TORCH_LIBRARY_IMPL(recsys_opt, CPU, m) {
   using namespace recsys_opt::tiered;
   m.impl("tiered_bag", TORCH_BOX(&tiered_bag_cpu));
-  m.impl("tiered_bag_row_gradients", TORCH_BOX(&tiered_bag_row_gradients_cpu));
   m.impl("tiered_bag_factor_gradients", TORCH_BOX(&tiered_bag_factor_gradients_cpu));
   m.impl("tiered_bag_backward_update", TORCH_BOX(&tiered_bag_backward_update_cpu));
 }

@@ -163,6 +163,9 @@ void raise_noted_errors(int device) {
     case BoundsKind::kKey:
       example = found("keys") + ", held by " + at("keys", e[4]) + " already";
       break;
+    case BoundsKind::kPosition:
+      example = found("positions") + ", outside the table's " + limit + " rows" + table;
+      break;
   }
   STD_TORCH_CHECK(false, "recsys_opt: an earlier call on this CUDA device met ", e[0],
                   " ids or offsets out of range, among them ", example,

@@ -22,11 +22,12 @@ enum class BoundsKind : int64_t {
   kFirstOffset = 3,  // not 0
   kSlot = 4,         // of a held row: outside the slots
   kKey = 5,          // held twice: the other slot
+  kPosition = 6,     // of an id, in a table of two tiers: outside its rows
 };
 
 struct BoundsError {
   int64_t kind;
-  int64_t position;  // in indices, offsets, slots or keys
+  int64_t position;  // in indices, offsets, slots, keys or positions
   int64_t value;
   int64_t limit;
   int64_t table;

@@ -3,9 +3,8 @@
 // the rule (tt_update.h) to the slice. Slices that no lookup used are not touched.
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
-
 #include "tt_backward_cuda.cuh"
+#include "tt_rule_cuda.cuh"
 
 namespace recsys_opt::tt {
 namespace {
@@ -16,23 +15,8 @@ struct UpdateSlice {
   Algorithm algorithm;
   const double* numbers;  // [kHyperparameters] on the device, so that a CUDA graph can replay
 
-  struct Ready {
-    Acc lr, eps, weight_decay, take_mean, keep_square, take_square, root_correction;
-  };
-
-  __device__ Ready prepare() const {
-    const bool adam = algorithm == Algorithm::kAdam;
-    const double step = numbers[kStep];
-    const double lr = adam ? numbers[kLr] / (1 - pow(numbers[kBeta1], step)) : numbers[kLr];
-    const double correction = adam ? 1 - pow(numbers[kBeta2], step) : 1;
-    return {static_cast<Acc>(lr),
-            static_cast<Acc>(numbers[kEps]),
-            static_cast<Acc>(numbers[kWeightDecay]),
-            static_cast<Acc>(1 - numbers[kBeta1]),
-            static_cast<Acc>(numbers[kBeta2]),
-            static_cast<Acc>(1 - numbers[kBeta2]),
-            static_cast<Acc>(sqrt(correction))};
-  }
+  using Ready = DeviceRule<Acc>;
+  __device__ Ready prepare() const { return DeviceRule<Acc>::of(algorithm, numbers); }
 
   // Threads take elements; row-wise Adagrad adds up their squares first, in shared [blockDim].
   template <typename Sum>
@@ -57,24 +41,7 @@ struct UpdateSlice {
     }
     for (int e = threadIdx.x; e < slice.size; e += blockDim.x) {
       const Acc g = gradient(e);
-      Acc change = 0;
-      switch (algorithm) {
-        case Algorithm::kSgd:
-          change = rule.lr * g;
-          break;
-        case Algorithm::kAdagrad:
-          first[e] += g * g;
-          change = rule.lr * g / (sqrt(first[e]) + rule.eps);
-          break;
-        case Algorithm::kRowwiseAdagrad:
-          change = row_rate * g;
-          break;
-        case Algorithm::kAdam:
-          first[e] += rule.take_mean * (g - first[e]);
-          second[e] = rule.keep_square * second[e] + rule.take_square * g * g;
-          change = rule.lr * first[e] / (sqrt(second[e]) / rule.root_correction + rule.eps);
-          break;
-      }
+      const Acc change = rule.change(algorithm, g, first + e, second + e, row_rate);
       core[e] = static_cast<T>(static_cast<Acc>(core[e]) - change);
     }
   }

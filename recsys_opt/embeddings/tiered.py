@@ -17,6 +17,7 @@ from recsys_opt.embeddings.cold_tier import ColdTier
 from recsys_opt.embeddings.fused_update import Algorithm, FusedUpdate, FusesUpdate, shared_update
 from recsys_opt.embeddings.tiered_rows import (
     Ranking,
+    await_kernels,
     chunks,
     move_rows,
     positions_of,
@@ -254,6 +255,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         (Adagrad), "hot.exp_avg", "hot.exp_avg_sq", those of "cold", and "step" (Adam)."""
         if self._update is None:
             return {}
+        await_kernels(self.hot)
         suffixes = _STATES[self._update.algorithm]
         state = {
             f"{tier}{suffix}": found
@@ -368,6 +370,10 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
                     write_rows(self.hot, self.cold, places, read_rows(hot, cold, places))
             return
         super()._load_from_state_dict(state_dict, prefix, *arguments, **named)
+
+    def _save_to_state_dict(self, *arguments: Any) -> None:
+        await_kernels(self.hot)
+        super()._save_to_state_dict(*arguments)
 
     @torch.no_grad()
     def materialize(self) -> Tensor:

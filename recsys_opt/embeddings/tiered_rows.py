@@ -38,8 +38,15 @@ def chunks(rows: int, like: Tensor) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, rows)
 
 
+def await_kernels(hot: Tensor) -> None:
+    """Waits for a GPU that may still be at the cold rows, of which torch knows nothing."""
+    if hot.is_cuda:
+        torch.cuda.current_stream(hot.device).synchronize()
+
+
 def read_rows(hot: Tensor, cold: Tensor, positions: Tensor) -> Tensor:
     """The rows at some positions, in host memory."""
+    await_kernels(hot)
     hot_rows = hot.shape[0]
     rows = cold.new_empty(len(positions), *cold.shape[1:])
     # In order of position: a file's pages are read once each, from its start to its end.
@@ -53,6 +60,7 @@ def read_rows(hot: Tensor, cold: Tensor, positions: Tensor) -> Tensor:
 
 def write_rows(hot: Tensor, cold: Tensor, positions: Tensor, rows: Tensor) -> None:
     """Sets the rows at some positions."""
+    await_kernels(hot)
     hot_rows = hot.shape[0]
     order = positions.long().cpu().argsort()
     sorted_positions = positions.long().cpu()[order]

@@ -63,27 +63,52 @@ def _tier_gradients(
     mean: list[int],
 ) -> list[Tensor]:
     """Of the hot tiers, then of the cold ones."""
-    rows = torch.ops.recsys_opt.tiered_bag_row_gradients(
-        grad, hot, positions, offsets, per_sample_weights, mean
-    )
     batch = (positions.numel() if offsets is None else offsets.numel() - 1) // len(hot)
     if offsets is None:
         bounds = [t * batch for t in range(len(hot) + 1)]
     else:
         bounds = offsets[torch.arange(len(hot) + 1, device=offsets.device) * batch].tolist()
+    rows = _row_gradients(grad, hot, bounds, positions, offsets, per_sample_weights, mean)
     grads: tuple[list[Tensor], list[Tensor]] = ([], [])
-    first = 0
     for t, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        count, dim, hot_rows = stop - start, hot[t].shape[1], hot[t].shape[0]
-        values, own = rows[first : first + count * dim].view(count, dim), positions[start:stop].long()
-        first += count * dim
-        is_hot = own < hot_rows
-        for tier, here, base, made in ((hot[t], is_hot, 0, grads[0]), (cold[t], ~is_hot, hot_rows, grads[1])):
+        own, hot_rows = positions[start:stop].long(), hot[t].shape[0]
+        in_hot = (own >= 0) & (own < hot_rows)  # below 0: an id out of range, on CUDA
+        in_cold = own >= hot_rows
+        for tier, here, base, made in ((hot[t], in_hot, 0, grads[0]), (cold[t], in_cold, hot_rows, grads[1])):
             ids = (own[here] - base).unsqueeze(0).to(tier.device)
-            made.append(
-                torch.sparse_coo_tensor(ids, values[here].to(tier.device), tier.shape, check_invariants=False)
-            )
+            values = rows[t][here].to(tier.device)
+            made.append(torch.sparse_coo_tensor(ids, values, tier.shape, check_invariants=False))
     return [*grads[0], *grads[1]]
+
+
+def _row_gradients(
+    grad: Tensor,
+    hot: list[Tensor],
+    bounds: list[int],
+    positions: Tensor,
+    offsets: Tensor | None,
+    factors: Tensor | None,
+    mean: list[int],
+) -> list[Tensor]:
+    """Of each table's lookups, [count, D]."""
+    dims = [tier.shape[1] for tier in hot]
+    counts = [stop - start for start, stop in itertools.pairwise(bounds)]
+    if grad.device.type == "cpu":
+        rows = torch.ops.recsys_opt.dense_bag_row_gradients(grad, hot, positions, offsets, factors, mean)
+        parts = rows.split([count * dim for count, dim in zip(counts, dims, strict=True)])
+        return [part.view(count, dim) for part, count, dim in zip(parts, counts, dims, strict=True)]
+    made = []
+    batch = grad.shape[0]
+    for t, upstream in enumerate(grad.split(dims, dim=1)):
+        if offsets is None:
+            made.append(upstream if factors is None else upstream * factors[bounds[t] : bounds[t + 1], None])
+            continue
+        lengths = offsets[t * batch : (t + 1) * batch + 1].diff()
+        if mean[t]:
+            upstream = upstream / lengths.clamp(min=1).unsqueeze(1)
+        rows = upstream.repeat_interleave(lengths, dim=0, output_size=counts[t])
+        made.append(rows if factors is None else rows * factors[bounds[t] : bounds[t + 1], None])
+    return made
 
 
 for _device in ("CPU", "CUDA"):

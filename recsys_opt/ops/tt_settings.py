@@ -93,6 +93,7 @@ def tt_bounds_report(device: torch.device | int | None = None) -> BoundsReport:
         f"offsets[{position}] = {value}; the first bag must start at 0",
         f"slots[{position}] = {value} is outside the table's {limit} slots (table {table})",
         f"keys[{position}] = {value} is held by keys[{limit}] already",
+        f"positions[{position}] = {value} is outside the table's {limit} rows (table {table})",
     )[kind]
     return BoundsReport(count, example)
 
