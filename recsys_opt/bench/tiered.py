@@ -124,9 +124,7 @@ def _plain(settings: Settings) -> Candidate:
             settings.embedding_dim,
             mode="sum",
             sparse=True,
-            _weight=torch.full(
-                (settings.num_embeddings, settings.embedding_dim), 0.01, device=settings.device
-            ),
+            _weight=torch.full(shape, 0.01, device=settings.device),
         )
         for _ in range(settings.tables)
     ]

@@ -12,17 +12,16 @@ SMALL = {"num_embeddings": 500, "embedding_dim": 4, "batch_sizes": (32,), "round
 
 def test_every_candidate_is_measured_at_every_split(tmp_path, capsys):
     record = tmp_path / "record.json"
-    words = ["bench", "tiered", "--rows", "500", "--dim", "4", "--hot-share", "0", "0.1", "1",
-             "--batch-size", "16", "--rounds", "3", "--cold-dir", str(tmp_path), "--record", str(record), "--json"]  # fmt: skip
+    words = ["bench", "tiered", "--rows", "500", "--dim", "4", "--hot-share", "0.1", "1", "--rounds", "1"]
+    words += ["--batch-size", "16", "--cold-dir", str(tmp_path), "--record", str(record), "--json"]
     assert main(words) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert json.loads(record.read_text())["rows"] == rows
     names = {"nn.EmbeddingBag", "one tier", "tiered, memory", "tiered, file", "tiered, ranks"}
     assert {(r["hot_share"], r["candidate"], r["work"]) for r in rows} == {
-        (share, name, work) for share in (0, 0.1, 1) for name in names for work in ("forward", "step")
+        (share, name, work) for share in (0.1, 1) for name in names for work in ("forward", "step")
     }
     hot = {r["hot_share"]: r["hot_lookups"] for r in rows}
-    assert hot[0] == 0
     assert hot[1] == 1
     assert 0.5 < hot[0.1] < 0.9  # of Zipf's ids
     assert all(r["median_us"] > 0 and (r["candidate"] == "nn.EmbeddingBag" or r["ratio"] > 0) for r in rows)
