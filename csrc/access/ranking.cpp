@@ -33,6 +33,21 @@ uint64_t get(const uint8_t*& at, const uint8_t* end) {
   damaged("a number is too long");
 }
 
+// Calls visit(row) for all rows, but for blocks of rows that nobody looked up.
+template <class Visit>
+void for_seen_blocks(const Counters& early, const Counters& late, Visit visit) {
+  constexpr int64_t kRows = 256;
+  const bool plain = early.carried().empty() && late.carried().empty();
+  const uint32_t *e = early.low(), *l = late.low();
+  for (int64_t start = 0; start < early.rows(); start += kRows) {
+    const int64_t stop = std::min(start + kRows, early.rows());
+    uint32_t any = plain ? 0 : 1;
+    for (int64_t row = start; row < stop; ++row) any |= e[row] | l[row];
+    if (any == 0) continue;
+    for (int64_t row = start; row < stop; ++row) visit(row);
+  }
+}
+
 struct Class {
   int64_t rows = 0, late = 0;
 };
@@ -53,9 +68,9 @@ Ranked rank_rows(const Counters& early, const Counters& late) {
   const auto count_of = [plain](const Counters& c, int64_t row) -> uint64_t {
     return plain ? c.low()[row] : c.count(row);
   };
-  for (int64_t row = 0; row < early.rows(); ++row) {
+  for_seen_blocks(early, late, [&](int64_t row) {
     const uint64_t e = count_of(early, row), l = count_of(late, row);
-    if (e + l == 0) continue;
+    if (e + l == 0) return;
     if (e + l < kDirect)
       ++direct[e + l];
     else
@@ -63,7 +78,7 @@ Ranked rank_rows(const Counters& early, const Counters& late) {
     Class& found = e < kDirect ? by_early[e] : by_early_large[e];
     ++found.rows;
     found.late += static_cast<int64_t>(l);
-  }
+  });
   std::stable_sort(large.begin(), large.end(),
                    [](const auto& a, const auto& b) { return a.first > b.first; });
   for (const auto& [count, row] : large) {
@@ -85,10 +100,10 @@ Ranked rank_rows(const Counters& early, const Counters& late) {
   }
   std::vector<uint32_t> order(static_cast<size_t>(seen));
   for (size_t i = 0; i < large.size(); ++i) order[i] = large[i].second;
-  for (int64_t row = 0; row < early.rows(); ++row) {
+  for_seen_blocks(early, late, [&](int64_t row) {
     const uint64_t total = count_of(early, row) + count_of(late, row);
     if (total > 0 && total < kDirect) order[place[total]++] = static_cast<uint32_t>(row);
-  }
+  });
   out.ids.reserve(order.size() + order.size() / 4);
   out.late.reserve(order.size());
   size_t at = 0;
