@@ -12,9 +12,9 @@ import numpy as np
 
 from recsys_opt import _access
 from recsys_opt.data.access_counters import as_ids
-from recsys_opt.data.access_groups import ExactGroup, SampledGroup
+from recsys_opt.data.access_groups import Group, plan_groups
 from recsys_opt.data.access_journal import AccessJournal
-from recsys_opt.data.access_statistics import BYTES_PER_ROW, AccessStatistics
+from recsys_opt.data.access_statistics import AccessStatistics
 from recsys_opt.data.access_table import TableStatistics
 from recsys_opt.data.lookup_sources import LookupSource
 from recsys_opt.errors import InputError
@@ -105,12 +105,12 @@ def count_statistics(
         raise InputError("the input has no samples to count")
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists already; choose another file, or replace it with --overwrite")
-    groups = plan_groups(sizes, options.memory_bytes, options.passes)
+    most = [source.most_lookups(t) for t in range(len(sizes))]
+    groups = plan_groups(sizes, most, options.memory_bytes, options.passes)
     settings = {
         "inputs": list(source.inputs),
         "tables": [[t.name, n] for t, n in zip(source.tables, sizes, strict=True)],
         "groups": groups,
-        "memory": options.memory_bytes if any(sampled for _, sampled in groups) else None,
     }
     progress = progress or SilentProgress()
     late_from = source.samples // 2
@@ -119,7 +119,7 @@ def count_statistics(
         progress.start("counting ids", source.samples * len(groups), "samples")
         progress.advance(source.samples * journal.groups_done)
         while journal.groups_done < len(groups):
-            group = _make_group(groups[journal.groups_done], sizes, options.memory_bytes)
+            group = Group(groups[journal.groups_done], sizes)
             tables = _count_group(source, group, journal, options, progress)
             del group  # the counters, before the next ones are made
             journal.group_done(AccessStatistics.of(tables, late_from=late_from))
@@ -137,50 +137,9 @@ def count_statistics(
     return AccessStatistics.load(out), resumed
 
 
-def plan_groups(sizes: Sequence[int], memory_bytes: int, passes: int) -> list[tuple[list[int], bool]]:
-    """(tables, whether their rows are sampled) of every pass over the input.
-
-    Tables are counted row by row in up to `passes` passes, largest first into the first that has room. If
-    that does not do for all, one pass less, and one for the tables that are left over: the largest ones.
-    """
-    limit = memory_bytes // BYTES_PER_ROW
-    by_size = sorted(range(len(sizes)), key=lambda t: (-sizes[t], t))
-    first = sum(sizes[t] > min(limit, _access.MAX_ROWS) for t in by_size)
-    while True:
-        groups = _packed([t for t in by_size[first:]], sizes, limit)
-        if len(groups) + (first > 0) <= passes or first == len(sizes):
-            break
-        first += 1
-    found = [(group, False) for group in groups]
-    return [*found, (sorted(by_size[:first]), True)] if first else found
-
-
-def _make_group(
-    group: tuple[Sequence[int], bool], sizes: Sequence[int], memory_bytes: int
-) -> ExactGroup | SampledGroup:
-    tables, sampled = group
-    rows = [sizes[t] for t in tables]
-    return SampledGroup(tables, rows, memory_bytes) if sampled else ExactGroup(tables, rows)
-
-
-def _packed(tables: Sequence[int], sizes: Sequence[int], limit: int) -> list[list[int]]:
-    groups: list[list[int]] = []
-    left: list[int] = []
-    for table in tables:
-        for at, room in enumerate(left):
-            if sizes[table] <= room:
-                groups[at].append(table)
-                left[at] -= sizes[table]
-                break
-        else:
-            groups.append([table])
-            left.append(limit - sizes[table])
-    return [sorted(group) for group in groups]
-
-
 def _count_group(
     source: LookupSource,
-    group: ExactGroup | SampledGroup,
+    group: Group,
     journal: AccessJournal,
     options: CountOptions,
     progress: Progress,

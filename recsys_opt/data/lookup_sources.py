@@ -58,6 +58,9 @@ class LookupSource(Protocol):
     def inputs(self) -> Sequence[Mapping[str, Any]]:
         """What is read, told in the statistics and compared when an interrupted run goes on; JSON values."""
 
+    def most_lookups(self, table: int) -> int | None:
+        """As many as a table has, or more; None where only reading tells."""
+
     def blocks(self, tables: Sequence[int], start: int, stop: int) -> Iterator[Block]:
         """The samples [start, stop) of some tables."""
 
@@ -89,6 +92,10 @@ class DatasetSource:
                 "rows": [self._start, stop],
             }
         ]
+
+    def most_lookups(self, table: int) -> int | None:
+        """One a sample."""
+        return self.samples
 
     def blocks(self, tables: Sequence[int], start: int, stop: int) -> Iterator[Block]:
         """Views of the memory-mapped columns."""
@@ -138,6 +145,10 @@ class ArraySource:
             self.samples = sum(len(array) for _, array in arrays)
             self.tables = [SourceTable(f"column_{c}", None) for c in range(first.shape[1])]
         self.inputs = [file_identity(file) for file in files]
+
+    def most_lookups(self, table: int) -> int | None:
+        """One a sample."""
+        return self.samples
 
     def blocks(self, tables: Sequence[int], start: int, stop: int) -> Iterator[Block]:
         """Views of the memory-mapped arrays."""

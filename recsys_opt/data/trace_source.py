@@ -40,6 +40,12 @@ class TraceSource:
             }
         ]
 
+    def most_lookups(self, table: int) -> int | None:
+        """By the lengths."""
+        last = self._first + self.samples // self._batch_size
+        starts = (self._trace.starts(batch) for batch in range(self._first, last))
+        return sum(int(s[table + 1] - s[table]) for s in starts)
+
     def blocks(self, tables: Sequence[int], start: int, stop: int) -> Iterator[Block]:
         """Views of the memory-mapped values."""
         at = start

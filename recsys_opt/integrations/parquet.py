@@ -48,6 +48,12 @@ class ParquetSource:
         self.samples = sum(opened.metadata.num_rows for _, opened in self._files)
         self.inputs = [file_identity(file) for file in files]
 
+    def most_lookups(self, table: int) -> int | None:
+        """One a sample, but of lists."""
+        schema = self._files[0][1].schema_arrow
+        kind = schema.field(schema.get_field_index(self.tables[table].name)).type
+        return None if self._is_list(kind) else self.samples
+
     def blocks(self, tables: Sequence[int], start: int, stop: int) -> Iterator[Block]:
         """Batches of rows; row groups before `start` are not read."""
         names = [self.tables[t].name for t in tables]

@@ -5,9 +5,11 @@ from hypothesis import strategies as st
 
 from recsys_opt import _access
 from recsys_opt.bench.access_counting import zipf_ids
-from recsys_opt.data.access_count import CountOptions, count_statistics, plan_groups
+from recsys_opt.data.access_count import CountOptions, count_statistics
 from recsys_opt.data.access_file import _members
+from recsys_opt.data.access_groups import plan_groups
 from recsys_opt.data.access_journal import AccessJournal
+from recsys_opt.data.access_sampled import slots_for
 from recsys_opt.data.access_statistics import AccessStatistics, TableStatistics
 from recsys_opt.data.lookup_sources import ArraySource
 
@@ -145,15 +147,23 @@ def test_tables_beyond_the_memory_are_sampled_and_gone_on_with(tmp_path, monkeyp
     np.testing.assert_array_equal(again.table("large").ranking(), table.ranking())
 
 
+SAMPLED = "sampled"
+
+
 @pytest.mark.parametrize(
-    ("sizes", "memory", "passes", "expected"),
+    ("sizes", "lookups", "memory", "passes", "expected"),
     [
-        ([100, 50, 10], 8 * 160, 1, [([0, 1, 2], False)]),
-        ([100, 50, 10], 8 * 100, 2, [([0], False), ([1, 2], False)]),
-        ([100, 95, 10], 8 * 100, 2, [([2], False), ([0, 1], True)]),
-        ([101, 50, 10], 8 * 100, 9, [([1, 2], False), ([0], True)]),
-        ([100, 90, 80], 8 * 100, 1, [([0, 1, 2], True)]),
+        ([100, 50, 10], [None] * 3, 8 * 160, 1, [{0: None, 1: None, 2: None}]),
+        ([100, 50, 10], [None] * 3, 8 * 100, 2, [{0: None}, {1: None, 2: None}]),
+        ([100, 95, 10], [None] * 3, 8 * 100, 2, [{2: None}, {0: SAMPLED, 1: SAMPLED}]),
+        ([101, 50, 10], [None] * 3, 8 * 100, 9, [{1: None, 2: None}, {0: SAMPLED}]),
+        ([100, 90, 80], [999] * 3, 8 * 100, 1, [{0: SAMPLED, 1: SAMPLED, 2: SAMPLED}]),
+        ([1 << 40, 90], [20, 20], 24 * 46 + 8 * 90, 1, [{0: (46, 16), 1: None}]),
     ],
 )
-def test_passes(sizes, memory, passes, expected):
-    assert plan_groups(sizes, memory, passes) == expected
+def test_passes(sizes, lookups, memory, passes, expected):
+    found = plan_groups(sizes, lookups, memory, passes)
+    assert [list(dict(group)) for group in found] == [list(group) for group in expected]
+    for group, wanted in zip(found, expected, strict=True):
+        for table, slots in group:
+            assert slots == (slots_for(memory // len(group)) if wanted[table] == SAMPLED else wanted[table])
