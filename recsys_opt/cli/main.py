@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     except RecsysOptError as error:
         return fail(error, 1)
     except KeyboardInterrupt:
-        return fail("interrupted; data prepare and demo go on when repeated, train with --resume", 1)
+        return fail("interrupted; data prepare, stats and demo go on when repeated, train with --resume", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -142,9 +142,9 @@ def read(path: Path) -> Content:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(path, archive)
-    except (zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # zipfile and numpy have a dozen kinds for damaged bytes
         raise InputError(
             f"{path} is not whole, readable access statistics ({error or type(error).__name__}); {_AGAIN}"
         ) from None

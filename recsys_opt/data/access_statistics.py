@@ -48,14 +48,15 @@ class AccessStatistics:
         cls, tables: Sequence[TableStatistics], *, late_from: int | None = None, **source: Any
     ) -> AccessStatistics:
         """Of tables that were counted over the same samples."""
-        names = [t.name for t in tables]
-        for at, name in enumerate(names):
-            if name in names[:at]:
-                raise InputError(f"the statistics have two tables called {name!r}")
+        by_name: dict[str, TableStatistics] = {}
+        for table in tables:
+            if table.name in by_name:
+                raise InputError(f"the statistics have two tables called {table.name!r}")
+            by_name[table.name] = table
         samples = max((t.samples for t in tables), default=0)
         late_from = samples // 2 if late_from is None else late_from
         sha256 = access_file.digest(tables, samples, late_from)
-        return cls({t.name: t for t in tables}, samples, late_from, source, sha256)
+        return cls(by_name, samples, late_from, source, sha256)
 
     def table(self, name: str) -> TableStatistics:
         """A table by name."""

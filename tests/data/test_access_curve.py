@@ -11,6 +11,11 @@ from recsys_opt.data.access_curve import (
     random_halves,
     time_halves,
 )
+from recsys_opt.data.access_table import (
+    TableStatistics,
+    expected_dead_rows,
+    values_before_hashing,
+)
 from recsys_opt.errors import InputError
 
 
@@ -109,6 +114,28 @@ def test_time_halves_by_definition():
     curve = time_halves(np.array([2, 1, 1]), np.array([6, 2, 1]), 10, 8)
     assert len(early) == 4
     np.testing.assert_allclose(curve.share_of([1, 2, 3, 4, 8]), [0.3, 0.6, 0.8, 0.9, 1.0])
+
+
+def test_drift_is_what_the_later_half_misses_and_the_forecast_is_less_by_it():
+    rng = np.random.default_rng(6)
+    first = (1000 * rng.random(20_000) ** 3).astype(np.int64)
+    still = TableStatistics.from_ids("t", 4000, np.concatenate([first, rng.permutation(first)]))
+    moved = TableStatistics.from_ids("t", 4000, np.concatenate([first, first + 1000]))
+    assert still.drift < 0.01
+    assert moved.drift > 0.5
+    left_out = leave_one_out(moved.counts, moved.rows, 4000)
+    assert moved.curve.share_of(400) < left_out.share_of(400) - 0.3
+    assert abs(still.curve.share_of(400) - leave_one_out(still.counts, still.rows, 4000).share_of(400)) < 0.01
+
+
+def test_the_birthday_paradox_tells_values_from_rows():
+    rng = np.random.default_rng(7)
+    for values in (200, 1000, 3000):
+        seen = np.mean([len(np.unique(rng.integers(0, 1000, values))) for _ in range(50)])
+        assert expected_dead_rows(values, 1000) == pytest.approx(1000 - seen, abs=3)
+        assert values_before_hashing(round(seen), 1000) == pytest.approx(values, rel=0.05)
+    assert expected_dead_rows(10**6, 10**6) == pytest.approx(10**6 / np.e, rel=1e-5)
+    assert values_before_hashing(10, 10) == np.inf
 
 
 def test_share_and_rows_are_inverses():

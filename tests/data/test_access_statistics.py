@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys_opt import _access
 from recsys_opt.data.access_file import _members
 from recsys_opt.data.access_statistics import AccessStatistics, TableStatistics
 from recsys_opt.errors import InputError
@@ -105,6 +106,28 @@ def test_damaged_bytes_are_noticed(two, tmp_path):
             found = AccessStatistics.load(path).table("large")
             found.ranking()
             found.late_counts()
+
+
+def test_bytes_changed_at_random_are_refused_or_change_nothing(two, tmp_path):
+    path, random = tmp_path / "stats.npz", np.random.default_rng(5)
+    counters = _access.SampledCounters(20_000, 64, 32)
+    counters.add(random.integers(0, 20_000, 3000), False)
+    sampled = TableStatistics.from_sampled("sampled", 3000, 3000, counters, (64, 32))
+    whole = AccessStatistics.of([*two.tables.values(), sampled])
+    whole.save(path)
+    content = path.read_bytes()
+    refused = 0
+    for _ in range(300):
+        at, length = random.integers(0, len(content)), random.integers(1, 20)
+        path.write_bytes(content[:at] + random.bytes(length) + content[at + length :])
+        try:
+            found = AccessStatistics.load(path)
+            for table in found.tables.values():
+                table.ranking(), table.late_counts(), table.row_counts()
+            assert found.sha256 == whole.sha256
+        except InputError:
+            refused += 1
+    assert refused > 250
 
 
 def test_newer_versions_and_other_files_are_refused(two, tmp_path):
