@@ -118,14 +118,14 @@ def test_time_halves_by_definition():
 
 def test_drift_is_what_the_later_half_misses_and_the_forecast_is_less_by_it():
     rng = np.random.default_rng(6)
-    first = (1000 * rng.random(20_000) ** 3).astype(np.int64)
-    still = TableStatistics.from_ids("t", 4000, np.concatenate([first, rng.permutation(first)]))
+    first, second = (1000 * rng.random((2, 20_000)) ** 3).astype(np.int64)
+    still = TableStatistics.from_ids("t", 4000, np.concatenate([first, second]))
     moved = TableStatistics.from_ids("t", 4000, np.concatenate([first, first + 1000]))
-    assert still.drift < 0.01
+    assert still.drift < 0.02
     assert moved.drift > 0.5
     left_out = leave_one_out(moved.counts, moved.rows, 4000)
     assert moved.curve.share_of(400) < left_out.share_of(400) - 0.3
-    assert abs(still.curve.share_of(400) - leave_one_out(still.counts, still.rows, 4000).share_of(400)) < 0.01
+    assert abs(still.curve.share_of(400) - leave_one_out(still.counts, still.rows, 4000).share_of(400)) < 0.02
 
 
 def test_the_birthday_paradox_tells_values_from_rows():
