@@ -30,6 +30,10 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "recsys_opt.cli.bench_hardware",
         "bandwidth of memory and disk by the size of a row, as the planner reads it",
     ),
+    "torchrec": (
+        "recsys_opt.cli.bench_torchrec",
+        "what a plan exchanges on TorchRec, and how long its steps take there",
+    ),
     "replay": ("recsys_opt.cli.bench_replay", "lookups a second that a replay takes through a plan"),
     "stats": ("recsys_opt.cli.bench_stats", "lookups counted a second, beside numpy and polars"),
     "curves": (

@@ -192,13 +192,7 @@ class PlanLayout:
     def sharding(self) -> dict[str, dict[str, Any]]:
         """The content of TorchRec's ShardingPlan, as JSON values."""
         content: dict[str, dict[str, Any]] = {
-            t.name: {
-                "sharding_type": "table_wise",
-                "compute_kernel": KERNELS[t.tier],
-                "ranks": [t.piece.device],
-                "shards": [{"offsets": [0, 0], "sizes": [t.rows, t.piece.width], "rank": t.piece.device}],
-            }
-            for t in self.tables
+            t.name: table_wise(t.rows, t.piece.width, t.piece.device, KERNELS[t.tier]) for t in self.tables
         }
         for copy in self.copies:
             content[copy.name] = {
@@ -208,6 +202,16 @@ class PlanLayout:
                 "shards": [],
             }
         return content
+
+
+def table_wise(rows: int, columns: int, device: int, kernel: str) -> dict[str, Any]:
+    """What TorchRec's ParameterSharding says of a table that is whole on a device."""
+    return {
+        "sharding_type": "table_wise",
+        "compute_kernel": kernel,
+        "ranks": [device],
+        "shards": [{"offsets": [0, 0], "sizes": [rows, columns], "rank": device}],
+    }
 
 
 def features_of(table: TablePlan) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.fx
@@ -208,20 +209,25 @@ def sharding_plan(
             )
         per_node = devices_per_node or get_local_size(plan.num_devices)
         found[path] = EmbeddingModuleShardingPlan(
-            {table: _sharding(content, kind, per_node) for table, content in module.layout.sharding().items()}
+            {
+                table: parameter_sharding(content, kind, per_node)
+                for table, content in module.layout.sharding().items()
+            }
         )
     if not found:
         raise InputError("the model has no PlannedEmbeddingBagCollection; put one where its tables are")
     return ShardingPlan(plan=found)
 
 
-def _sharding(content: dict[str, object], kind: str, per_node: int) -> ParameterSharding:
+def parameter_sharding(content: dict[str, Any], kind: str, per_node: int) -> ParameterSharding:
+    """TorchRec's object for an entry of `PlanLayout.sharding`."""
+
     def placement(rank: int) -> _remote_device:
         return _remote_device(f"rank:{rank}/{kind}" + ("" if kind == "cpu" else f":{rank % per_node}"))
 
     shards = [
         ShardMetadata(shard_offsets=s["offsets"], shard_sizes=s["sizes"], placement=placement(s["rank"]))
-        for s in content["shards"]  # type: ignore[attr-defined]
+        for s in content["shards"]
     ]
     return ParameterSharding(
         sharding_type=content["sharding_type"],
