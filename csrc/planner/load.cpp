@@ -1,0 +1,110 @@
+#include "planner/load.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace recsys_opt::planner {
+
+std::vector<double> price_grid(const Problem& p, double expected) {
+  double high = 0;
+  for (const Option& o : p.options) {
+    if (o.tiers == Tiers::kSplit) high = std::max(high, saving(o, p.tables[o.table].rate.front()));
+  }
+  const double low = high * 1e-13;
+  std::vector<double> prices{std::numeric_limits<double>::infinity()};
+  if (high > 0) {
+    const double middle = expected > low && expected < high ? expected : std::sqrt(low * high);
+    for (double price = high; price > low;) {
+      prices.push_back(price);
+      const double away = std::abs(std::log2(price / middle));
+      price /= expected > 0 && away < 1.5 ? 1.06 : away < 5 ? 1.3 : 2.0;
+    }
+  }
+  prices.push_back(0);
+  return prices;
+}
+
+Profiles::Profiles(const Problem& p, std::vector<double> prices)
+    : problem_(p), prices_(std::move(prices)), profiles_(p.options.size()) {
+  PricedClasses at(p);
+  int32_t classes = 0;
+  for (const Option& o : p.options) classes = std::max(classes, o.cost_class + 1);
+  std::vector<const Option*> example(classes, nullptr);
+  for (const Option& o : p.options) {
+    if (o.tiers == Tiers::kSplit) example[o.cost_class] = &o;
+  }
+  for (double price : prices_) {
+    std::vector<double>& rates = rates_.emplace_back(classes, 0.0);
+    for (int32_t c = 0; c < classes; ++c) {
+      if (example[c]) rates[c] = rate_at_price(*example[c], price);
+    }
+  }
+}
+
+const Profile& Profiles::of(int32_t option) {
+  Profile& profile = profiles_[option];
+  if (!profile.bytes.empty()) return profile;
+  const Option& o = problem_.options[option];
+  const Curve& c = problem_.tables[o.table];
+  profile.total_bytes = problem_.bytes(o);
+  for (int32_t l = 0; l < levels(); ++l) {
+    const int64_t cells = o.tiers == Tiers::kFast   ? c.cells()
+                          : o.tiers == Tiers::kSlow ? 0
+                                                    : c.cells_at_least(rates_[l][o.cost_class]);
+    const Split s = split_at_cell(problem_, o, cells);
+    profile.bytes.push_back(static_cast<float>(s.fast_bytes));
+    profile.seconds.push_back(static_cast<float>(s.seconds));
+  }
+  return profile;
+}
+
+Load::Load(int32_t levels, double fast_bytes, double total_bytes)
+    : bytes_(levels, 0.0), sums_(levels, 0.0), fast_(fast_bytes), capacity_(total_bytes) {}
+
+void Load::add(const Profile& piece) {
+  for (size_t l = 0; l < bytes_.size(); ++l) {
+    bytes_[l] += piece.bytes[l];
+    sums_[l] += piece.seconds[l];
+  }
+  total_ += piece.total_bytes;
+  settle();
+}
+
+void Load::remove(const Profile& piece) {
+  for (size_t l = 0; l < bytes_.size(); ++l) {
+    bytes_[l] -= piece.bytes[l];
+    sums_[l] -= piece.seconds[l];
+  }
+  total_ -= piece.total_bytes;
+  settle();
+}
+
+void Load::settle() {
+  seconds_ = seconds_with(nullptr, nullptr);
+}
+
+double Load::seconds_with(const Profile* more, const Profile* less) const {
+  const double infinity = std::numeric_limits<double>::infinity();
+  const double total = total_ + (more ? more->total_bytes : 0) - (less ? less->total_bytes : 0);
+  if (total > capacity_) return infinity;
+  const auto bytes = [&](int32_t l) {
+    return bytes_[l] + (more ? more->bytes[l] : 0.0f) - (less ? less->bytes[l] : 0.0f);
+  };
+  const auto seconds = [&](int32_t l) {
+    return sums_[l] + (more ? more->seconds[l] : 0.0f) - (less ? less->seconds[l] : 0.0f);
+  };
+  const double room = fast_ * (1 + 1e-6) + 1;  // rounding of the profiles
+  int32_t low = 0, high = static_cast<int32_t>(bytes_.size()) - 1;
+  if (bytes(high) <= room) return seconds(high);
+  if (bytes(low) > room) return infinity;  // pieces that must be fast
+  while (high - low > 1) {
+    const int32_t middle = (low + high) / 2;
+    (bytes(middle) <= room ? low : high) = middle;
+  }
+  const double below = bytes(low), above = bytes(high);
+  const double share = std::min((room - below) / (above - below), 1.0);
+  return seconds(low) + share * (seconds(high) - seconds(low));
+}
+
+}  // namespace recsys_opt::planner

@@ -1,0 +1,84 @@
+// From options to a plan: which option each table takes, and which devices its pieces are on.
+//
+// Tables are placed one after the other, the heaviest first, each in the way that adds the least to
+// the devices' times (its pieces go to the devices where they cost least, with the split of every
+// device chosen anew). Then part of a few devices' tables is taken out and placed again, in another
+// order and by slightly other prices, and the result kept where the slowest devices get faster
+// (ruin and recreate, Schrimpf et al. 2000).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "planner/load.h"
+#include "planner/problem.h"
+
+namespace recsys_opt::planner {
+
+struct Assignment {
+  std::vector<int32_t> option;                // [tables]
+  std::vector<std::vector<int32_t>> devices;  // [tables] of each piece, ascending
+  double seconds = 0;                         // of the slowest device
+  int32_t unplaced = -1;  // a table that no device had room for; -1: all are placed
+};
+
+struct Effort {
+  int64_t trials;      // times that a device's time is asked for, at most
+  double good_enough;  // stop at this time
+};
+
+class Search {
+ public:
+  // `price`: of a byte of the fast tier, as the bound has it.
+  Search(const Problem& problem, const std::vector<double>& least, double price, uint64_t seed);
+
+  // Places all tables anew. `reach`: the time that devices should end within.
+  // `priced`: by weights (seconds + price * fast bytes), as if every device's fast tier were full
+  // already; else by seconds, where the first tables take the fast tier as if they were alone.
+  void construct(double reach, bool priced);
+  void improve(Effort effort);
+  const Assignment& best() const { return best_; }
+
+ private:
+  struct Choice {
+    double cost;
+    int32_t option;
+    std::vector<int32_t> devices;
+  };
+
+  bool insert(int32_t table);
+  void consider(int32_t table, int32_t option, double noise);
+  void take_out(int32_t table);
+  void put_in(int32_t table, int32_t option, const std::vector<int32_t>& devices);
+  bool place_all(const std::vector<int32_t>& order);
+  double cost_on(int32_t device, int32_t option, const Profile& piece);
+  double penalty(double seconds) const;
+  double height() const;
+  void choose_tables(std::vector<int32_t>* out);
+  double slowest() const;
+  void keep_if_best();
+  void resume();
+  uint64_t next();
+  double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
+
+  const Problem& problem_;
+  Profiles profiles_;
+  std::vector<std::vector<int32_t>> options_;  // [tables] worth trying, the cheapest first
+  std::vector<double> weight_;                 // [tables] of the cheapest option
+  std::vector<Load> loads_;                    // [devices]
+  std::vector<std::vector<int32_t>> on_;       // [devices] tables
+  std::vector<int32_t> all_, open_;            // devices: all; those that tables may be put on now
+  Assignment now_, best_;
+  Choice choice_;
+  std::vector<std::pair<double, int32_t>> costs_;
+  bool priced_ = false;
+  double price_;
+  PricedClasses at_price_;
+  std::vector<double> load_weight_;  // [devices] while priced
+  double reach_ = 0, noise_ = 0, reference_ = 0;
+  int64_t trials_ = 0;
+  uint64_t state_;
+};
+
+}  // namespace recsys_opt::planner
