@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ def make_options(model: CostModel, tables: Sequence[PlannedTable]) -> Options:
         np.array([[_pinned_to(model, t, cut) for cut in cuts] for t in tables]) if settings.pins else None
     )
     tiers = np.array([_tier(model, t) for t in tables]) if settings.pins else np.zeros(len(tables), dtype=int)
-    columns: dict[str, list[NDArray[np.float64]]] = {name: [] for name in (*FIELDS, "cut")}
+    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in (*FIELDS, "cut")}
     classes: dict[int, int] = {}
     for index, cut in enumerate(cuts):
         for dim in np.unique(dims):
@@ -79,8 +80,8 @@ def make_options(model: CostModel, tables: Sequence[PlannedTable]) -> Options:
                 continue
             width = int(dim) // cut.column_shards
             cost_class = classes.setdefault(width, len(classes))
-            made = _arrays(model, cut, width, rows[chosen], lookups[chosen])
-            made |= {
+            made: dict[str, NDArray[Any]] = {
+                **_arrays(model, cut, width, rows[chosen], lookups[chosen]),
                 "table": chosen,
                 "tiers": np.full(len(chosen), FAST) if cut.sharding == "data_parallel" else tiers[chosen],
                 "cost_class": np.full(len(chosen), cost_class),
@@ -95,8 +96,8 @@ def make_options(model: CostModel, tables: Sequence[PlannedTable]) -> Options:
     if len(without):
         name = tables[int(without[0])].config.name
         raise InputError(
-            f"table {name}: none of the allowed ways to cut it ({', '.join(settings.shardings)}) is open to it "
-            f"on {hardware.num_devices} devices with its pins; allow table_wise, or change its pin"
+            f"table {name}: none of the allowed ways to cut it ({', '.join(settings.shardings)}) is open to "
+            f"it on {hardware.num_devices} devices with its pins; allow table_wise, or change its pin"
         )
     cut_of = joined.pop("cut").astype(np.int64)
     return Options(joined, cuts, cut_of)

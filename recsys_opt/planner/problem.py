@@ -47,7 +47,7 @@ class PlannedTable:
         if abs(float(self.rows.sum()) - self.config.num_embeddings) > 0.5:
             raise InputError(
                 f"table {name}: its access curve is about {float(self.rows.sum()):.0f} rows, but the table "
-                f"has {self.config.num_embeddings}; make the statistics again, from data prepared for this table"
+                f"has {self.config.num_embeddings}; make the statistics again, from data prepared for it"
             )
         density = self.share / self.rows
         if (self.share < 0).any() or (np.diff(density) > 1e-9 * density[0]).any():
@@ -147,7 +147,8 @@ def planned_tables(
         if found.num_embeddings != config.num_embeddings:
             raise InputError(
                 f"table {config.name} has {config.num_embeddings} rows in {names}, but "
-                f"{found.num_embeddings} in the statistics; make statistics of the data that the model is trained on"
+                f"{found.num_embeddings} in the statistics; make statistics of the data that the model is "
+                "trained on"
             )
         curve = found.curve
         planned.append(PlannedTable.from_curve(config, found.lookups_per_sample, curve.rows, curve.share))
