@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from recsys_opt import _access
 from recsys_opt.bench.measure import Task, quantile, take_turns
 from recsys_opt.data.access_count import CountOptions, count_statistics
 from recsys_opt.data.access_counters import count
+from recsys_opt.data.access_sampled import LEAST_SLOTS, slots_for
 from recsys_opt.data.lookup_sources import BLOCK_ROWS, ArraySource
 from recsys_opt.data.synth import SyntheticCriteo, usable_threads
 from recsys_opt.progress import Progress, SilentProgress
@@ -25,6 +27,7 @@ Array = NDArray[Any]
 OURS = "counters, 1 thread"
 LARGE_TABLE = 40_000_000
 EXPONENT = 1.05
+SAMPLE_BYTES = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,10 @@ def _ways(case: Case, work: Path) -> Mapping[str, Callable[[], object]]:
     ways: dict[str, Callable[[], object]] = {OURS: lambda: ours(1)}
     if usable_threads() > 1:
         ways[f"counters, {usable_threads()} threads"] = lambda: ours(usable_threads())
+    seen = [_access.SampledCounters(n, 3 * len(case.ids) // 2 + LEAST_SLOTS, LEAST_SLOTS) for n in case.sizes]
+    part = [_access.SampledCounters(n, *slots_for(SAMPLE_BYTES // len(case.sizes))) for n in case.sizes]
+    ways["by the rows seen, 1 thread"] = partial(_add, seen, columns)
+    ways[f"sampled in {SAMPLE_BYTES // 10**6} MB, 1 thread"] = partial(_add, part, columns)
     np.save(work / "ids.npy", case.ids)
     options = CountOptions(threads=usable_threads())
     ways[f"stats: read, count, rank, write; {usable_threads()} threads"] = lambda: count_statistics(
@@ -127,6 +134,11 @@ def _ways(case: Case, work: Path) -> Mapping[str, Callable[[], object]]:
     if importlib.util.find_spec("polars") is not None:
         ways[f"polars value_counts, {usable_threads()} threads"] = _polars(columns)
     return ways
+
+
+def _add(counters: Sequence[_access.SampledCounters], columns: Sequence[Array]) -> None:
+    for one, column in zip(counters, columns, strict=True):
+        one.add(column, False)
 
 
 def _polars(columns: list[Array]) -> Callable[[], object]:
