@@ -32,7 +32,7 @@ class Case:
 
         self.hot, self.cold, self.remaps = [], [], []
         for _ in range(tables):
-            rows, dim = one_of(1, 3, 40, 20_011), one_of(1, 3, 16, 33)
+            rows, dim = one_of(1, 3, 40, 20_011), one_of(1, 3, 16, 33, 64, 128)
             split = one_of(0, rows // 3, rows)
             self.hot.append(torch.randn(split, dim, dtype=torch.float64, generator=g))
             self.cold.append(torch.randn(rows - split, dim, dtype=torch.float64, generator=g))

@@ -74,7 +74,9 @@ inline DenseBagShape check_dense_bag_args(
 inline void check_dense_bag_offsets(const int64_t* offsets, int64_t bags, int64_t ids,
                                     const char* op = "dense_bag") {
   STD_TORCH_CHECK(offsets[0] == 0, op, ": offsets[0] = ", offsets[0], "; it must be 0");
-  for (int64_t k = 0; k < bags; ++k)
+  bool ascending = true;
+  for (int64_t k = 0; k < bags; ++k) ascending &= offsets[k] <= offsets[k + 1];
+  for (int64_t k = 0; k < bags && !ascending; ++k)
     STD_TORCH_CHECK(offsets[k] <= offsets[k + 1], op, ": offsets[", k + 1, "] = ", offsets[k + 1],
                     " is below offsets[", k, "] = ", offsets[k]);
   STD_TORCH_CHECK(offsets[bags] <= ids, op, ": offsets[", bags, "] = ", offsets[bags],

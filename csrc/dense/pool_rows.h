@@ -28,9 +28,12 @@ struct PooledRows {
   ALWAYS_INLINE bool has(int64_t position) const {
     return static_cast<uint64_t>(position) < static_cast<uint64_t>(rows);
   }
+  // Without a branch: which tier comes next is anybody's guess.
   ALWAYS_INLINE const T* operator[](int64_t position) const {
-    const bool is_hot = position < hot_rows;
-    return (is_hot ? hot : cold) + (is_hot ? position : position - hot_rows) * dim;
+    const auto is_cold = static_cast<uintptr_t>(-static_cast<int64_t>(position >= hot_rows));
+    const auto near = reinterpret_cast<uintptr_t>(hot), far = reinterpret_cast<uintptr_t>(cold);
+    const uintptr_t base = near + (is_cold & (far - near - hot_rows * dim * sizeof(T)));
+    return reinterpret_cast<const T*>(base + position * dim * sizeof(T));
   }
 };
 

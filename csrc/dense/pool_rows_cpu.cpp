@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cstring>
 
 #include "dense/pool_rows.h"
 
@@ -12,22 +11,35 @@ ALWAYS_INLINE void prefetch(const T* row, int64_t dim) {
     __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
 }
 
+// Numbers that are added at once; gcc makes arrays of plain ones scalars, one by one.
+template <typename T>
+struct Lane {
+  typedef T Type __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
+  static constexpr int64_t kWidth = 32 / sizeof(T);
+};
+
 // The sum of a bag: DIM numbers in registers, or any number of them where they are to go.
 template <int64_t DIM, typename T>
 struct Sum {
-  explicit Sum(T*, int64_t) {}
+  using Vector = typename Lane<T>::Type;
+  static constexpr int64_t kVectors = DIM / Lane<T>::kWidth;
+
+  Sum(T*, int64_t) {}
   ALWAYS_INLINE void set(const T* row, T factor) {
-    for (int64_t d = 0; d < DIM; ++d) numbers[d] = factor * row[d];
+    for (int64_t v = 0; v < kVectors; ++v)
+      numbers[v] = factor * reinterpret_cast<const Vector*>(row)[v];
   }
   ALWAYS_INLINE void add(const T* row, T factor) {
-    for (int64_t d = 0; d < DIM; ++d) numbers[d] += factor * row[d];
+    for (int64_t v = 0; v < kVectors; ++v)
+      numbers[v] += factor * reinterpret_cast<const Vector*>(row)[v];
   }
   ALWAYS_INLINE void finish(T* to, T divisor) {
-    if (divisor != T(1))
-      for (int64_t d = 0; d < DIM; ++d) numbers[d] /= divisor;
-    std::memcpy(to, numbers, sizeof(numbers));
+    for (int64_t v = 0; v < kVectors; ++v) {
+      if (divisor != T(1)) numbers[v] /= divisor;
+      reinterpret_cast<Vector*>(to)[v] = numbers[v];
+    }
   }
-  T numbers[DIM];
+  Vector numbers[kVectors];
 };
 template <typename T>
 struct Sum<0, T> {
@@ -88,8 +100,12 @@ ALWAYS_INLINE int64_t pool_of_width(const PooledRows<T>& rows, const PoolBags<T>
   switch (rows.dim) {
     case 16:
       return pool_body<16>(rows, bags, positions, out, stride);
+    case 32:
+      return pool_body<32>(rows, bags, positions, out, stride);
     case 64:
       return pool_body<64>(rows, bags, positions, out, stride);
+    case 128:
+      return pool_body<128>(rows, bags, positions, out, stride);
     default:
       return pool_body<0>(rows, bags, positions, out, stride);
   }

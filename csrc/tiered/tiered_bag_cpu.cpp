@@ -9,54 +9,13 @@
 #include "dispatch.h"
 #include "empty_on_cpu.h"
 #include "tiered/tiered_bag.h"
+#include "tiered/translate.h"
 #include "tt/tt_update.h"
 
 namespace recsys_opt::tiered {
 namespace {
 
-constexpr int64_t kRemapAhead = 32;  // remaps asked for ahead: of a large table they are misses too
-// Positions of the ids [begin, end) of one table; false, with the first bad lookup kept, where an
-// id is outside the table or its position is.
-template <typename Id, typename Remap, typename Position>
-bool translate(const Id* ids, const Remap* remap, int64_t rows, int64_t begin, int64_t end,
-               int64_t last_id, Position* positions, std::atomic<int64_t>& bad) {
-  const auto limit = static_cast<uint64_t>(rows);
-  bool fits = true;
-  for (int64_t k = begin; k < end; ++k) {
-    if (k + kRemapAhead < last_id) {
-      const int64_t next = ids[k + kRemapAhead];
-      if (static_cast<uint64_t>(next) < limit) __builtin_prefetch(remap + next);
-    }
-    const int64_t id = ids[k];
-    const bool valid = static_cast<uint64_t>(id) < limit;
-    const int64_t position = remap[valid ? id : 0];
-    fits &= valid && static_cast<uint64_t>(position) < limit;
-    positions[k] = static_cast<Position>(position);
-  }
-  if (fits) return true;
-  for (int64_t k = begin; k < end; ++k) {
-    const int64_t id = ids[k];
-    if (static_cast<uint64_t>(id) < limit && static_cast<uint64_t>(positions[k]) < limit) continue;
-    keep_smallest(bad, k);
-    break;
-  }
-  return false;
-}
-
-// The ids of a table whose ids are positions, beside others that have remaps.
-template <typename Id, typename Position>
-bool take_over(const Id* ids, int64_t rows, int64_t begin, int64_t end, Position* positions,
-               std::atomic<int64_t>& bad) {
-  for (int64_t k = begin; k < end; ++k) {
-    const int64_t id = ids[k];
-    if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(rows)) {
-      keep_smallest(bad, k);
-      return false;
-    }
-    positions[k] = static_cast<Position>(id);
-  }
-  return true;
-}
+constexpr int64_t kRemapsAhead = 128;  // lookups whose remaps are asked for ahead
 
 template <typename T>
 struct Lookup {
@@ -71,14 +30,36 @@ struct Lookup {
   int64_t start(int64_t bag) const { return offsets ? offsets[bag] : bag; }
 };
 
+// Positions of the ids [begin, end) of one table, whose last is before last_id. False, with the
+// first bad lookup kept, where an id or its position is outside the table.
 template <typename Id, typename Position>
 bool find_positions(const Tensor& remap, const Id* ids, int64_t rows, int64_t begin, int64_t end,
                     int64_t last_id, Position* positions, std::atomic<int64_t>& bad) {
-  if (remap.numel() == 0) return take_over(ids, rows, begin, end, positions, bad);
-  if (remap.scalar_type() == ScalarType::Int)
-    return translate(ids, remap.const_data_ptr<int32_t>(), rows, begin, end, last_id, positions,
-                     bad);
-  return translate(ids, remap.const_data_ptr<int64_t>(), rows, begin, end, last_id, positions, bad);
+  const auto outside = [&](int64_t number) {
+    return static_cast<uint64_t>(number) >= static_cast<uint64_t>(rows);
+  };
+  const auto find = [&](const auto* map) {
+    ask_for_remaps(ids, map, rows, std::min(begin + kRemapsAhead, last_id),
+                   std::min(end + kRemapsAhead, last_id));
+    if (translate(ids, map, rows, begin, end, positions)) return true;
+    int64_t k = begin;
+    while (!outside(ids[k]) && !outside(map[ids[k]])) ++k;
+    keep_smallest(bad, k);
+    return false;
+  };
+  if (remap.numel() > 0) {
+    if (remap.scalar_type() == ScalarType::Int) return find(remap.const_data_ptr<int32_t>());
+    if constexpr (sizeof(Position) == 8) return find(remap.const_data_ptr<int64_t>());
+  }
+  // Ids that are positions, beside tables that have remaps.
+  for (int64_t k = begin; k < end; ++k) {
+    if (outside(ids[k])) {
+      keep_smallest(bad, k);
+      return false;
+    }
+    positions[k] = static_cast<Position>(ids[k]);
+  }
+  return true;
 }
 
 // Pools by ids; where positions are wanted, they are written first, block by block and so far ahead

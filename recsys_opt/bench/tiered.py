@@ -106,11 +106,12 @@ def _run(settings: Settings, progress: Progress) -> list[dict[str, Any]]:
     progress.start("splits", len(settings.hot_shares), "split")
     found = []
     with tempfile.TemporaryDirectory(dir=settings.cold_dir) as folder:
+        tiered = {place: _Tiered(settings, place, ranking, Path(folder)) for place in settings.places}
         for share in settings.hot_shares:
-            tiered = [_tiered(settings, share, place, ranking, Path(folder)) for place in settings.places]
+            candidates = [*others, *(own.at(share) for own in tiered.values())]
             for batch_size in settings.batch_sizes:
                 for work in settings.works:
-                    found += _measure(settings, share, [*others, *tiered], rank_of, batch_size, work)
+                    found += _measure(settings, share, candidates, rank_of, batch_size, work)
             progress.advance(1)
     progress.finish()
     return found
@@ -152,15 +153,24 @@ def _dense(settings: Settings) -> Candidate:
     return _grouped("one tier", settings, [DenseEmbeddingBag(rows, dim) for _ in range(settings.tables)])
 
 
-def _tiered(settings: Settings, share: float, place: str, ranking: Tensor, folder: Path) -> Candidate:
-    rows, ranked = settings.num_embeddings, None if place == "ranks" else ranking
-    hot_rows = [round(share * rows)] * settings.tables
-    if place == "whole":
-        hot = round(share * settings.tables)
-        hot_rows, ranked = [rows] * hot + [0] * (settings.tables - hot), None
-    cold_dir = folder if place == "file" else None
-    bags = [_bag(settings, count, ranked, cold_dir) for count in hot_rows]
-    return _grouped(f"tiered, {place}", settings, bags, takes_ranks=place == "ranks")
+class _Tiered:
+    """Tables in a place, which are split anew for each share."""
+
+    def __init__(self, settings: Settings, place: str, ranking: Tensor, folder: Path) -> None:
+        self._settings, self._place = settings, place
+        ranked = ranking if place in ("memory", "file") else None
+        cold_dir = folder if place == "file" else None
+        self._bags = [_bag(settings, 0, ranked, cold_dir) for _ in range(settings.tables)]
+
+    def at(self, share: float) -> Candidate:
+        """With so many of the rows in the hot tier."""
+        rows, tables = self._settings.num_embeddings, self._settings.tables
+        whole = round(share * tables)
+        for t, bag in enumerate(self._bags):
+            bag.fuse_update(None)
+            bag.set_hot_rows((rows if t < whole else 0) if self._place == "whole" else round(share * rows))
+        ranks = self._place == "ranks"
+        return _grouped(f"tiered, {self._place}", self._settings, self._bags, takes_ranks=ranks)
 
 
 def _bag(

@@ -22,8 +22,9 @@ from recsys_opt.embeddings.tiered_rows import (
     move_rows,
     positions_of,
     ranks_of,
-    read_rows,
+    read_range,
     rows_in_id_order,
+    write_range,
     write_rows,
 )
 from recsys_opt.errors import InputError
@@ -307,7 +308,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
             fresh_hot = hot.new_zeros(hot_rows, *hot.shape[1:])
             cold_shape = (self.num_embeddings - hot_rows, *cold.shape[1:])
             fresh_cold = self._tier.zeros(cold_shape, cold.dtype, hot.device)
-            move_rows((hot, cold, self.remap), (fresh_hot, fresh_cold, remap), ids)
+            move_rows((hot, cold, self.remap), (fresh_hot, fresh_cold), ids)
             for name, fresh, old in ((hot_name, fresh_hot, hot), (cold_name, fresh_cold, cold)):
                 self._put(name, nn.Parameter(fresh, old.requires_grad) if name in ("hot", "cold") else fresh)
         self.remap = remap
@@ -366,8 +367,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
             with torch.no_grad():
                 self.remap = remap.to(device=self.remap.device, dtype=self.remap.dtype, copy=True)
                 for start, stop in chunks(rows[0], self.cold):
-                    places = torch.arange(start, stop)
-                    write_rows(self.hot, self.cold, places, read_rows(hot, cold, places))
+                    write_range(self.hot, self.cold, start, read_range(hot, cold, start, stop))
             return
         super()._load_from_state_dict(state_dict, prefix, *arguments, **named)
 

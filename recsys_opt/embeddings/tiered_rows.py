@@ -70,6 +70,26 @@ def write_rows(hot: Tensor, cold: Tensor, positions: Tensor, rows: Tensor) -> No
     cold.detach()[sorted_positions[split:] - hot_rows] = rows[order[split:]]
 
 
+def read_range(hot: Tensor, cold: Tensor, start: int, stop: int) -> Tensor:
+    """The rows at the positions start .. stop - 1, in host memory."""
+    await_kernels(hot)
+    split = min(max(hot.shape[0], start), stop)
+    parts = (hot.detach()[start:split].to(cold.device), cold.detach()[split - len(hot) : stop - len(hot)])
+    if split == stop:
+        return parts[0]
+    return parts[1] if split == start else torch.cat(parts)
+
+
+def write_range(hot: Tensor, cold: Tensor, start: int, rows: Tensor) -> None:
+    """Sets the rows from position `start` on."""
+    await_kernels(hot)
+    stop = start + len(rows)
+    split = min(max(hot.shape[0], start), stop)
+    hot.detach()[start:split] = rows[: split - start].to(hot.device)
+    if split < stop:
+        cold.detach()[split - len(hot) : stop - len(hot)] = rows[split - start :]
+
+
 def positions_of(remap: Tensor, start: int, stop: int) -> Tensor:
     """The positions of the ids start .. stop - 1."""
     if remap.numel() == 0:
@@ -83,21 +103,19 @@ def rows_in_id_order(hot: Tensor, cold: Tensor, remap: Tensor) -> Iterator[tuple
         yield start, read_rows(hot, cold, positions_of(remap, start, stop))
 
 
-def move_rows(
-    old: tuple[Tensor, Tensor, Tensor], new: tuple[Tensor, Tensor, Tensor], ids: Tensor | None
-) -> None:
+def move_rows(old: tuple[Tensor, Tensor, Tensor], new: tuple[Tensor, Tensor], ids: Tensor | None) -> None:
     """Copies every id's row from one pair of tiers into another.
 
-    old, new  (hot, cold, remap); the remaps say where the ids are
-    ids       the id at each of the new positions, or None where both remaps are the same
+    old  (hot, cold, remap)
+    new  (hot, cold)
+    ids  the id at each of the new positions, or None where the remap stays
     """
     hot, cold, remap = old
-    to_hot, to_cold, _ = new
     for start, stop in chunks(hot.shape[0] + cold.shape[0], cold):
-        places = torch.arange(start, stop)
         if ids is None:
-            sources = places
+            rows = read_range(hot, cold, start, stop)
         else:
-            here = ids[start:stop].long().cpu()
+            here = ids[start:stop].long()
             sources = here if remap.numel() == 0 else remap[here.to(remap.device)].long().cpu()
-        write_rows(to_hot, to_cold, places, read_rows(hot, cold, sources))
+            rows = read_rows(hot, cold, sources)
+        write_range(*new, start, rows)
