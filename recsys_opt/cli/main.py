@@ -7,6 +7,7 @@ machine), progress and errors to stderr.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("recsys_opt.cli.doctor", "print what is installed, what works, and what to do about the rest"),
     "data": ("recsys_opt.cli.data", "prepare Criteo data, or generate data like it"),
     "stats": ("recsys_opt.cli.stats", "count how often the rows of embedding tables are looked up"),
+    "plan": ("recsys_opt.cli.plan", "place the rows of embedding tables on devices and memory tiers"),
     "train": ("recsys_opt.cli.train", "train and evaluate a DLRM"),
     "convert": (
         "recsys_opt.cli.convert",
@@ -56,6 +58,19 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
             add_json_flag(sub)
 
 
+def with_default_subverb(arguments: list[str], verb: str | None) -> list[str]:
+    """The command line with the sub-verb that stands for none, where the verb has one."""
+    if verb is None:
+        return arguments
+    module = importlib.import_module(VERBS[verb][0])
+    default = getattr(module, "DEFAULT", None)
+    after = arguments[arguments.index(verb) + 1 :]
+    if default is None or not after or after[0] in ("-h", "--help") or after[0] in module.SUBVERBS:
+        return arguments
+    at = arguments.index(verb) + 1
+    return [*arguments[:at], default, *arguments[at:]]
+
+
 _SPINS = "3000"  # some tens of microseconds
 
 
@@ -75,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     verb = next((a for a in arguments if a in VERBS), None)
     try:
-        args = build_parser(verb).parse_args(arguments)
+        args = build_parser(verb).parse_args(with_default_subverb(arguments, verb))
         outcome: Outcome = args.handler(args)
         emit(outcome, as_json=args.json)
         return outcome.exit_code

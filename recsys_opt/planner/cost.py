@@ -142,6 +142,11 @@ class CostModel:
             for r in sums
         )
 
+    def table_seconds(self, placed: TablePlan, table: PlannedTable) -> float:
+        """Of one table over all its pieces."""
+        over_node = self.over_node(placed)
+        return float(sum(sum(self._piece(placed, p, table, over_node)[:3]) for p in placed.pieces()))
+
     def _piece(
         self, placed: TablePlan, piece: Piece, table: PlannedTable, over_node: bool
     ) -> tuple[float, ...]:
