@@ -10,9 +10,10 @@ a ranking by lookups that it has not seen, all from how many rows N_k were looke
 - `random_halves`: ranked by one half, judged by the other. Of a ranking by half as many lookups, so too low.
 - `time_halves`: ranked by the first half of the time, judged by the second. The same, and what has changed.
 
-The first two take lookups as exchangeable. How far they are from it is the drift: by how much `time_halves`
-falls below `random_halves`, whose rankings are of as many lookups. The curve to plan with is `forecast`:
-leave one out, less the drift. `recsys-opt bench curves` holds all of them against lookups that came later.
+The first two take lookups as exchangeable, those of one bag too: where bags repeat an id, both are too high.
+How far they are from it is the drift: by how much `time_halves` falls below `random_halves`, whose rankings
+are of as many lookups. The curve to plan with is `forecast`: leave one out, less the drift. `recsys-opt bench
+curves` holds all of them against lookups that came later.
 """
 
 from __future__ import annotations

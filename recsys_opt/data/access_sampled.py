@@ -25,6 +25,7 @@ HEAD_SLOT_BYTES = 16
 HEAD_SHARE = 0.25
 """Of the memory."""
 LEAST_SLOTS = 16
+_FEW = 1 << 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,20 +58,25 @@ def slots_for(memory_bytes: int) -> tuple[int, int]:
 
 
 def exact_ranked(known: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """What `_access.ranked` gives, of rows that are all counted."""
+    """What `_access.ranked` gives, of rows that are all counted, in the order of the ranking."""
     early, late = known["early"].astype(np.int64), known["late"].astype(np.int64)
-    negative, rows = np.unique(-(early + late), return_counts=True)
-    by_early, where, early_rows = np.unique(-early, return_inverse=True, return_counts=True)
-    early_late = np.bincount(where, weights=late, minlength=len(by_early)).astype(np.int64)
-    some = by_early < 0
+    total = early + late
+    first = np.flatnonzero(np.diff(total, prepend=-1))
+    rows = np.diff(first, append=len(total)).astype(np.int64)
+    few = early < _FEW
+    by_few = np.bincount(early[few], minlength=_FEW)
+    late_few = np.bincount(early[few], weights=late[few], minlength=_FEW).astype(np.int64)
+    counts = np.flatnonzero(by_few[1:])[::-1] + 1
+    many, where, by_many = np.unique(-early[~few], return_inverse=True, return_counts=True)
+    late_many = np.bincount(where, weights=late[~few], minlength=len(many)).astype(np.int64)
     return {
-        "counts": -negative,
-        "rows": rows.astype(np.int64),
-        "ids": pack_ids(known["ids"], rows.astype(np.int64)),
+        "counts": total[first],
+        "rows": rows,
+        "ids": pack_ids(known["ids"], rows),
         "late": _access.pack_numbers(known["late"]),
-        "early_counts": -by_early[some],
-        "early_rows": early_rows[some].astype(np.int64),
-        "early_late": early_late[some],
+        "early_counts": np.concatenate([-many, counts]),
+        "early_rows": np.concatenate([by_many, by_few[counts]]).astype(np.int64),
+        "early_late": np.concatenate([late_many, late_few[counts]]),
     }
 
 
