@@ -9,7 +9,7 @@ from typing import Any
 
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
-from recsys_opt.cli.stats_table import statistics_table
+from recsys_opt.cli.stats_table import statistics_table, table_details
 from recsys_opt.data.access_count import CountOptions, count_statistics, table_sizes
 from recsys_opt.data.access_statistics import AccessStatistics
 from recsys_opt.data.dataset import FILE_NAME as DATASET_FILE
@@ -28,7 +28,7 @@ EXAMPLE = "\n  ".join(
         "recsys-opt stats trace/ --batches 0:3 --out stats.npz",
         "recsys-opt stats monday.parquet tuesday.parquet --rows user=40M --out stats.npz",
         "recsys-opt stats --merge day_0.npz day_1.npz --out stats.npz",
-        "recsys-opt stats stats.npz",
+        "recsys-opt stats stats.npz --table C3",
     )
 )
 
@@ -86,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--overwrite", action="store_true", help="replace --out, and start an interrupted run over"
     )
+    how.add_argument("--table", metavar="NAME", help="print one table at length: its histogram and its curve")
     how.add_argument(
         "--top", type=int, default=26, metavar="N", help="tables to print, largest first (default 26)"
     )
@@ -188,7 +189,10 @@ def _outcome(found: AccessStatistics, args: argparse.Namespace, lines: list[str]
         **more,
         "tables": [t.to_json() for t in found.tables.values()],
     }
-    return Outcome("\n".join([*lines, "", *statistics_table(found, args.top)]), result)
+    if args.table is None:
+        return Outcome("\n".join([*lines, "", *statistics_table(found, args.top)]), result)
+    table = found.table(args.table)
+    return Outcome("\n".join([*lines, "", *table_details(table)]), {**result, "tables": [table.to_json()]})
 
 
 def _sizes(texts: list[str]) -> dict[str, int]:

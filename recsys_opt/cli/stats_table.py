@@ -36,6 +36,30 @@ def statistics_table(found: AccessStatistics, top: int) -> list[str]:
     return lines + _notes(found, shown)
 
 
+def table_details(table: TableStatistics) -> list[str]:
+    """One table: how many rows are looked up how often, and what the hottest take."""
+    m = table.num_embeddings
+    lines = [
+        f"{table.name[:60]}: {m:,} rows; {table.lookups:,} lookups of {table.distinct:,} rows in "
+        f"{table.samples:,} samples",
+        "",
+        f"{'looked up':>23}{'rows':>14}{'of all':>8}{'lookups':>16}{'of all':>8}",
+        f"{'never':>23}{table.dead_rows:>14,}{_percent(table.dead_rows / m):>8}",
+    ]
+    for low, high, rows, lookups in table.histogram():
+        times = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        part = _percent(lookups / max(table.lookups, 1))
+        lines.append(f"{times:>23}{rows:>14,}{_percent(rows / m):>8}{lookups:>16,}{part:>8}")
+    lines += ["", f"{'hottest rows':>23}{'of all':>14}{'to come':>12}{'seen':>8}   (share of the lookups)"]
+    shares = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5)
+    for rows in dict.fromkeys(round(share * m) for share in shares if share * m >= 1):
+        lines.append(
+            f"{rows:>23,}{f'{100 * rows / m:.2f}%':>14}{_percent(table.curve.share_of(rows)):>12}"
+            f"{_percent(table.curve_in_sample.share_of(rows)):>8}"
+        )
+    return lines
+
+
 def _line(table: TableStatistics, width: int) -> str:
     name = table.name if len(table.name) <= width else table.name[: width - 3] + "..."
     m = table.num_embeddings

@@ -28,6 +28,11 @@ def test_counted_shown_and_merged(capsys, tmp_path, data):
     assert "19,200 lookups of 4,800 samples" in text
     code, again, _ = run(capsys, out)
     assert (code, again.splitlines()[3:]) == (0, text.splitlines()[4:])
+    code, details, _ = run(capsys, out, "--table", "C4")
+    assert code == 0
+    assert "C4: 5,000 rows; 4,800 lookups" in details
+    assert max(map(len, details.splitlines())) <= 100
+    assert run(capsys, out, "--table", "C9")[0] == 2
     for first in (0, 2400):
         assert (
             run(capsys, data, "--range", f"{first}:{first + 2400}", "--out", tmp_path / f"{first}.npz")[0]
