@@ -42,6 +42,9 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
       "Tensor(c!)[] hot_states, Tensor(d!)[] cold_states, Tensor positions, Tensor? offsets, "
       "Tensor? per_sample_weights, int[] mean, bool factors_grad, int algorithm, "
       "Tensor hyperparameters) -> Tensor");
+  m.def(
+      "tiered_ask_ahead(Tensor[] hot, Tensor[] cold, Tensor[] remaps, Tensor[] cold_states, "
+      "Tensor indices, Tensor? offsets, int[] mapped) -> ()");
   // hot_rows/
   m.def(
       "hot_rows_split(Tensor indices, Tensor? offsets, Tensor[] keys, Tensor[] directories, int[] "

@@ -141,6 +141,11 @@ def test_opcheck():
         for tier in (*case.hot, *case.cold):
             tier.requires_grad_()
         torch.library.opcheck(NATIVE.tiered_bag.default, case.arguments())
+        state = torch.zeros(0)
+        torch.library.opcheck(
+            NATIVE.tiered_ask_ahead.default,
+            (*case.arguments()[:3], [state] * 2, *case.arguments()[3:5], [0, 0]),
+        )
         plain = [[tier.detach() for tier in tiers] for tiers in (case.hot, case.cold)]
         rest = (case.positions(), case.offsets, case.factors, case.mean, case.factors is not None)
         for algorithm in ("sgd", "adam"):

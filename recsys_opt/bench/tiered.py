@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +27,13 @@ WORKS = ("forward", "step")
 PLACES = {
     "memory": "the cold tier in memory; pinned, on a GPU",
     "file": "the cold tier in a memory-mapped file",
+    "disk": "as file, with its pages put out of memory before each call",
+    "disk-unasked": "as disk, with no page asked for before the lookup needs it",
     "ranks": "the cold tier in memory, and ids that are ranks: no remap",
     "whole": "in memory; the first so many of the tables wholly hot, the others wholly cold",
 }
+_IN_FILES = ("file", "disk", "disk-unasked")
+_MADV_PAGEOUT, _MS_SYNC = 21, 4  # linux/mman.h
 LEARNING_RATE = 0.01
 
 
@@ -67,7 +72,7 @@ class Settings:
                     raise InputError(f"there is no {what} {name!r}; choose from {', '.join(known)}")
         if self.algorithm not in ("sgd", "adagrad", "rowwise_adagrad"):
             raise InputError(f"algorithm = {self.algorithm!r}; it must be sgd, adagrad or rowwise_adagrad")
-        if "file" in self.places and self.device != "cpu":
+        if set(_IN_FILES) & set(self.places) and self.device != "cpu":
             raise InputError(f"files are for the CPU; device = {self.device!r}: leave out the place 'file'")
 
 
@@ -84,6 +89,8 @@ class Candidate:
     finish: Callable[[], object]
     """What comes behind the backward pass of a step."""
     takes_ranks: bool = False
+    prepare: Callable[[], object] | None = None
+    """What comes before each call, without being timed."""
     works: tuple[str, ...] = WORKS
 
 
@@ -158,8 +165,8 @@ class _Tiered:
 
     def __init__(self, settings: Settings, place: str, ranking: Tensor, folder: Path) -> None:
         self._settings, self._place = settings, place
-        ranked = ranking if place in ("memory", "file") else None
-        cold_dir = folder if place == "file" else None
+        ranked = ranking if place in ("memory", *_IN_FILES) else None
+        cold_dir = folder if place in _IN_FILES else None
         self._bags = [_bag(settings, 0, ranked, cold_dir) for _ in range(settings.tables)]
 
     def at(self, share: float) -> Candidate:
@@ -169,8 +176,20 @@ class _Tiered:
         for t, bag in enumerate(self._bags):
             bag.fuse_update(None)
             bag.set_hot_rows((rows if t < whole else 0) if self._place == "whole" else round(share * rows))
-        ranks = self._place == "ranks"
-        return _grouped(f"tiered, {self._place}", self._settings, self._bags, takes_ranks=ranks)
+            bag.ask_ahead = {"disk": True, "disk-unasked": False}.get(self._place)
+        candidate = _grouped(f"tiered, {self._place}", self._settings, self._bags)
+        if self._place.startswith("disk"):
+            return replace(candidate, prepare=self._page_out)
+        return replace(candidate, takes_ranks=self._place == "ranks")
+
+    def _page_out(self) -> None:
+        """Writes the files' pages to the disk and takes them out of memory."""
+        system = ctypes.CDLL(None)
+        for bag in self._bags:
+            for tensor in (bag.cold, *(s for n, s in bag.update_state().items() if n.startswith("cold"))):
+                size = ctypes.c_size_t(tensor.numel() * tensor.element_size())
+                system.msync(ctypes.c_void_p(tensor.data_ptr()), size, _MS_SYNC)
+                system.madvise(ctypes.c_void_p(tensor.data_ptr()), size, _MADV_PAGEOUT)
 
 
 def _bag(
@@ -186,7 +205,7 @@ def _bag(
     )
 
 
-def _grouped(name: str, settings: Settings, bags: Sequence[Any], *, takes_ranks: bool = False) -> Candidate:
+def _grouped(name: str, settings: Settings, bags: Sequence[Any]) -> Candidate:
     update = FusedUpdate(settings.algorithm, LEARNING_RATE)  # type: ignore[arg-type]
     for bag in bags:
         bag.fuse_update(update)
@@ -196,7 +215,7 @@ def _grouped(name: str, settings: Settings, bags: Sequence[Any], *, takes_ranks:
             return cast(Tensor, bags[0](ids, torch.arange(len(ids), device=ids.device)))
         return cast(Tensor, type(bags[0]).forward_group(bags, ids))
 
-    return Candidate(name, lookup, lambda: None, takes_ranks)
+    return Candidate(name, lookup, lambda: None)
 
 
 def _measure(
@@ -218,7 +237,9 @@ def _measure(
         torch.randn(batch_size, settings.tables * settings.embedding_dim, device=settings.device) * 1e-3
     )
     tasks = {
-        c.name: Task(_call(c, batches[c.takes_ranks], work, upstream)) for c in candidates if work in c.works
+        c.name: Task(_call(c, batches[c.takes_ranks], work, upstream), c.prepare)
+        for c in candidates
+        if work in c.works
     }
     clock = WallClock() if settings.device == "cpu" else CudaClock()
     found = take_turns(tasks, rounds=settings.rounds, block_s=settings.block_ms / 1e3, clock=clock)

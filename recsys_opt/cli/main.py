@@ -113,7 +113,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return fail(
             f"out of memory: {str(error) or 'an allocation was refused'}; make the tables smaller: "
-            "train --tt-threshold 100k (tensor trains), data synth --max-cardinality",
+            "train --tt-threshold 100k (tensor trains), train --plan with --cold-dir (rows in "
+            "files), data synth --max-cardinality",
             1,
         )
 

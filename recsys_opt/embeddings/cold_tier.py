@@ -6,6 +6,7 @@ import contextlib
 import math
 import mmap
 import os
+import resource
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from recsys_opt.embeddings.tiered_rows import chunks
 from recsys_opt.errors import InputError, RecsysOptError
 
 
@@ -39,6 +41,44 @@ class ColdTier:
                 f"{device}; leave cold_dir out: the cold rows are then in pinned memory"
             )
         return _mapped(self.folder, shape, dtype)
+
+    def following(self, cold: Tensor, hot: Tensor) -> Tensor:
+        """What a tensor of the cold tier becomes when the hot one has moved or has another dtype."""
+        stays = cold.dtype == hot.dtype and cold.is_meta == hot.is_meta
+        if stays and (hot.device.type != "cuda" or cold.numel() == 0 or cold.is_pinned()):
+            return cold
+        fresh = self.zeros(cold.shape, hot.dtype, hot.device)
+        if not hot.is_meta and not cold.is_meta:
+            for start, stop in chunks(len(cold), cold):
+                fresh[start:stop] = cold[start:stop]
+        return fresh
+
+
+class Waits:
+    """Whether lookups have waited for a disk lately: then the pages of the next ones are worth asking for.
+
+    Asking for pages that are in memory already costs about a microsecond each, which is more than a lookup.
+    """
+
+    def __init__(self, few: int = 8, calls: int = 64) -> None:
+        """Pages that are waited for in a call, fewer of which do not count; calls that it then holds for."""
+        self._few, self._calls = few, calls
+        self._seen = self._now()
+        self._left = 0
+
+    def lately(self) -> bool:
+        """To be asked once per call."""
+        now = self._now()
+        if now - self._seen >= self._few:
+            self._left = self._calls
+        self._seen = now
+        self._left = max(0, self._left - 1)
+        return self._left > 0
+
+    @staticmethod
+    def _now() -> int:
+        """Pages that this process has waited for."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
 def _mapped(folder: Path, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

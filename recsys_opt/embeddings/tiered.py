@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recsys_opt import ops
 from recsys_opt.embeddings.bag_arguments import check_mode, to_bags
 from recsys_opt.embeddings.base import EmbeddingRepresentation
-from recsys_opt.embeddings.cold_tier import ColdTier
+from recsys_opt.embeddings.cold_tier import ColdTier, Waits
 from recsys_opt.embeddings.fused_update import Algorithm, FusedUpdate, FusesUpdate, shared_update
 from recsys_opt.embeddings.tiered_rows import (
     Ranking,
@@ -22,11 +22,10 @@ from recsys_opt.embeddings.tiered_rows import (
     move_rows,
     positions_of,
     ranks_of,
-    read_range,
     rows_in_id_order,
-    write_range,
     write_rows,
 )
+from recsys_opt.embeddings.tiered_state import load_rows, take_rows
 from recsys_opt.errors import InputError
 from recsys_opt.ops.tiered import position_dtype
 from recsys_opt.tables import Pooling, TableConfig
@@ -38,6 +37,7 @@ _STATES: dict[Algorithm, tuple[str, ...]] = {
     "adam": (".exp_avg", ".exp_avg_sq"),
 }
 """What a tier's states are called, behind the tier's name; as a dense table's behind "weight"."""
+_WAITS = Waits()
 _OPTIONS = {"hot_rows", "ranked", "cold_dir"}
 
 
@@ -67,6 +67,9 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
     """
 
     stores_rows = True
+    ask_ahead: bool | None = None
+    """Whether a lookup asks for all pages of a file before it reads them, for a disk to work on many at a
+    time; None: while lookups have had to wait for pages."""
     _states_per_tier = 0
     hot: nn.Parameter
     """[hot_rows, embedding_dim] the rows of the positions 0 .. hot_rows - 1."""
@@ -192,13 +195,8 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         bag._prepare(rows, dim, hot_rows, mode, cold_dir, weight.dtype, device)
         if ranking is not None:
             bag.remap = ranks_of(ranking, rows)[0].to(bag.remap.device)
-        bag._take_rows(weight)
+        take_rows(bag, weight)
         return bag
-
-    @torch.no_grad()
-    def _take_rows(self, weight: Tensor) -> None:
-        for start, stop in chunks(self.num_embeddings, self.cold):
-            write_rows(self.hot, self.cold, positions_of(self.remap, start, stop), weight[start:stop])
 
     def forward(
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
@@ -220,6 +218,14 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         tables = ([bag.hot for bag in bags], [bag.cold for bag in bags], [bag.remap for bag in bags])
         mean = [bag.mode == "mean" for bag in bags]
         update = _update_of(bags)
+        mapped = [bag.cold_dir is not None and bag.ask_ahead is not False for bag in bags]
+        if (
+            any(mapped)
+            and not torch.compiler.is_compiling()
+            and (_WAITS.lately() or any(bag.ask_ahead for bag in bags))
+        ):
+            states = [] if update is None else update.cold_states
+            ops.tiered_ask_ahead(*tables, states, indices, bounds, mapped)
         if update is None:
             return ops.tiered_bag(*tables, indices, bounds, per_sample_weights, mean)
         return ops.tiered_bag_updating(*tables, indices, bounds, per_sample_weights, mean, update)
@@ -327,7 +333,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
             self._put(name, nn.Parameter(torch.empty(0)) if name == "cold" else torch.empty(0))
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
-            fresh = self._following(old.detach())
+            fresh = self._tier.following(old.detach(), self.hot)
             if name != "cold":
                 self._put(name, fresh)
             else:
@@ -335,41 +341,12 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
                 self._put(name, old if same else nn.Parameter(fresh, old.requires_grad))
         return self
 
-    def _following(self, cold: Tensor) -> Tensor:
-        """A tensor of the cold tier with the hot tier's dtype, pinned where that is on a GPU."""
-        hot = self.hot
-        stays = cold.dtype == hot.dtype and cold.is_meta == hot.is_meta
-        if stays and (hot.device.type != "cuda" or cold.numel() == 0 or cold.is_pinned()):
-            return cold
-        fresh = self._tier.zeros(cold.shape, hot.dtype, hot.device)
-        if not hot.is_meta and not cold.is_meta:
-            for start, stop in chunks(len(cold), cold):
-                fresh[start:stop] = cold[start:stop]
-        return fresh
-
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any, **named: Any
     ) -> None:
         """Also takes a dense table's state, and a tiered one's of another split."""
-        weight, rows = state_dict.get(f"{prefix}weight"), (self.num_embeddings, self.embedding_dim)
-        if weight is not None and f"{prefix}hot" not in state_dict:
-            if tuple(weight.shape) != rows:
-                raise InputError(f"{prefix}weight is {list(weight.shape)}; the table is {list(rows)}")
-            self._take_rows(weight)
-            return
-        hot, cold, remap = (state_dict.get(f"{prefix}{name}") for name in ("hot", "cold", "remap"))
-        if hot is not None and cold is not None and remap is not None:
-            if (len(hot) + len(cold), *hot.shape[1:]) != rows or len(remap) not in (0, rows[0]):
-                raise InputError(
-                    f"{prefix}hot, cold and remap are {list(hot.shape)}, {list(cold.shape)} and "
-                    f"{list(remap.shape)}; the table is {list(rows)}"
-                )
-            with torch.no_grad():
-                self.remap = remap.to(device=self.remap.device, dtype=self.remap.dtype, copy=True)
-                for start, stop in chunks(rows[0], self.cold):
-                    write_range(self.hot, self.cold, start, read_range(hot, cold, start, stop))
-            return
-        super()._load_from_state_dict(state_dict, prefix, *arguments, **named)
+        if not load_rows(self, state_dict, prefix):
+            super()._load_from_state_dict(state_dict, prefix, *arguments, **named)
 
     def _save_to_state_dict(self, *arguments: Any) -> None:
         await_kernels(self.hot)

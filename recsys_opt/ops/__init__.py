@@ -13,7 +13,7 @@ from recsys_opt.ops.hot_rows import (
 )
 from recsys_opt.ops.interaction import dot_interaction
 from recsys_opt.ops.library import CUDA_LIBRARY, LIBRARY, has_cuda_kernel
-from recsys_opt.ops.tiered import tiered_bag
+from recsys_opt.ops.tiered import tiered_ask_ahead, tiered_bag
 from recsys_opt.ops.tiered_update import TieredUpdate, tiered_bag_updating
 from recsys_opt.ops.tt import tt_embedding_bag
 from recsys_opt.ops.tt_prefix import tt_prefix_bag
@@ -49,6 +49,7 @@ __all__ = [
     "hot_rows_split",
     "rowwise_adagrad_rows_",
     "sgd_rows_",
+    "tiered_ask_ahead",
     "tiered_bag",
     "tiered_bag_updating",
     "tt_allow_bf16",

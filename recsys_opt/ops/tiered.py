@@ -40,6 +40,38 @@ def tiered_bag(
     return output
 
 
+def tiered_ask_ahead(
+    hot: Sequence[Tensor],
+    cold: Sequence[Tensor],
+    remaps: Sequence[Tensor],
+    cold_states: Sequence[Tensor],
+    indices: Tensor,
+    offsets: Tensor | None,
+    mapped: Sequence[bool],
+) -> None:
+    """Asks the system for the pages of the cold rows that `tiered_bag` is to look up, and of their states.
+
+    mapped  [T] whether a table's cold rows are in a memory-mapped file; others are left out
+
+    It returns before they are there, and changes no number.
+    """
+    flags = [int(m) for m in mapped]
+    torch.ops.recsys_opt.tiered_ask_ahead(hot, cold, remaps, cold_states, indices, offsets, flags)
+
+
+@fake("recsys_opt::tiered_ask_ahead")
+def _(
+    hot: list[Tensor],
+    cold: list[Tensor],
+    remaps: list[Tensor],
+    cold_states: list[Tensor],
+    indices: Tensor,
+    offsets: Tensor | None,
+    mapped: list[int],
+) -> None:
+    return None
+
+
 def position_dtype(rows: int) -> torch.dtype:
     """The type of a remap of so many rows, and of positions where the largest table has so many."""
     return torch.int32 if rows <= torch.iinfo(torch.int32).max else torch.int64

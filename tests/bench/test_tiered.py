@@ -40,11 +40,17 @@ def test_many_tables_whole_or_split():
     assert {r["tables"] for r in rows} == {3}
 
 
+def test_pages_go_out_before_each_call(tmp_path):
+    settings = Settings(**SMALL, hot_shares=(0.1,), places=("disk", "disk-unasked"), cold_dir=tmp_path)
+    rows = run(settings, SilentProgress())
+    assert {"tiered, disk", "tiered, disk-unasked"} < {r["candidate"] for r in rows}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"hot_shares": (1.5,)}, "hot share 1.5; it must be between 0 and 1"),
-        ({"places": ("disk",)}, "there is no place 'disk'; choose from memory, file"),
+        ({"places": ("tape",)}, "there is no place 'tape'; choose from memory, file"),
         ({"device": "cuda"}, "files are for the CPU; device = 'cuda'"),
         ({"algorithm": "adam"}, "algorithm = 'adam'; it must be sgd, adagrad or"),
     ],

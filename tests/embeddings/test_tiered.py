@@ -1,11 +1,13 @@
 """TieredEmbeddingBag beside nn.EmbeddingBag and DenseEmbeddingBag: every split is the same table."""
 
 import copy
+import ctypes
 import itertools
 import resource
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from recsys_opt import FusedUpdate, TableConfig, TieredEmbeddingBag
+from recsys_opt import FusedUpdate, TableConfig, TieredEmbeddingBag, ops
+from recsys_opt.embeddings import tiered as tiered_module
+from recsys_opt.embeddings.cold_tier import Waits
 from recsys_opt.embeddings.collection import EmbeddingCollection
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.errors import InputError, RecsysOptError
@@ -308,6 +312,60 @@ def test_a_full_disk_is_named(tmp_path):
             make(cold_dir=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+LIBC = ctypes.CDLL(None)
+PAGE = resource.getpagesize()
+MADV_PAGEOUT, MS_SYNC = 21, 4
+
+
+def page_out(tensor: Tensor) -> None:
+    address, size = (
+        ctypes.c_void_p(tensor.data_ptr()),
+        ctypes.c_size_t(tensor.numel() * tensor.element_size()),
+    )
+    assert LIBC.msync(address, size, MS_SYNC) == 0
+    LIBC.madvise(address, size, MADV_PAGEOUT)
+
+
+def pages_in_memory(tensor: Tensor) -> set[int]:
+    size = tensor.numel() * tensor.element_size()
+    found = (ctypes.c_ubyte * (-(-size // PAGE)))()
+    assert LIBC.mincore(ctypes.c_void_p(tensor.data_ptr()), ctypes.c_size_t(size), found) == 0
+    return {page for page, state in enumerate(found) if state & 1}
+
+
+def test_pages_of_cold_rows_are_asked_for_ahead(tmp_path, monkeypatch):
+    """Those that the batch looks up and no others, of rows and of states, once lookups wait for the disk."""
+    rows = 40 * PAGE
+    bag = TieredEmbeddingBag(rows, 16, PAGE, ranking=torch.arange(rows - 1, -1, -1), cold_dir=tmp_path)
+    bag.fuse_update(FusedUpdate("adagrad", 0.1))
+    cold = [bag.cold, bag.update_state()["cold.sum"]]
+    for tensor in cold:
+        page_out(tensor)
+    if any(len(pages_in_memory(tensor)) > 100 for tensor in cold):
+        pytest.skip("this system keeps pages of files in memory, whatever it is told")
+    monkeypatch.setattr(tiered_module, "_WAITS", Waits(few=0, calls=10))
+    ids = torch.randint(0, rows, (300,), generator=torch.Generator().manual_seed(0))
+    positions = bag.remap[ids].long()
+    wanted = {int(p - PAGE) * 64 // PAGE for p in positions if p >= PAGE}
+    assert 250 < len(wanted) < 300
+    looked_up = []
+    monkeypatch.setattr(ops, "tiered_bag_updating", lambda *arguments: looked_up.append(arguments))
+    bag(ids, torch.arange(300))
+    assert len(looked_up) == 1
+    deadline = time.monotonic() + 20
+    while any(not wanted <= pages_in_memory(tensor) for tensor in cold):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert all(len(pages_in_memory(tensor)) < len(wanted) + 100 for tensor in cold)
+
+
+def test_pages_are_asked_for_while_lookups_wait(monkeypatch):
+    waited = iter([0, 3, 20, 20, 20, 20, 29])
+    monkeypatch.setattr(Waits, "_now", staticmethod(lambda: next(waited)))
+    waits = Waits(few=8, calls=3)
+    assert [waits.lately() for _ in range(6)] == [False, True, True, False, False, True]
 
 
 @pytest.mark.slow
