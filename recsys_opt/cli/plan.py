@@ -18,6 +18,7 @@ SUBVERBS: dict[str, tuple[str, str]] = {
     "explain": ("recsys_opt.cli.plan_explain", "say why a table is where it is, and what else it could be"),
     "diff": ("recsys_opt.cli.plan_diff", "compare two plans: rows and bytes that move"),
     "what-if": ("recsys_opt.cli.plan_what_if", "plan again on other hardware, and compare"),
+    "replay": ("recsys_opt.cli.plan_replay", "take later lookups through a plan, beside what it predicts"),
     "export": ("recsys_opt.cli.plan_export", "write a plan for TorchRec or other programs"),
     "check": ("recsys_opt.cli.plan_check", "check that a plan holds and that its inputs have not changed"),
 }
