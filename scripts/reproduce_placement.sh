@@ -4,7 +4,7 @@
 #
 #   scripts/reproduce_placement.sh [TABLES [BATCH [FOLDER]]]     397, 4096, a temporary folder
 #
-# With the defaults: 2.5 GB of disk; some 12 minutes, most of them TorchRec's (2 minutes for each share of HBM).
+# With the defaults: 2.5 GB of disk; some 12 minutes, most of them TorchRec's search.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
@@ -18,5 +18,5 @@ trace=$folder/trace_$tables stats=$folder/stats_$tables.npz
 [[ -f $trace/tables.json ]] ||
   recsys-opt data tables --tables "$tables" --batch "$batch" --batches 10 --seed 5 --out "$trace"
 recsys-opt stats "$trace" --batches 0:8 --out "$stats" --overwrite
-recsys-opt bench placement "$stats" "$trace" --batches 8: --torchrec-seconds 120 \
+recsys-opt bench placement "$stats" "$trace" --batches 8: --torchrec-seconds 75 \
   --record "benchmarks/results/placement_$tables.json"
