@@ -46,13 +46,15 @@ const Profile& Profiles::of(int32_t option) {
   Profile& profile = profiles_[option];
   if (!profile.bytes.empty()) return profile;
   const Option& o = problem_.options[option];
-  const Curve& c = problem_.tables[o.table];
-  profile.total_bytes = problem_.bytes(o);
+  // Of stripes, the first: it has the hottest row.
+  const Curve& whole = problem_.tables[o.table];
+  const Curve c = o.parts > 1 ? whole.stripe(0, static_cast<int64_t>(o.parts)) : whole;
+  profile.total_bytes = c.rows.back() * o.bytes_per_row;
   for (int32_t l = 0; l < levels(); ++l) {
     const int64_t cells = o.tiers == Tiers::kFast   ? c.cells()
                           : o.tiers == Tiers::kSlow ? 0
                                                     : c.cells_at_least(rates_[l][o.cost_class]);
-    const Split s = split_at_cell(problem_, o, cells);
+    const Split s = split_curve(c, o, cells);
     profile.bytes.push_back(static_cast<float>(s.fast_bytes));
     profile.seconds.push_back(static_cast<float>(s.seconds));
   }

@@ -244,18 +244,22 @@ Bound pattern_bound(const Problem& p, const std::vector<double>& least, const Bo
   const size_t tables = p.tables.size();
   const Weights price = prices(p, least, pooled.price);
   std::vector<std::vector<Item>> items(tables);
-  PricedClasses at(p);
-  for (int k = 0; k < kPrices; ++k) {
-    at.set(price[k]);
-    for (size_t t = 0; t < tables; ++t) {
-      size_t next = 0;
-      for (int32_t o = p.first_option[t]; o < p.first_option[t + 1]; ++o) {
-        if (least[o] > known) continue;  // such a plan would be no better than the known one
-        if (k == 0) items[t].push_back({{}, static_cast<double>(p.options[o].pieces)});
-        items[t][next++].weight[k] = at.weight(p.options[o]);
+  std::vector<PricedClasses> at(kPrices, PricedClasses(p));
+  for (int k = 0; k < kPrices; ++k) at[k].set(price[k]);
+  for (size_t t = 0; t < tables; ++t) {
+    for (int32_t o = p.first_option[t]; o < p.first_option[t + 1]; ++o) {
+      if (least[o] > known) continue;  // such a plan would be no better than the known one
+      const Option& option = p.options[o];
+      Item& item = items[t].emplace_back(Item{{}, static_cast<double>(option.pieces)});
+      // Of stripes, the last: no device has less with a piece of it.
+      const auto stripes = static_cast<int64_t>(option.parts);
+      const Curve piece = stripes > 1 ? p.tables[t].stripe(stripes - 1, stripes) : p.tables[t];
+      for (int k = 0; k < kPrices; ++k) {
+        const Split s = at[k].split(option, piece);
+        item.weight[k] = s.seconds + price[k] * s.fast_bytes;
       }
-      if (items[t].empty()) return {known, pooled.price};
     }
+    if (items[t].empty()) return {known, pooled.price};
   }
   for (auto& of_table : items) {
     std::stable_sort(of_table.begin(), of_table.end(),

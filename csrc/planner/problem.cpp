@@ -20,18 +20,38 @@ Curve::Curve(const double* cell_rows, const double* cell_lookups, int64_t cells)
   }
 }
 
+Curve Curve::stripe(int64_t s, int64_t k) const {
+  Curve part(nullptr, nullptr, 0);
+  const auto below = [&](double rank) {  // ranks of the stripe below it
+    return std::max(
+        std::ceil((std::nearbyint(rank) - static_cast<double>(s)) / static_cast<double>(k)), 0.0);
+  };
+  for (int64_t i = 0; i < cells(); ++i) {
+    const double n = below(rows[i + 1]) - below(rows[i]);
+    if (n <= 0) continue;
+    part.rate.push_back(rate[i]);
+    part.rows.push_back(part.rows.back() + n);
+    part.lookups.push_back(part.lookups.back() + n * rate[i]);
+    part.distinct.push_back(part.distinct.back() - n * std::expm1(-rate[i]));
+  }
+  return part;
+}
+
 int64_t Curve::cells_at_least(double least) const {
   return std::partition_point(rate.begin(), rate.end(), [=](double r) { return r >= least; }) -
          rate.begin();
 }
 
 Split split_at_cell(const Problem& problem, const Option& o, int64_t cells) {
-  const Curve& c = problem.tables[o.table];
+  return split_curve(problem.tables[o.table], o, cells, o.parts);
+}
+
+Split split_curve(const Curve& c, const Option& o, int64_t cells, double parts) {
   const double lookups = c.lookups.back(), distinct = c.distinct.back();
   const double seconds =
       c.lookups[cells] * o.read_fast + (lookups - c.lookups[cells]) * o.read_slow +
       c.distinct[cells] * o.update_fast + (distinct - c.distinct[cells]) * o.update_slow;
-  return {c.rows[cells] / o.parts * o.bytes_per_row, o.communication + seconds / o.parts};
+  return {c.rows[cells] / parts * o.bytes_per_row, o.communication + seconds / parts};
 }
 
 double seconds_at_bytes(const Problem& problem, const Option& o, double fast_bytes) {
@@ -88,16 +108,14 @@ void PricedClasses::set(double price) {
 }
 
 Split PricedClasses::split(const Option& o) const {
-  const Curve& c = problem_.tables[o.table];
-  switch (o.tiers) {
-    case Tiers::kFast:
-      return split_at_cell(problem_, o, c.cells());
-    case Tiers::kSlow:
-      return split_at_cell(problem_, o, 0);
-    case Tiers::kSplit:
-      break;
-  }
-  return split_at_cell(problem_, o, c.cells_at_least(rate_[o.cost_class]));
+  return split(o, problem_.tables[o.table], o.parts);
+}
+
+Split PricedClasses::split(const Option& o, const Curve& c, double parts) const {
+  const int64_t cells = o.tiers == Tiers::kFast   ? c.cells()
+                        : o.tiers == Tiers::kSlow ? 0
+                                                  : c.cells_at_least(rate_[o.cost_class]);
+  return split_curve(c, o, cells, parts);
 }
 
 }  // namespace recsys_opt::planner

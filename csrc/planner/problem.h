@@ -22,6 +22,8 @@ struct Curve {
   std::vector<double> distinct;  // [K + 1] expected rows touched in an iteration
 
   Curve(const double* cell_rows, const double* cell_lookups, int64_t cells);
+  // The rows whose rank leaves the remainder s when divided by k.
+  Curve stripe(int64_t s, int64_t k) const;
   int64_t cells() const { return static_cast<int64_t>(rate.size()); }
   // Cells whose rate is at least `least`.
   int64_t cells_at_least(double least) const;
@@ -35,7 +37,9 @@ enum class Place : int32_t {
 
 enum class Tiers : int32_t { kSplit = 0, kFast = 1, kSlow = 2 };
 
-// One way to cut a table. All its pieces cost the same.
+// One way to cut a table. Its pieces cost the same, but for the hottest rows: of k stripes the
+// first has the hottest row, the last the k-th hottest. The search counts each as the first, the
+// pattern bound as the last.
 struct Option {
   int32_t table;
   Place place;
@@ -43,7 +47,7 @@ struct Option {
   Tiers tiers;
   double parts;                     // a piece has 1 / parts of the table's rows, of every rate
   double bytes_per_row;             // of a piece, optimizer state included
-  double read_fast, read_slow;      // seconds of a lookup
+  double read_fast, read_slow;      // seconds of a lookup, its id's way included
   double update_fast, update_slow;  // seconds of a distinct row
   double communication;             // seconds of a piece
   int32_t cost_class;  // options of one class have equal bytes_per_row, read and update
@@ -73,8 +77,11 @@ struct Split {
   double fast_bytes, seconds;
 };
 
-// With the first `cells` cells in the fast tier.
+// With the first `cells` cells in the fast tier, of a piece that is the average of the table's
+// stripes.
 Split split_at_cell(const Problem& problem, const Option& option, int64_t cells);
+// The same of a piece with the rows of `curve`.
+Split split_curve(const Curve& curve, const Option& option, int64_t cells, double parts = 1);
 // With `fast_bytes` in the fast tier; the last cell is cut.
 double seconds_at_bytes(const Problem& problem, const Option& option, double fast_bytes);
 // Seconds that a byte of the fast tier saves when it holds a row of this rate.
@@ -89,6 +96,8 @@ class PricedClasses {
   void set(double price);
   double price() const { return price_; }
   Split split(const Option& option) const;
+  // Of a piece with the rows of `curve`.
+  Split split(const Option& option, const Curve& curve, double parts = 1) const;
   // Communication, seconds and price * fast bytes.
   double weight(const Option& option) const {
     const Split s = split(option);

@@ -18,6 +18,7 @@ constexpr int kOthers =
     4;  // devices that a table may move to besides those that tables were taken from
 constexpr double kSteep = 60;  // see penalty
 // Temperatures of the acceptance, as shares of the slowest device's time.
+constexpr uint64_t kFew = 64;  // tables
 constexpr double kHotFew = 0.15, kHot = 1e-3, kCold = 1e-5;
 
 }  // namespace
@@ -304,7 +305,7 @@ void Search::improve(Effort effort) {
   while (trials_ - start < effort.trials && best_.seconds > effort.good_enough) {
     ++trials_;
     const double done = static_cast<double>(trials_ - start) / static_cast<double>(effort.trials);
-    const double hot = tables * devices < 3000 ? kHotFew : kHot;
+    const double hot = tables <= kFew ? kHotFew : kHot;
     const double temperature = hot * std::pow(kCold / hot, done);
     choose_tables(&out);
     if (out.empty()) continue;

@@ -12,6 +12,12 @@ struct Placed {
   size_t piece;
 };
 
+Curve piece_rows(const Problem& p, const Option& o, size_t piece) {
+  const Curve& whole = p.tables[o.table];
+  return o.parts > 1 ? whole.stripe(static_cast<int64_t>(piece), static_cast<int64_t>(o.parts))
+                     : whole;
+}
+
 // Fills one device: cells of all its pieces in the order of what a byte of them saves.
 void split_device(const Problem& p, const Assignment& a, const std::vector<Placed>& pieces,
                   double fast_bytes, std::vector<std::vector<double>>* hot_rows) {
@@ -24,17 +30,18 @@ void split_device(const Problem& p, const Assignment& a, const std::vector<Place
   double room = fast_bytes;
   for (uint32_t i = 0; i < pieces.size(); ++i) {
     const Option& o = p.options[a.option[pieces[i].table]];
-    const Curve& c = p.tables[o.table];
     double& hot = (*hot_rows)[pieces[i].table][pieces[i].piece];
     hot = 0;
     if (o.tiers == Tiers::kSlow) continue;
     if (o.tiers == Tiers::kFast) {
-      hot = p.rows(o);
-      room -= p.bytes(o);
+      const Curve whole = piece_rows(p, o, pieces[i].piece);
+      hot = whole.rows.back();
+      room -= hot * o.bytes_per_row;
       continue;
     }
+    const Curve c = piece_rows(p, o, pieces[i].piece);
     for (int64_t k = 0; k < c.cells(); ++k) {
-      cells.push_back({saving(o, c.rate[k]), i, (c.rows[k + 1] - c.rows[k]) / o.parts});
+      cells.push_back({saving(o, c.rate[k]), i, c.rows[k + 1] - c.rows[k]});
     }
   }
   std::stable_sort(cells.begin(), cells.end(),

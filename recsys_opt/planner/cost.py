@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recsys_opt.errors import InputError
 from recsys_opt.plan import DeviceLoad, Piece, Plan, TablePlan
@@ -90,17 +89,18 @@ class CostModel:
         """Of so many bytes on every device: reduced and gathered, within nodes and between them."""
         return 2 * self.node_reduce_seconds(size)
 
-    def communication_seconds(
-        self, columns: int, lookups: float | NDArray[np.float64], *, over_node: bool
-    ) -> float | NDArray[np.float64]:
-        """Of a piece with so many columns.
+    @property
+    def id_seconds(self) -> float:
+        """Of a lookup: its id comes from the device that has the sample."""
+        return self.exchange_seconds(ID_BYTES)
 
-        lookups    of the piece in an iteration
+    def pooled_seconds(self, columns: int, *, over_node: bool) -> float:
+        """Of the pooled rows of a piece with so many columns, and their gradients.
+
         over_node  whether the table's rows are over the devices of a node, which sums them
         """
-        pooled = float(self.settings.batch_size * columns * self.settings.output_bytes)
-        each_way = self.node_reduce_seconds(pooled) if over_node else self.exchange_seconds(pooled)
-        return 2 * each_way + lookups * self.exchange_seconds(ID_BYTES)
+        sent = float(self.settings.batch_size * columns * self.settings.output_bytes)
+        return 2 * (self.node_reduce_seconds(sent) if over_node else self.exchange_seconds(sent))
 
     def replicated_seconds(self, rows: float, columns: int, lookups: float) -> tuple[float, float]:
         """(rows in the fast tier, communication) of a replica; its gradient and its update are dense."""
@@ -161,7 +161,7 @@ class CostModel:
         return (
             fast * costs.read_fast + fast_rows * costs.update_fast,
             slow * costs.read_slow + slow_rows * costs.update_slow,
-            float(self.communication_seconds(piece.width, fast + slow, over_node=over_node)),
+            self.pooled_seconds(piece.width, over_node=over_node) + (fast + slow) * self.id_seconds,
             piece.hot_rows * row_bytes,
             piece.cold_rows * row_bytes,
             fast,

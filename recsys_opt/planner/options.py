@@ -149,18 +149,16 @@ def _arrays(
             "communication": np.array(both),
         }
     costs = model.row_costs(width)
-    over_node = cut.place == NODE
     return {
         "place": zero + cut.place,
         "pieces": zero + cut.column_shards * cut.row_shards,
         "parts": zero + cut.row_shards,
         "bytes_per_row": zero + model.settings.row_bytes(width),
-        "read_fast": zero + costs.read_fast,
-        "read_slow": zero + costs.read_slow,
+        "read_fast": zero + (costs.read_fast + model.id_seconds),
+        "read_slow": zero + (costs.read_slow + model.id_seconds),
         "update_fast": zero + costs.update_fast,
         "update_slow": zero + costs.update_slow,
-        "communication": zero
-        + model.communication_seconds(width, lookups / cut.row_shards, over_node=over_node),
+        "communication": zero + model.pooled_seconds(width, over_node=cut.place == NODE),
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +13,13 @@ from recsys_opt.errors import InfeasibleError, InputError
 from recsys_opt.plan import Plan, TablePlan, stripe_rows
 from recsys_opt.planner.cost import CostModel
 from recsys_opt.planner.hardware import Hardware
-from recsys_opt.planner.options import Cut, make_options
+from recsys_opt.planner.options import Cut, Options, make_options
 from recsys_opt.planner.problem import PlannedTable, PlanSettings
 
 GOOD_ENOUGH = 5e-4
 """The search ends at this gap."""
+TRIALS = 6_000_000
+"""Of the search with effort 1: about a second."""
 
 
 def make_plan(
@@ -34,28 +37,16 @@ def make_plan(
     _check(tables, hardware, settings)
     model = CostModel(hardware, settings)
     options = make_options(model, tables)
-    cells = [len(t.rows) for t in tables]
-    lookups = [t.share * (t.lookups_per_sample * settings.batch_size) for t in tables]
+    problem = _Problem(tables, model, options)
     devices = hardware.num_devices
-    fast, slow = hardware.fast.capacity_bytes, hardware.slow.capacity_bytes
-    names = [t.config.name for t in tables]
-    found = _planner.solve(
-        cell_offsets=np.concatenate([[0], np.cumsum(cells)]),
-        cell_rows=np.concatenate([t.rows for t in tables]),
-        cell_lookups=np.concatenate(lookups),
-        options=options.arrays,
-        pinned=[list(settings.pins.get(name, {}).get("devices", ())) for name in names],
-        nodes=hardware.nodes,
-        per_node=hardware.devices_per_node,
-        fast_bytes=[fast] * devices,
-        total_bytes=[fast + slow] * devices,
-        trials=round(settings.effort * 6_000_000),
+    found = problem.solve(
+        hardware.fast.capacity_bytes,
+        hardware.slow.capacity_bytes,
+        trials=round(settings.effort * TRIALS),
         rounds=round(settings.effort * _rounds(len(tables), devices)),
-        gap=GOOD_ENOUGH,
-        seed=settings.seed,
     )
     if found["unplaced"] >= 0:
-        _refuse(tables, model, tables[found["unplaced"]])
+        raise InfeasibleError(_why_not(problem, tables[found["unplaced"]]))
     placed = tuple(
         _table_plan(table, options.cuts[options.cut[option]], where, hot)
         for table, option, where, hot in zip(
@@ -74,9 +65,97 @@ def make_plan(
     return replace(plan, bound_seconds=min(found["bound"], plan.seconds))
 
 
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """The solver's arguments, all but the memory and the effort."""
+
+    tables: Sequence[PlannedTable]
+    model: CostModel
+    options: Options
+
+    def solve(self, fast_bytes: int, slow_bytes: int, *, trials: int, rounds: int) -> dict[str, Any]:
+        """With so much of each tier on every device."""
+        hardware, settings = self.model.hardware, self.model.settings
+        n = hardware.num_devices
+        return _planner.solve(
+            cell_offsets=np.concatenate([[0], np.cumsum([len(t.rows) for t in self.tables])]),
+            cell_rows=np.concatenate([t.rows for t in self.tables]),
+            cell_lookups=np.concatenate(
+                [t.share * (t.lookups_per_sample * settings.batch_size) for t in self.tables]
+            ),
+            options=self.options.arrays,
+            pinned=[list(settings.pins.get(t.config.name, {}).get("devices", ())) for t in self.tables],
+            nodes=hardware.nodes,
+            per_node=hardware.devices_per_node,
+            fast_bytes=[fast_bytes] * n,
+            total_bytes=[fast_bytes + slow_bytes] * n,
+            trials=trials,
+            rounds=rounds,
+            gap=GOOD_ENOUGH,
+            seed=settings.seed,
+        )
+
+    def fits(self, fast_bytes: int, slow_bytes: int) -> bool:
+        """Whether all tables find room."""
+        return bool(self.solve(fast_bytes, slow_bytes, trials=0, rounds=0)["unplaced"] < 0)
+
+
 def _rounds(tables: int, devices: int) -> int:
-    """Steps of the pattern bound: many for few tables, where the pooled bound is weak."""
+    """Columns of the pattern bound: many for few tables, where the pooled bound is weak."""
     return max(20, min(400, 20_000 // tables)) if tables < 24 * devices and devices > 1 else 0
+
+
+def _why_not(problem: _Problem, table: PlannedTable) -> str:
+    """The constraint that binds, and the least change of one tier's memory that mends it."""
+    h, settings = problem.model.hardware, problem.model.settings
+    fast, slow = h.fast.capacity_bytes, h.slow.capacity_bytes
+    need = sum(t.config.num_embeddings * settings.row_bytes(t.config.embedding_dim) for t in problem.tables)
+    have = h.num_devices * (fast + slow)
+    name = table.config.name
+    size = table.config.num_embeddings * settings.row_bytes(table.config.embedding_dim)
+    if need > have:
+        reason = f"the tables take {need:,} bytes, the {h.num_devices} devices have {have:,} in all"
+    else:
+        reason = (
+            f"no device has room for table {name} ({size:,} bytes) or a piece of it beside the others; the "
+            f"tables take {need:,} bytes, the {h.num_devices} devices have {have:,} in all"
+        )
+    if any(pin.get("tier") == "fast" for pin in settings.pins.values()):
+        pinned = sum(
+            t.config.num_embeddings * settings.row_bytes(t.config.embedding_dim)
+            for t in problem.tables
+            if settings.pins.get(t.config.name, {}).get("tier") == "fast"
+        )
+        reason += (
+            f"; pins want {pinned:,} bytes in {h.fast.name}, of which there are {h.num_devices * fast:,}"
+        )
+    changes = []
+    for tier, at in ((h.slow.name, 1), (h.fast.name, 0)):
+        more = _least_more(problem, fast, slow, at, 2 * need)
+        if more is not None:
+            now = slow if at else fast
+            changes.append(f"{tier} of {now + more:,} bytes a device in place of {now:,} (+{more:,})")
+    if not changes:
+        return f"{reason}; more memory does not mend it: allow more shardings, or take pins away"
+    return f"{reason}; smallest change: {', or '.join(changes)}"
+
+
+def _least_more(problem: _Problem, fast: int, slow: int, at: int, most: int) -> int | None:
+    """Bytes more of one tier with which all tables find room, to within 1 % of what is needed."""
+
+    def fits(more: int) -> bool:
+        return problem.fits(fast + (0 if at else more), slow + (more if at else 0))
+
+    if not fits(most):
+        return None
+    low, high = 0, most
+    while high - low > max(high // 100, 1):
+        middle = (low + high) // 2
+        if fits(middle):
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def _table_plan(table: PlannedTable, cut: Cut, devices: Sequence[int], hot: Sequence[float]) -> TablePlan:
@@ -116,13 +195,3 @@ def _check(tables: Sequence[PlannedTable], hardware: Hardware, settings: PlanSet
                 raise InputError(
                     f"pins of table {name}: device {device}; there are {hardware.num_devices}, counted from 0"
                 )
-
-
-def _refuse(tables: Sequence[PlannedTable], model: CostModel, table: PlannedTable) -> None:
-    h = model.hardware
-    need = sum(t.config.num_embeddings * model.settings.row_bytes(t.config.embedding_dim) for t in tables)
-    have = h.num_devices * (h.fast.capacity_bytes + h.slow.capacity_bytes)
-    raise InfeasibleError(
-        f"no device has room for table {table.config.name}: the tables take {need} bytes, the devices have "
-        f"{have}"
-    )
