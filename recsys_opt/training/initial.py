@@ -32,7 +32,7 @@ from recsys_opt.run_folder import RunFolder
 from recsys_opt.tables import TableConfig
 from recsys_opt.training.budget import with_chosen_tables
 from recsys_opt.training.checkpoint import Position, write_checkpoint
-from recsys_opt.training.config import CompressionConfig, TrainingConfig, differences
+from recsys_opt.training.config import CompressionConfig, PlacementConfig, TrainingConfig, differences
 from recsys_opt.training.lookup_counts import count_lookups, counts_for_run, new_trains
 from recsys_opt.training.metrics import RecentMetrics
 from recsys_opt.training.optimizers import ModelOptimizer
@@ -103,8 +103,12 @@ def convert_run(
         raise InputError("count_from: neither a tolerance nor tt_fit = 'svd' counts lookups; leave one out")
     source = RunFolder(run)
     description = source.description()
+    # A plan's tables are dense ones afterwards, where they do not become tensor trains.
     config = dataclasses.replace(
-        TrainingConfig.from_json(description["config"]), compression=compression, init_from=str(run)
+        TrainingConfig.from_json(description["config"]),
+        compression=compression,
+        placement=PlacementConfig(),
+        init_from=str(run),
     )
     target = RunFolder(out)
     with FolderLock(target.path), torch.random.fork_rng():

@@ -29,13 +29,15 @@ from recsys_opt.training.config import CompressionConfig, PlacementConfig, Train
 def with_plan(config: TrainingConfig, dataset: Dataset) -> TrainingConfig:
     """The configuration with what its plan says in it; unchanged without a plan, or where it has that."""
     placement = config.placement
-    if placement.plan is None or placement.hot_rows:
+    if placement.plan is None:
         return config
     if config.compression != CompressionConfig() or config.dense_representation != "dense":
         raise InputError(
-            "a plan places the rows of dense tables: leave out either --plan or the settings that make "
-            "tables tensor trains or FBGEMM's"
+            "a plan places the rows of dense tables: leave out either the plan (--plan none, where a run is "
+            "gone on from) or the settings that make tables tensor trains or FBGEMM's"
         )
+    if placement.hot_rows:
+        return config
     path = Path(placement.plan)
     plan = Plan.load(path)
     _check_device(plan, placement.plan)

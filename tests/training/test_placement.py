@@ -22,8 +22,9 @@ from recsys_opt.errors import InputError
 from recsys_opt.models.saved import load_model
 from recsys_opt.plan import Plan, TablePlan
 from recsys_opt.run_folder import RunFolder
-from recsys_opt.training.config import PlacementConfig, replaced
+from recsys_opt.training.config import CompressionConfig, PlacementConfig, replaced
 from recsys_opt.training.evaluate import evaluate_run
+from recsys_opt.training.initial import convert_run
 from recsys_opt.training.optimizers import OptimizerConfig
 from recsys_opt.training.trainer import train
 from tests.generated import COLUMNS, make_dataset
@@ -159,6 +160,10 @@ def test_weights_are_taken_over_from_and_into_other_tables(dataset, statistics, 
         runs[name] = tables_of(tmp_path / name)
         tables = RunFolder(tmp_path / name).description()["model"]["tables"]
         assert {t["representation"] for t in tables} == {"dense" if name == "back" else "tiered"}
+    convert_run(tmp_path / "tiered", tmp_path / "trains", CompressionConfig(tt_tables=("C4",), tt_rank=8))
+    converted = load_model(tmp_path / "trains").embeddings
+    assert [c.representation for c in converted.configs] == ["dense"] * 3 + ["tt"]
+    runs["trains"] = [*tables_of(tmp_path / "trains")[:3], runs["tiered"][3]]
     for name in runs:
         for a, b in zip(runs[name], tables_of(tmp_path / "dense"), strict=True):
             assert torch.equal(a, b), name
@@ -193,9 +198,11 @@ def test_plans_that_do_not_fit_are_refused(dataset, statistics, tmp_path):
         dataclasses.replace(plan, tables=tables).save(tmp_path / "other.json")
         with pytest.raises(InputError, match=message):
             train(planned(str(tmp_path / "other.json")), dataset.path, tmp_path / "run")
-    with pytest.raises(InputError, match="leave out either --plan or"):
-        config = replaced(planned(str(path)), {"compression.tt_tables": ("C3",)})
-        train(config, dataset.path, tmp_path / "run")
+    settled = {"plan": str(path), "hot_rows": dict.fromkeys(NAMES, 1)}  # taken over from another run
+    for placement in (PlacementConfig(plan=str(path)), PlacementConfig(**settled)):
+        config = replaced(SHORT, {"placement": placement, "compression.tt_tables": ("C3",)})
+        with pytest.raises(InputError, match="leave out either the plan"):
+            train(config, dataset.path, tmp_path / "run")
     dataclasses.replace(plan, inputs={}).save(tmp_path / "unnamed.json")
     with pytest.raises(InputError, match=r"does not name the statistics.*give them by --statistics"):
         train(planned(str(tmp_path / "unnamed.json")), dataset.path, tmp_path / "run")
