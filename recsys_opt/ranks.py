@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from recsys_opt.errors import InputError
 
+_CHUNK = 1 << 20
+
 
 def rank_order(ranking: NDArray[Any], num_embeddings: int) -> NDArray[Any]:
     """The row at each rank, [num_embeddings]; int32 where the rows fit into it, else int64.
@@ -33,13 +35,16 @@ def rank_order(ranking: NDArray[Any], num_embeddings: int) -> NDArray[Any]:
             )
     unranked = np.ones(num_embeddings, dtype=np.bool_)
     unranked[ranking] = False
-    rest = np.flatnonzero(unranked)
-    if len(rest) + len(ranking) != num_embeddings:
+    if np.count_nonzero(unranked) + len(ranking) != num_embeddings:
         row = int(np.flatnonzero(np.bincount(ranking, minlength=num_embeddings) > 1)[0])
         raise InputError(f"the ranking names row {row} twice")
     order = np.empty(num_embeddings, dtype=dtype)
     order[: len(ranking)] = ranking
-    order[len(ranking) :] = rest
+    at = len(ranking)
+    for start in range(0, num_embeddings, _CHUNK):  # their int64 indices at once would be twice the result
+        rest = np.flatnonzero(unranked[start : start + _CHUNK])
+        order[at : at + len(rest)] = rest + start
+        at += len(rest)
     return order
 
 

@@ -80,12 +80,7 @@ void add_counts(Counters& counters, const py::array& ids, const Array<uint64_t>&
   if (from.count != counts.size()) throw py::value_error("ids and counts differ in length");
   const auto* const add = counts.data();
   const py::gil_scoped_release released;
-  for (int64_t i = 0; i < from.count; ++i) {
-    const char* at = from.data + i * from.stride;
-    counters.add_count(
-        from.wide ? *reinterpret_cast<const int64_t*>(at) : *reinterpret_cast<const int32_t*>(at),
-        add[i]);
-  }
+  for (int64_t i = 0; i < from.count; ++i) counters.add_count(from[i], add[i]);
 }
 
 Array<uint64_t> carried_pairs(const Counters& counters) {
@@ -165,10 +160,7 @@ py::object count_sampled(SampledCounters& counters, const py::array& array, bool
     bad = counters.add(ids, late);
   }
   if (bad < 0) return py::none();
-  const char* at = ids.data + bad * ids.stride;
-  const int64_t id = ids.wide ? *reinterpret_cast<const int64_t*>(at)
-                              : int64_t{*reinterpret_cast<const int32_t*>(at)};
-  return py::make_tuple(bad, id);
+  return py::make_tuple(bad, ids[bad]);
 }
 
 py::dict known_rows(const SampledCounters& counters) {

@@ -32,11 +32,6 @@ Id load(const char* at) {
   return id;
 }
 
-int64_t load_any(const Ids& ids, int64_t i) {
-  const char* at = ids.data + i * ids.stride;
-  return ids.wide ? load<int64_t>(at) : load<int32_t>(at);
-}
-
 }  // namespace
 
 ZeroedWords::ZeroedWords(size_t count) {
@@ -191,7 +186,7 @@ BadId count_all(const std::vector<Counters*>& tables, const std::vector<Ids>& id
   // The same one however many threads there are: the first table with one, its first.
   for (size_t t = 0; t < tables.size(); ++t)
     for (int64_t i = 0; i < ids[t].count; ++i) {
-      const int64_t id = load_any(ids[t], i);
+      const int64_t id = ids[t][i];
       if (id < 0 || id >= tables[t]->rows()) return {static_cast<int64_t>(t), i, id};
     }
   throw std::logic_error("an id was outside its table, and is not any more");
@@ -201,7 +196,7 @@ std::vector<int64_t> largest_ids(const std::vector<Ids>& ids, BadId* bad) {
   std::vector<int64_t> largest(ids.size(), -1);
   for (size_t t = 0; t < ids.size(); ++t)
     for (int64_t i = 0; i < ids[t].count; ++i) {
-      const int64_t id = load_any(ids[t], i);
+      const int64_t id = ids[t][i];
       if (id < 0) {
         *bad = {static_cast<int64_t>(t), i, id};
         return largest;

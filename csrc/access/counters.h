@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <utility>
@@ -32,6 +33,18 @@ struct Ids {
   int64_t stride = 0;
   int64_t count = 0;
   bool wide = false;  // int64
+
+  int64_t operator[](int64_t i) const {
+    const char* at = data + i * stride;
+    if (wide) {
+      int64_t id;
+      std::memcpy(&id, at, sizeof id);
+      return id;
+    }
+    int32_t id;
+    std::memcpy(&id, at, sizeof id);
+    return id;
+  }
 };
 
 // Counters of 32 bits; what does not fit into them is carried over into a map, so that the counts

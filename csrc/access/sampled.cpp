@@ -1,7 +1,6 @@
 #include "access/sampled.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -63,15 +62,7 @@ int64_t SampledCounters::add(const Ids& ids, bool late) {
   for (int64_t start = 0; start < ids.count; start += kBlock) {
     const int n = static_cast<int>(std::min<int64_t>(kBlock, ids.count - start));
     for (int i = 0; i < n; ++i) {
-      const char* at = ids.data + (start + i) * ids.stride;
-      int64_t id;
-      if (ids.wide) {
-        std::memcpy(&id, at, sizeof id);
-      } else {
-        int32_t narrow;
-        std::memcpy(&narrow, at, sizeof narrow);
-        id = narrow;
-      }
+      const int64_t id = ids[start + i];
       if (id < 0 || id >= rows_) return start + i;
       keys[i] = static_cast<uint64_t>(id) + 1;
       hashes[i] = hash_of(keys[i]);
