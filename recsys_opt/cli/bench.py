@@ -34,6 +34,7 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "recsys_opt.cli.bench_torchrec",
         "what a plan exchanges on TorchRec, and how long its steps take there",
     ),
+    "plan": ("recsys_opt.cli.bench_plan", "how near plans are to their certified bounds"),
     "placement": (
         "recsys_opt.cli.bench_placement",
         "plans of ours, of greedy baselines and of TorchRec, held against later lookups",

@@ -174,9 +174,18 @@ def baseline_rows(inputs: PlanInputs, torchrec_seconds: float) -> list[dict[str,
     def torchrec() -> Plan:
         from recsys_opt.planner.torchrec_baseline import torchrec_plan
 
-        return torchrec_plan(
-            configs, lookups, inputs.hardware, batch_size=batch, time_limit=torchrec_seconds
-        )[0]
+        plan, placement = torchrec_plan(
+            configs,
+            lookups,
+            inputs.hardware,
+            batch_size=batch,
+            curves={t.config.name: t.curve for t in inputs.tables},
+            time_limit=torchrec_seconds,
+        )
+        searched["torchrec"] = (placement.seconds, placement.finished)
+        return plan
+
+    searched: dict[str, tuple[float, bool]] = {}
 
     makers: dict[str, Callable[[], Plan]] = {
         name: lambda name=name: greedy_plan(  # type: ignore[misc]
@@ -197,7 +206,8 @@ def baseline_rows(inputs: PlanInputs, torchrec_seconds: float) -> list[dict[str,
             }
         except (InfeasibleError, InputError) as error:
             row["error"] = str(error)
-        row["planning_seconds"] = time.perf_counter() - start
+        seconds, finished = searched.get(name, (time.perf_counter() - start, True))
+        row |= {"planning_seconds": seconds, "finished": finished}
         rows.append(row)
     return rows
 
@@ -217,5 +227,6 @@ def _baseline_lines(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"{row['planner']:<14}{milliseconds(row['seconds']):>16}{row['seconds'] / plan.seconds:>14.2f}"
             f"{row['slow_share']:>12.2%}{row['planning_seconds']:>10.1f} s"
+            f"{'' if row['finished'] else '  (its search was cut off)'}"
         )
     return lines

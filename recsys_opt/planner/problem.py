@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys_opt.data.access_curve import AccessCurve
 from recsys_opt.errors import InputError
 from recsys_opt.tables import TableConfig
 
@@ -52,6 +53,12 @@ class PlannedTable:
         density = self.share / self.rows
         if (self.share < 0).any() or (np.diff(density) > 1e-9 * density[0]).any():
             raise InputError(f"table {name}: its access curve is not concave: cells are not hottest first")
+
+    @property
+    def curve(self) -> AccessCurve:
+        """The cells as a curve."""
+        rows, share = (np.concatenate([[0.0], np.cumsum(v)]) for v in (self.rows, self.share))
+        return AccessCurve(rows, share / share[-1])
 
     @classmethod
     def from_curve(

@@ -85,9 +85,8 @@ def replay_cost(found: Replay, model: CostModel) -> ReplayCost:
             continue
         fast[:, at] = lookups[:, FAST] * costs.read_fast + rows[:, FAST] * costs.update_fast
         slow[:, at] = lookups[:, SLOW] * costs.read_slow + rows[:, SLOW] * costs.update_slow
-        communication[:, at] = model.communication_seconds(
-            piece.width, lookups.sum(axis=1), over_node=over_node[index]
-        )
+        pooled = model.pooled_seconds(piece.width, over_node=over_node[index])
+        communication[:, at] = pooled + lookups.sum(axis=1) * model.id_seconds
     return ReplayCost(found.by_device(fast), found.by_device(slow), found.by_device(communication))
 
 
