@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 
 from recsys_opt.cli.outcome import Outcome
@@ -55,4 +56,5 @@ def run(args: argparse.Namespace) -> Outcome:
             f"{len(plan.tables):,} tables on {plan.num_devices} devices: every row has one place, every "
             "device has room, costs are as the plan says, inputs are unchanged"
         ]
-    return Outcome("\n".join(lines), {"ok": fine, "stale": stale, "wrong": wrong}, 0 if fine else 1)
+    text = "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
+    return Outcome(text, {"ok": fine, "stale": stale, "wrong": wrong}, 0 if fine else 1)

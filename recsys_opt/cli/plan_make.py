@@ -13,7 +13,7 @@ from typing import Any, get_args
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.plan_text import certificate, clipped, device_lines, kinds, milliseconds, table_lines
 from recsys_opt.cli.plan_text import table_seconds as seconds_of_tables
-from recsys_opt.errors import InfeasibleError, InputError
+from recsys_opt.errors import InputError, RecsysOptError
 from recsys_opt.plan import Plan
 from recsys_opt.planner.baselines import BASELINES, greedy_plan
 from recsys_opt.planner.cost import CostModel
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=120.0,
         metavar="S",
-        help="limit of TorchRec's planner (default 120)",
+        help="limit of TorchRec's planner; 0 leaves it out (default 120)",
     )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="tables to print (default 10)")
     add_setting_arguments(parser)
@@ -194,7 +194,9 @@ def baseline_rows(inputs: PlanInputs, torchrec_seconds: float) -> list[dict[str,
         for name in BASELINES
     }
     rows = []
-    for name, make in (*makers.items(), ("torchrec", torchrec)):
+    if torchrec_seconds > 0:
+        makers["torchrec"] = torchrec
+    for name, make in makers.items():
         start = time.perf_counter()
         row: dict[str, Any] = {"planner": name}
         try:
@@ -204,7 +206,7 @@ def baseline_rows(inputs: PlanInputs, torchrec_seconds: float) -> list[dict[str,
                 "seconds": max(d.seconds for d in loads),
                 "slow_share": slow / max(slow + sum(d.fast_lookups for d in loads), 1e-300),
             }
-        except (InfeasibleError, InputError) as error:
+        except RecsysOptError as error:
             row["error"] = str(error)
         seconds, finished = searched.get(name, (time.perf_counter() - start, True))
         row |= {"planning_seconds": seconds, "finished": finished}

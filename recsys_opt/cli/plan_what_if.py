@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("plan", type=Path, metavar="PLAN", help="plan.json")
     parser.add_argument("--stats", type=Path, metavar="NPZ", help="the plan's statistics, if they have moved")
-    parser.add_argument("--hbm", metavar="SIZE", help="fast memory of a device: 40GB, or +8GB, -8GB")
+    parser.add_argument("--hbm", metavar="SIZE", help="fast memory of a device: 40GB, +8GB, or --hbm=-8GB")
     parser.add_argument("--uvm", metavar="SIZE", help="slow memory of a device: 128GB, or +64GB")
     parser.add_argument(
         "--gpus", "--devices", dest="gpus", type=int, metavar="N", help="devices, in nodes as large as now"
