@@ -46,7 +46,9 @@ runs = {name: json.loads((work / f"{name}.json").read_text()) for name in ("dens
 kept = ("test", "validation", "samples_per_s", "rows", "embedding_bytes", "dense_embedding_bytes")
 rows = [{"tables": name, **{key: run[key] for key in kept}} for name, run in runs.items()]
 rows[1]["private_memory_limit_bytes"] = 1024 * limit_kib
-write_record(Path("benchmarks/results/tiered_training.json"), "tiered_training", rows)
+write_record(
+    Path("benchmarks/results/tiered_training.json"), "tiered_training", rows, command="scripts/reproduce_tiered.sh"
+)
 assert runs["tiered"]["test"] == runs["dense"]["test"], "the metrics differ from those of dense tables"
 print("test AUC", runs["tiered"]["test"]["auc"], "with and without tiers; benchmarks/results/tiered_training.json")
 PY
