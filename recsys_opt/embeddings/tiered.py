@@ -48,8 +48,8 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
     num_embeddings, embedding_dim, mode  as nn.EmbeddingBag's
     hot_rows  rows of the hot tier, which is in the module's memory: a GPU's, or the host's
     ranking   [R] ids, hottest first; those that it leaves out follow in ascending order (`recsys_opt.ranks`).
-              The rows are kept in this order, and `remap` holds each id's place in it. None: the ids are
-              ranks themselves (`recsys-opt data reorder` makes them so), and nothing is remapped
+              The rows are kept in this order, and `remap` holds each id's place in it. None, or the order of
+              ids: these are ranks themselves (`recsys-opt data reorder` makes them so), nothing is remapped
     cold_dir  a folder: the cold tier is a memory-mapped file in it, as is its optimizer's state, so that a
               table larger than the memory trains. The files have no names and go with the process; what is
               to stay is in `state_dict`. None: the cold tier is in memory, pinned where the hot tier is on a
@@ -293,8 +293,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
     ) -> None:
         """Moves rows to where another split or another ranking has them; none loses its weights or its state.
 
-        hot_rows, ranking  as the constructor's; None: as it is. An empty ranking: in the order of ids, which
-                           needs no remap
+        hot_rows, ranking  as the constructor's; None: as it is. An empty ranking: in the order of ids
 
         `hot` and `cold` are new parameters afterwards: an optimizer that holds the old ones must be made
         anew. Until the call ends there are both, in memory or files.
@@ -304,7 +303,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         remap, ids = self.remap, None
         if ranking is not None:
             remap, ids = ranks_of(ranking, self.num_embeddings)
-            remap = (remap if len(ranking) else remap[:0]).to(self.remap.device)
+            remap = remap.to(self.remap.device)
         elif hot_rows == self.hot_rows:
             return
         pairs = [("hot", "cold")]

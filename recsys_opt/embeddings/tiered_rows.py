@@ -21,12 +21,15 @@ _CHUNK_BYTES = 16 << 20
 
 
 def ranks_of(ranking: Ranking, num_embeddings: int) -> tuple[Tensor, Tensor]:
-    """(the position of each id, the id at each position), both [num_embeddings].
+    """(the remap: the position of each id, [num_embeddings], or [0] where ids are positions as they are; the
+    id at each position, [num_embeddings]).
 
     ranking  [R] different ids, hottest first
     """
     ids = ranking.detach().cpu().numpy() if isinstance(ranking, Tensor) else np.asarray(ranking)
     order = rank_order(ids if ids.size else ids.astype(np.int64), num_embeddings)
+    if bool((order[:-1] < order[1:]).all()):
+        return torch.from_numpy(order[:0]), torch.from_numpy(order)
     return torch.from_numpy(rank_of(order)), torch.from_numpy(order)
 
 

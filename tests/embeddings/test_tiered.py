@@ -185,6 +185,7 @@ def test_ranks_are_positions():
     unranked = make(2, None, rows=6)
     assert torch.equal(unranked.materialize(), torch.cat([unranked.hot, unranked.cold]))
     assert unranked.remap.numel() == 0
+    assert make(2, [0, 1, 2], rows=6).remap.numel() == 0  # what statistics say of ids in the order of rank
 
 
 def test_states_go_between_splits_and_dense_tables(tmp_path):
