@@ -13,6 +13,9 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kWorthTrying = 4.0;
 constexpr size_t kMostOptions = 12;
 constexpr size_t kMostOut = 24;
+// For this share of the trials, small tables may be cut only in ways that cost little more than the
+// cheapest.
+constexpr double kTight = 1.02, kTightShare = 0.9, kSmall = 0.4;
 constexpr double kTypical = 1.4;  // see cost_on
 constexpr int kOthers =
     4;  // devices that a table may move to besides those that tables were taken from
@@ -23,7 +26,8 @@ constexpr double kHotFew = 0.15, kHot = 1e-3, kCold = 1e-5;
 
 }  // namespace
 
-Search::Search(const Problem& p, const std::vector<double>& least, double price, uint64_t seed)
+Search::Search(const Problem& p, const std::vector<double>& least, double price, double bound,
+               uint64_t seed)
     : problem_(p),
       profiles_(p, price_grid(p, price)),
       price_(price),
@@ -32,6 +36,8 @@ Search::Search(const Problem& p, const std::vector<double>& least, double price,
   const size_t tables = p.tables.size();
   at_price_.set(price);
   options_.resize(tables);
+  dearness_.resize(tables);
+  small_.resize(tables);
   weight_.resize(tables);
   for (size_t t = 0; t < tables; ++t) {
     std::vector<std::pair<double, int32_t>> found;
@@ -49,9 +55,13 @@ Search::Search(const Problem& p, const std::vector<double>& least, double price,
       if (first_split ||
           (options_[t].size() < kMostOptions && weight <= kWorthTrying * found.front().first)) {
         options_[t].push_back(o);
+        dearness_[t].push_back(weight / found.front().first);
         split = split || first_split;
       }
     }
+    const double capacity = (bound + price * p.devices.fast_bytes[0]);
+    small_[t] =
+        !found.empty() && at_price_.weight(p.options[found.front().second]) < kSmall * capacity;
     weight_[t] = found.empty() ? 0 : found.front().first;
   }
   all_.resize(p.devices.count());
@@ -190,7 +200,13 @@ void Search::consider(int32_t t, int32_t option, double noise) {
 
 bool Search::insert(int32_t t) {
   choice_.cost = kInfinity;
-  for (int32_t option : options_[t]) consider(t, option, 1 + noise_ * (2 * uniform() - 1));
+  for (size_t i = 0; i < options_[t].size(); ++i) {
+    // Dearer ways to cut it only where a piece of the cheapest fills much of a device, or has no
+    // room.
+    if (i > 0 && tight_ && small_[t] && !std::isinf(choice_.cost) && dearness_[t][i] > kTight)
+      break;
+    consider(t, options_[t][i], 1 + noise_ * (2 * uniform() - 1));
+  }
   if (std::isinf(choice_.cost)) return false;
   put_in(t, choice_.option, choice_.devices);
   return true;
@@ -220,6 +236,7 @@ void Search::construct(double reach, bool priced) {
   reach_ = reach;
   noise_ = 0;
   priced_ = priced;
+  tight_ = priced;
   std::vector<int32_t> order(problem_.tables.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
@@ -324,6 +341,7 @@ void Search::improve(Effort effort) {
     std::sort(open_.begin(), open_.end());
     open_.erase(std::unique(open_.begin(), open_.end()), open_.end());
     std::sort(order.begin(), order.end());
+    tight_ = uniform() < kTightShare;
     const double kind = uniform();
     noise_ = kind < 0.4 ? 0.0 : kind < 0.7 ? 0.1 : 0.5;
     bool whole = true;

@@ -31,7 +31,8 @@ struct Effort {
 class Search {
  public:
   // `price`: of a byte of the fast tier, as the bound has it.
-  Search(const Problem& problem, const std::vector<double>& least, double price, uint64_t seed);
+  Search(const Problem& problem, const std::vector<double>& least, double price, double bound,
+         uint64_t seed);
 
   // Places all tables anew. `reach`: the time that devices should end within.
   // `priced`: by weights (seconds + price * fast bytes), as if every device's fast tier were full
@@ -65,10 +66,13 @@ class Search {
   const Problem& problem_;
   Profiles profiles_;
   std::vector<std::vector<int32_t>> options_;  // [tables] worth trying, the cheapest first
-  std::vector<double> weight_;                 // [tables] of the cheapest option
-  std::vector<Load> loads_;                    // [devices]
-  std::vector<std::vector<int32_t>> on_;       // [devices] tables
-  std::vector<int32_t> all_, open_;            // devices: all; those that tables may be put on now
+  std::vector<std::vector<double>> dearness_;  // [tables] weight of each to that of the cheapest
+  std::vector<char> small_;                    // [tables]
+  bool tight_ = false;
+  std::vector<double> weight_;            // [tables] of the cheapest option
+  std::vector<Load> loads_;               // [devices]
+  std::vector<std::vector<int32_t>> on_;  // [devices] tables
+  std::vector<int32_t> all_, open_;       // devices: all; those that tables may be put on now
   Assignment now_, best_;
   Choice choice_;
   std::vector<std::pair<double, int32_t>> costs_;

@@ -75,7 +75,7 @@ Solution solve(const Problem& p, const Limits& limits) {
   const std::vector<double> least = least_seconds(p);
   Bound bound = pooled_bound(p, least, infinity);
   Solution solution;
-  Search search(p, least, bound.price, limits.seed);
+  Search search(p, least, bound.price, bound.seconds, limits.seed);
   search.construct(bound.seconds, true);
   search.construct(bound.seconds, false);
   if (std::isfinite(search.best().seconds)) {
