@@ -19,7 +19,9 @@ from recsys_opt.planner.problem import PlannedTable, PlanSettings
 GOOD_ENOUGH = 5e-4
 """The search ends at this gap."""
 TRIALS = 6_000_000
-"""Of the search with effort 1: about a second."""
+"""Of the search with effort 1: one or two seconds."""
+LARGE, TRIALS_PER_TABLE = 64_000, 2_000
+"""From so many tables times devices on: about a millisecond a table in all."""
 
 
 def make_plan(
@@ -42,7 +44,7 @@ def make_plan(
     found = problem.solve(
         hardware.fast.capacity_bytes,
         hardware.slow.capacity_bytes,
-        trials=round(settings.effort * TRIALS),
+        trials=round(settings.effort * _trials(len(tables), devices)),
         rounds=round(settings.effort * _rounds(len(tables), devices)),
     )
     if found["unplaced"] >= 0:
@@ -100,9 +102,13 @@ class _Problem:
         return bool(self.solve(fast_bytes, slow_bytes, trials=0, rounds=0)["unplaced"] < 0)
 
 
+def _trials(tables: int, devices: int) -> int:
+    return TRIALS if tables * devices <= LARGE else TRIALS_PER_TABLE * tables
+
+
 def _rounds(tables: int, devices: int) -> int:
-    """Columns of the pattern bound: many for few tables, where the pooled bound is weak."""
-    return max(20, min(400, 20_000 // tables)) if tables < 24 * devices and devices > 1 else 0
+    """Columns of the pattern bound: for few tables, where the pooled bound is weak; many take too long."""
+    return min(400, 20_000 // tables) if tables <= 200 and tables < 24 * devices and devices > 1 else 0
 
 
 def _why_not(problem: _Problem, table: PlannedTable) -> str:
