@@ -15,7 +15,7 @@ A replicated table is whole on every device, in the fast tier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,13 @@ class DeviceLoad:
     def seconds(self) -> float:
         """Of an iteration."""
         return self.fast_seconds + self.slow_seconds + self.communication_seconds
+
+
+def slow_share(devices: Sequence[DeviceLoad]) -> float:
+    """Of all rows that the devices' lookups read, those in the slow tier; 0 where none is read."""
+    slow = sum(d.slow_lookups for d in devices)
+    total = slow + sum(d.fast_lookups for d in devices)
+    return slow / total if total > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -9,33 +9,6 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// What all tables together come to at a price.
-struct Pooled {
-  double weight;  // seconds + price * fast bytes, over all tables
-  double fast_bytes;
-};
-
-Pooled pooled_weight(const Problem& p, const PricedClasses& at, const std::vector<double>& least,
-                     double limit) {
-  Pooled sum{0, 0};
-  for (size_t t = 0; t + 1 < p.first_option.size(); ++t) {
-    double best = kInfinity, bytes = 0;
-    for (int32_t o = p.first_option[t]; o < p.first_option[t + 1]; ++o) {
-      if (least[o] > limit) continue;
-      const Split s = at.split(p.options[o]);
-      const double pieces = p.options[o].pieces;
-      const double weight = pieces * (s.seconds + at.price() * s.fast_bytes);
-      if (weight < best) {
-        best = weight;
-        bytes = pieces * s.fast_bytes;
-      }
-    }
-    sum.weight += best;
-    sum.fast_bytes += bytes;
-  }
-  return sum;
-}
-
 struct PriceRange {
   double low, high;
 };
@@ -80,6 +53,27 @@ Bound bound_within(const Problem& p, PricedClasses& at, const std::vector<double
 }
 
 }  // namespace
+
+Pooled pooled_weight(const Problem& p, const PricedClasses& at, const std::vector<double>& least,
+                     double limit) {
+  Pooled sum{0, 0};
+  for (size_t t = 0; t + 1 < p.first_option.size(); ++t) {
+    double best = kInfinity, bytes = 0;
+    for (int32_t o = p.first_option[t]; o < p.first_option[t + 1]; ++o) {
+      if (least[o] > limit) continue;
+      const Split s = at.split(p.options[o]);
+      const double pieces = p.options[o].pieces;
+      const double weight = pieces * (s.seconds + at.price() * s.fast_bytes);
+      if (weight < best) {
+        best = weight;
+        bytes = pieces * s.fast_bytes;
+      }
+    }
+    sum.weight += best;
+    sum.fast_bytes += bytes;
+  }
+  return sum;
+}
 
 std::vector<double> least_seconds(const Problem& p) {
   const Devices& d = p.devices;

@@ -20,6 +20,15 @@
 
 namespace recsys_opt::planner {
 
+// What all tables come to at a price, each in its cheapest way whose piece takes `limit` seconds at
+// most.
+struct Pooled {
+  double weight;  // seconds + price * fast bytes
+  double fast_bytes;
+};
+Pooled pooled_weight(const Problem& problem, const PricedClasses& at,
+                     const std::vector<double>& least, double limit);
+
 // Seconds of each option's piece with as much of a device's fast tier as it can use; infinity where
 // no device has room for it.
 std::vector<double> least_seconds(const Problem& problem);

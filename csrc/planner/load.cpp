@@ -25,21 +25,9 @@ std::vector<double> price_grid(const Problem& p, double expected) {
   return prices;
 }
 
-Profiles::Profiles(const Problem& p, std::vector<double> prices)
-    : problem_(p), prices_(std::move(prices)), profiles_(p.options.size()) {
-  PricedClasses at(p);
-  int32_t classes = 0;
-  for (const Option& o : p.options) classes = std::max(classes, o.cost_class + 1);
-  std::vector<const Option*> example(classes, nullptr);
-  for (const Option& o : p.options) {
-    if (o.tiers == Tiers::kSplit) example[o.cost_class] = &o;
-  }
-  for (double price : prices_) {
-    std::vector<double>& rates = rates_.emplace_back(classes, 0.0);
-    for (int32_t c = 0; c < classes; ++c) {
-      if (example[c]) rates[c] = rate_at_price(*example[c], price);
-    }
-  }
+Profiles::Profiles(const Problem& p, const std::vector<double>& prices)
+    : problem_(p), at_(prices.size(), PricedClasses(p)), profiles_(p.options.size()) {
+  for (size_t l = 0; l < prices.size(); ++l) at_[l].set(prices[l]);
 }
 
 const Profile& Profiles::of(int32_t option) {
@@ -50,11 +38,8 @@ const Profile& Profiles::of(int32_t option) {
   const Curve& whole = problem_.tables[o.table];
   const Curve c = o.parts > 1 ? whole.stripe(0, static_cast<int64_t>(o.parts)) : whole;
   profile.total_bytes = c.rows.back() * o.bytes_per_row;
-  for (int32_t l = 0; l < levels(); ++l) {
-    const int64_t cells = o.tiers == Tiers::kFast   ? c.cells()
-                          : o.tiers == Tiers::kSlow ? 0
-                                                    : c.cells_at_least(rates_[l][o.cost_class]);
-    const Split s = split_curve(c, o, cells);
+  for (const PricedClasses& at : at_) {
+    const Split s = at.split(o, c);
     profile.bytes.push_back(static_cast<float>(s.fast_bytes));
     profile.seconds.push_back(static_cast<float>(s.seconds));
   }
@@ -83,19 +68,15 @@ void Load::remove(const Profile& piece) {
 }
 
 void Load::settle() {
-  seconds_ = seconds_with(nullptr, nullptr);
+  seconds_ = seconds_with(nullptr);
 }
 
-double Load::seconds_with(const Profile* more, const Profile* less) const {
+double Load::seconds_with(const Profile* more) const {
   const double infinity = std::numeric_limits<double>::infinity();
-  const double total = total_ + (more ? more->total_bytes : 0) - (less ? less->total_bytes : 0);
+  const double total = total_ + (more ? more->total_bytes : 0);
   if (total > capacity_) return infinity;
-  const auto bytes = [&](int32_t l) {
-    return bytes_[l] + (more ? more->bytes[l] : 0.0f) - (less ? less->bytes[l] : 0.0f);
-  };
-  const auto seconds = [&](int32_t l) {
-    return sums_[l] + (more ? more->seconds[l] : 0.0f) - (less ? less->seconds[l] : 0.0f);
-  };
+  const auto bytes = [&](int32_t l) { return bytes_[l] + (more ? more->bytes[l] : 0.0f); };
+  const auto seconds = [&](int32_t l) { return sums_[l] + (more ? more->seconds[l] : 0.0f); };
   const double room = fast_ * (1 + 1e-6) + 1;  // rounding of the profiles
   int32_t low = 0, high = static_cast<int32_t>(bytes_.size()) - 1;
   if (bytes(high) <= room) return seconds(high);

@@ -25,14 +25,13 @@ struct Profile {
 // Profiles of options, made when first asked for.
 class Profiles {
  public:
-  Profiles(const Problem& problem, std::vector<double> prices);
+  Profiles(const Problem& problem, const std::vector<double>& prices);
   const Profile& of(int32_t option);
-  int32_t levels() const { return static_cast<int32_t>(prices_.size()); }
+  int32_t levels() const { return static_cast<int32_t>(at_.size()); }
 
  private:
   const Problem& problem_;
-  std::vector<double> prices_;
-  std::vector<std::vector<double>> rates_;  // [levels][classes]
+  std::vector<PricedClasses> at_;  // [levels]
   std::vector<Profile> profiles_;
 };
 
@@ -43,13 +42,12 @@ class Load {
   void add(const Profile& piece);
   void remove(const Profile& piece);
   double seconds() const { return seconds_; }
-  double total_bytes() const { return total_; }
   // Whether it could hold the piece too, and what of it must be fast.
   bool has_room(const Profile& piece) const {
     return total_ + piece.total_bytes <= capacity_ && bytes_[0] + piece.bytes[0] <= fast_;
   }
-  // Its time with `more` and without `less` (either may be null); infinity where there is no room.
-  double seconds_with(const Profile* more, const Profile* less) const;
+  // Its time with one piece more (null: as it is); infinity where there is no room.
+  double seconds_with(const Profile* more) const;
 
  private:
   void settle();

@@ -54,11 +54,13 @@ class Contents {
     for (int k = 0; k < kPrices; ++k) room[k] = seconds + price_[k] * fast_;
     descend(0, room, 0.0);
     *found = incumbent_;
-    return std::max(incumbent_, cut_short_);
+    // What fill and descend neglect, a hair of each table, counts as if it were there.
+    return std::max(incumbent_, cut_short_) + kHair * static_cast<double>(tables_.size() + 1);
   }
 
  private:
   static constexpr int64_t kNodes = 20000;
+  static constexpr double kHair = 1e-9;
 
   // best_[k][i]: the most that tables order_[i], order_[i + 1], ... are worth, by room at price k
   // alone. Weights are rounded down and rooms up, so it is never too little.
@@ -73,7 +75,7 @@ class Contents {
       for (const Item& item : tables_[t]) {
         const double worth = (*value_)[t] / item.pieces;
         const double weight = std::max(item.weight[k] / bucket_[k] * (1 - 1e-12), 0.0);
-        if (worth < 1e-9 || weight > kBuckets) continue;
+        if (worth < kHair || weight > kBuckets) continue;
         const auto w = static_cast<int32_t>(weight);
         for (int32_t c = 0; c <= kBuckets - w; ++c)
           here[w + c] = std::max(here[w + c], after[c] + worth);
@@ -93,7 +95,7 @@ class Contents {
 
   void descend(size_t i, const Weights& room, double worth) {
     const double most = worth + limit(i, room);
-    if (most <= incumbent_ + 1e-9) return;
+    if (most <= incumbent_ + kHair) return;
     if (i == order_.size()) {
       incumbent_ = worth;
       *use_ = now_;
@@ -202,21 +204,7 @@ Weights prices(const Problem& p, const std::vector<double>& least, double pooled
   PricedClasses at(p);
   const auto demand = [&](double price) {
     at.set(price);
-    double sum = 0;
-    for (size_t t = 0; t < p.tables.size(); ++t) {
-      double best = kInfinity, bytes = 0;
-      for (int32_t o = p.first_option[t]; o < p.first_option[t + 1]; ++o) {
-        if (std::isinf(least[o])) continue;
-        const Split s = at.split(p.options[o]);
-        const double weight = p.options[o].pieces * (s.seconds + price * s.fast_bytes);
-        if (weight < best) {
-          best = weight;
-          bytes = p.options[o].pieces * s.fast_bytes;
-        }
-      }
-      sum += bytes;
-    }
-    return sum;
+    return pooled_weight(p, at, least, std::numeric_limits<double>::max()).fast_bytes;
   };
   double high = 0;
   for (const Option& o : p.options)

@@ -91,9 +91,9 @@ double Search::penalty(double seconds) const {
 double Search::height() const {
   double sum = 0;
   for (const Load& load : loads_) {
-    const double x2 = std::pow(load.seconds() / reference_, 2), x4 = x2 * x2, x8 = x4 * x4,
-                 x16 = x8 * x8;
-    sum += x16 * x16;
+    double x = load.seconds() / reference_;
+    for (int doubling = 0; doubling < 5; ++doubling) x *= x;  // the 32nd power
+    sum += x;
   }
   return std::pow(sum, 1.0 / 32);
 }
@@ -132,7 +132,7 @@ double Search::cost_on(int32_t d, int32_t option, const Profile& piece) {
   ++trials_;
   const bool everywhere = problem_.options[option].place == Place::kEverywhere;
   if (!priced_) {
-    const double after = loads_[d].seconds_with(&piece, nullptr), before = loads_[d].seconds();
+    const double after = loads_[d].seconds_with(&piece), before = loads_[d].seconds();
     return everywhere ? kTypical * (after - before) / reach_ : penalty(after) - penalty(before);
   }
   if (!loads_[d].has_room(piece)) return kInfinity;

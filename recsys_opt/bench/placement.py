@@ -19,7 +19,7 @@ from typing import Any
 
 from recsys_opt.data.access_statistics import AccessStatistics
 from recsys_opt.errors import InfeasibleError, InputError, RecsysOptError
-from recsys_opt.plan import Plan, TablePlan
+from recsys_opt.plan import Plan, TablePlan, slow_share
 from recsys_opt.planner.baselines import BASELINES, greedy_plan
 from recsys_opt.planner.cost import CostModel
 from recsys_opt.planner.hardware import Hardware
@@ -162,12 +162,10 @@ def _held(
     found = replay(plan, trace, ranking, threads=settings.threads)
     cost = replay_cost(found, model)
     predicted = model.loads(plan, tables)
-    slow = sum(d.slow_lookups for d in predicted)
-    total = slow + sum(d.fast_lookups for d in predicted)
     return {
         "predicted_seconds": max(d.seconds for d in predicted),
         "replayed_seconds": cost.slowest,
-        "predicted_slow_share": slow / total if total else 0.0,
+        "predicted_slow_share": slow_share(predicted),
         "replayed_slow_share": found.slow_share,
         "slow_reads": float(found.lookups[..., 1].sum()) / found.batches,
         "max_over_mean": cost.imbalance,

@@ -8,36 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys_opt.data.descriptor import published_cardinalities
 from recsys_opt.errors import InputError
 from recsys_opt.planner.hardware import Hardware
 from recsys_opt.planner.problem import PlannedTable, PlanSettings
 from recsys_opt.tables import TableConfig
 
-# Rows of Criteo's tables: published cardinalities (Kaggle; Terabyte with ids capped at 10 M and 40 M).
-CRITEO: dict[str, tuple[int, str]] = {
-    # name: (embedding_dim, rows)
-    "kaggle": (
-        16,
-        """
-        1460 583 10131227 2202608 305 24 12517 633 3 93145 5683 8351593 3194 27 14992 5461306 10 5652
-        2173 4 7046547 18 15 286181 105 142572
-        """,
-    ),
-    "terabyte_10m": (
-        64,
-        """
-        9980333 36084 17217 7378 20134 3 7112 1442 61 9758201 1333352 313829 10 2208 11156 122 4 970 14
-        9994222 7267859 9946608 415421 12420 101 36
-        """,
-    ),
-    "terabyte_40m": (
-        64,
-        """
-        39884406 39043 17289 7420 20263 3 7120 1543 63 38532951 2953546 403346 10 2208 11938 155 4 976
-        14 39979771 25641295 39664984 585935 12972 108 36
-        """,
-    ),
-}
+CRITEO = {"kaggle": 16, "terabyte-10m": 64, "terabyte-40m": 64}
+"""Published table sizes (`recsys_opt.data.descriptor`) -> embedding_dim of the DLRM for them."""
 SAMPLES_PER_DEVICE = 2048
 
 
@@ -80,8 +58,7 @@ def criteo_case(data: str, devices: int, hbm_share: float, *, preset: str = "h10
     """
     if data not in CRITEO:
         raise InputError(f"there is no Criteo case {data!r}; choose one of {', '.join(CRITEO)}")
-    dim, text = CRITEO[data]
-    rows = [int(n) for n in text.split()]
+    dim, rows = CRITEO[data], published_cardinalities()[data]
     random = np.random.default_rng([seed, 26])
     tables = tuple(
         zipf_table(f"C{i + 1}", n, dim, float(random.uniform(0.7, 1.3))) for i, n in enumerate(rows)

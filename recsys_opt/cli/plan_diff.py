@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from recsys_opt.cli.outcome import Outcome
-from recsys_opt.cli.plan_text import clipped, milliseconds, place
+from recsys_opt.cli.plan_text import clipped, place
 from recsys_opt.cli.progress import short_count
 from recsys_opt.plan import Plan
 from recsys_opt.planner.compare import TableMove, compare_plans
 from recsys_opt.planner.inputs import settings_of
-from recsys_opt.report.page import megabytes
+from recsys_opt.report.page import megabytes, milliseconds
 
 EXAMPLE = "recsys-opt plan diff yesterday.json today.json"
 

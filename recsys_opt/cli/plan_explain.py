@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from recsys_opt.cli.outcome import Outcome
-from recsys_opt.cli.plan_text import clipped, milliseconds, place
+from recsys_opt.cli.plan_text import clipped, place
 from recsys_opt.cli.progress import short_count
 from recsys_opt.plan import Plan
 from recsys_opt.planner.cost import CostModel, accesses
 from recsys_opt.planner.inputs import PlanInputs
 from recsys_opt.planner.options import make_options
 from recsys_opt.planner.problem import PlannedTable
-from recsys_opt.report.page import megabytes
+from recsys_opt.report.page import megabytes, milliseconds
 
 EXAMPLE = "recsys-opt plan explain plan.json C3"
 

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 from recsys_opt.cli.outcome import Outcome
-from recsys_opt.cli.plan_text import certificate, clipped, device_lines, kinds, milliseconds, table_lines
+from recsys_opt.cli.plan_text import certificate, clipped, device_lines, kinds, table_lines
 from recsys_opt.cli.plan_text import table_seconds as seconds_of_tables
 from recsys_opt.errors import InputError, RecsysOptError
-from recsys_opt.plan import Plan
+from recsys_opt.plan import Plan, slow_share
 from recsys_opt.planner.baselines import BASELINES, greedy_plan
 from recsys_opt.planner.cost import CostModel
 from recsys_opt.planner.hardware import PRESETS, Hardware
 from recsys_opt.planner.inputs import PlanInputs, read_tables
 from recsys_opt.planner.problem import Optimizer, PlanSettings, Sharding
 from recsys_opt.planner.solve import make_plan
+from recsys_opt.report.page import milliseconds
 
 EXAMPLE = """recsys-opt plan stats.npz --hardware h100:devices=8,hbm=24GB --embedding-dim 64 --out plan.json
   recsys-opt plan stats.npz --tables trace/tables.json --hardware hardware.toml --baselines
@@ -201,10 +202,9 @@ def baseline_rows(inputs: PlanInputs, torchrec_seconds: float) -> list[dict[str,
         row: dict[str, Any] = {"planner": name}
         try:
             loads = model.loads(make(), inputs.tables)
-            slow = sum(d.slow_lookups for d in loads)
             row |= {
                 "seconds": max(d.seconds for d in loads),
-                "slow_share": slow / max(slow + sum(d.fast_lookups for d in loads), 1e-300),
+                "slow_share": slow_share(loads),
             }
         except RecsysOptError as error:
             row["error"] = str(error)
@@ -215,8 +215,7 @@ def baseline_rows(inputs: PlanInputs, torchrec_seconds: float) -> list[dict[str,
 
 
 def _baseline_lines(plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
-    slow = sum(d.slow_lookups for d in plan.devices)
-    share = slow / max(slow + sum(d.fast_lookups for d in plan.devices), 1e-300)
+    share = slow_share(plan.devices)
     tier = plan.hardware["slow"]["name"]
     lines = [
         f"{'planner':<14}{'slowest device':>16}{'to this plan':>14}{tier + ' reads':>12}{'planned in':>12}"

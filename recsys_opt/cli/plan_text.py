@@ -8,7 +8,7 @@ from recsys_opt.cli.progress import short_count
 from recsys_opt.plan import Plan, TablePlan
 from recsys_opt.planner.cost import CostModel
 from recsys_opt.planner.problem import PlannedTable
-from recsys_opt.report.page import megabytes
+from recsys_opt.report.page import megabytes, milliseconds
 
 MOST_DEVICES = 16
 WIDTH = 100
@@ -17,11 +17,6 @@ WIDTH = 100
 def clipped(text: str, width: int = WIDTH) -> str:
     """A line that is no longer than the width."""
     return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def milliseconds(seconds: float) -> str:
-    """In a unit that keeps three digits."""
-    return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} us"
 
 
 def certificate(plan: Plan) -> str:

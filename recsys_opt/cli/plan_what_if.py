@@ -8,14 +8,14 @@ from pathlib import Path
 
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.plan_make import add_setting_arguments, changed_settings
-from recsys_opt.cli.plan_text import certificate, clipped, milliseconds
+from recsys_opt.cli.plan_text import certificate, clipped
 from recsys_opt.errors import InputError
-from recsys_opt.plan import Plan
+from recsys_opt.plan import Plan, slow_share
 from recsys_opt.planner.hardware import Hardware, Tier
 from recsys_opt.planner.inputs import PlanInputs
 from recsys_opt.planner.solve import make_plan
 from recsys_opt.quantities import byte_size
-from recsys_opt.report.page import megabytes
+from recsys_opt.report.page import megabytes, milliseconds
 
 EXAMPLE = """recsys-opt plan what-if plan.json --hbm +8GB
   recsys-opt plan what-if plan.json --gpus 32 --batch-size 131072 --out plan32.json"""
@@ -55,15 +55,15 @@ def run(args: argparse.Namespace) -> Outcome:
         ),
         ("slowest device", milliseconds(before.seconds), milliseconds(after.seconds)),
         ("samples a second", f"{_rate(before):,.0f}", f"{_rate(after):,.0f}"),
-        ("rows read there", f"{_slow_share(before):.2%}", f"{_slow_share(after):.2%}"),
+        ("rows read there", f"{slow_share(before.devices):.2%}", f"{slow_share(after.devices):.2%}"),
         ("gap to the bound", f"{before.gap:.2%}", f"{after.gap:.2%}"),
     ]
     lines += [clipped(f"{name:<22}{a:>14}{b:>14}") for name, a, b in rows]
     lines[-2] = lines[-2].replace("rows read there", f"{hardware.slow.name} reads".ljust(15))
     lines += ["", clipped(certificate(after))]
     result = {
-        "before": {"seconds": before.seconds, "gap": before.gap, "slow_share": _slow_share(before)},
-        "after": {"seconds": after.seconds, "gap": after.gap, "slow_share": _slow_share(after)},
+        "before": {"seconds": before.seconds, "gap": before.gap, "slow_share": slow_share(before.devices)},
+        "after": {"seconds": after.seconds, "gap": after.gap, "slow_share": slow_share(after.devices)},
         "speedup": _rate(after) / _rate(before) if _rate(before) else None,
         "out": None if args.out is None else str(args.out),
     }
@@ -106,9 +106,3 @@ def _resized(tier: Tier, flag: str, text: str) -> Tier:
 
 def _rate(plan: Plan) -> float:
     return plan.batch_size / plan.seconds if plan.seconds else 0.0
-
-
-def _slow_share(plan: Plan) -> float:
-    slow = sum(d.slow_lookups for d in plan.devices)
-    total = slow + sum(d.fast_lookups for d in plan.devices)
-    return slow / total if total else 0.0

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from recsys_opt.data.access_statistics import AccessStatistics
+from recsys_opt.data.table_traces import FILE_NAME, FORMAT, VERSION
 from recsys_opt.errors import InputError
 from recsys_opt.files import read_json
 from recsys_opt.plan import Plan
 from recsys_opt.planner.hardware import Hardware
 from recsys_opt.planner.problem import PlannedTable, PlanSettings, planned_tables
 from recsys_opt.tables import TableConfig
-
-TABLES_FORMAT = "recsys_opt.tables"
-TABLES_VERSION = 1
 
 
 def read_tables(path: Path) -> list[TableConfig]:
@@ -27,8 +25,8 @@ def read_tables(path: Path) -> list[TableConfig]:
     feature_names and pooling where they are not the default.
     """
     if path.is_dir():
-        path = path / "tables.json"
-    document = read_json(path, TABLES_FORMAT, TABLES_VERSION)
+        path = path / FILE_NAME
+    document = read_json(path, FORMAT, VERSION)
     entries = document.get("tables")
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path}: 'tables' must be a list with at least one table")

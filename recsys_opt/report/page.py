@@ -179,6 +179,11 @@ def megabytes(size: float) -> str:
     return f"{size:.0f} B"
 
 
+def milliseconds(seconds: float) -> str:
+    """In a unit that keeps three digits."""
+    return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} us"
+
+
 def number(value: float | None, digits: int) -> str:
     """A figure that may be missing."""
     return "–" if value is None else f"{value:.{digits}f}"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_opt.plan import DeviceLoad, Plan, TablePlan
-from recsys_opt.report.page import Page, megabytes
+from recsys_opt.plan import DeviceLoad, Plan, TablePlan, slow_share
+from recsys_opt.report.page import Page, megabytes, milliseconds
 from recsys_opt.report.svg import HEIGHT, WIDTH, Series, chart, legend, short
 
 Cells = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -32,15 +32,14 @@ def write_plan_page(plan: Plan, curves: Mapping[str, Cells], path: Path) -> Path
         f"{name}; {plan.batch_size:,} samples an iteration. "
         + ("Bandwidths were measured." if plan.hardware.get("measured") else "Bandwidths are assumed."),
     )
-    lookups = sum(d.fast_lookups + d.slow_lookups for d in plan.devices)
     mean = sum(d.seconds for d in plan.devices) / max(len(plan.devices), 1)
     page.tiles(
         [
-            (_time(plan.seconds), "slowest device, predicted"),
-            (_time(plan.bound_seconds), "no plan is faster (bound)"),
+            (milliseconds(plan.seconds), "slowest device, predicted"),
+            (milliseconds(plan.bound_seconds), "no plan is faster (bound)"),
             (f"{plan.gap:.2%}", "gap to the bound"),
             (f"{plan.seconds / mean:.3f}" if mean else "–", "slowest device / mean"),
-            (f"{sum(d.slow_lookups for d in plan.devices) / max(lookups, 1):.2%}", f"rows read from {slow}"),
+            (f"{slow_share(plan.devices):.2%}", f"rows read from {slow}"),
         ]
     )
     page.heading("Load of each device")
@@ -161,7 +160,3 @@ def _devices(table: TablePlan) -> str:
         return "all"
     shown = " ".join(str(d) for d in table.devices[:8])
     return shown + (" ..." if len(table.devices) > 8 else "")
-
-
-def _time(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} µs"

@@ -123,7 +123,7 @@ def test_random_cases_are_near_their_bounds():
 
 
 def test_criteo_on_eight_devices():
-    case = criteo_case("terabyte_40m", 8, 0.3)
+    case = criteo_case("terabyte-40m", 8, 0.3)
     plan = make_plan(case.tables, case.hardware, case.settings)
     assert plan.gap <= 0.05
     assert problems(plan, case.tables, case.hardware, case.settings) == []
