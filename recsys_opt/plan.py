@@ -11,6 +11,11 @@ order of their ids. A table is cut into `column_shards` x `row_shards` pieces, e
   others in the slow one (UVM: host memory that the device reads in place).
 
 A replicated table is whole on every device, in the fast tier.
+
+A plan that goes on from another (`recsys-opt plan --from`) does not deal rows to other stripes because they
+are looked up more or less than they were: a table with `striped_by` has in stripe s the rows whose rank by
+that input of the plan, an earlier one's statistics, leaves the remainder s; within the stripe they are in the
+order of the plan's own statistics. (`recsys_opt.data.plan_ranking` has the order that comes of it.)
 """
 
 from __future__ import annotations
@@ -74,6 +79,8 @@ class TablePlan:
     replicated: bool = False
     feature_names: tuple[str, ...] = ()
     pooling: str = "sum"
+    striped_by: str = ""
+    """Input of the plan whose ranking deals the rows to the stripes; empty: the plan's statistics."""
 
     def __post_init__(self) -> None:
         for name in ("devices", "hot_rows", "feature_names"):
@@ -201,6 +208,11 @@ class Plan:
                 raise InputError(
                     f"plan of table {table.name}: device {max(table.devices)}; the plan has "
                     f"{self.num_devices} devices, counted from 0"
+                )
+            if table.striped_by and table.striped_by not in self.inputs:
+                raise InputError(
+                    f"plan of table {table.name}: striped_by = {table.striped_by!r}, which is none of the "
+                    f"plan's inputs ({', '.join(self.inputs)})"
                 )
 
     @property

@@ -56,3 +56,16 @@ def rank_of(order: NDArray[Any]) -> NDArray[Any]:
     ranks = np.empty_like(order)
     ranks[order] = np.arange(len(order), dtype=order.dtype)
     return ranks
+
+
+def restriped(order: NDArray[Any], base: NDArray[Any], stripes: int) -> NDArray[Any]:
+    """Rows dealt to the stripes to which `base` deals them, each stripe in the order of `order`.
+
+    order, base  [num_embeddings] the row at each rank (`rank_order`)
+    stripes      how many; the rows at the ranks s, s + stripes, ... are stripe s
+    """
+    stripe = (rank_of(base) % stripes)[order]
+    found = np.empty_like(order)
+    for s in range(stripes):
+        found[s::stripes] = order[stripe == s]
+    return found

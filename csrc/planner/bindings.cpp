@@ -4,9 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
+#include "planner/assignment.h"
 #include "planner/solve.h"
 
 namespace py = pybind11;
@@ -105,6 +108,17 @@ py::dict solve_arrays(const Array<int64_t>& cell_offsets, const Array<double>& c
   return result;
 }
 
+std::vector<int64_t> assign_array(const Array<double>& weight) {
+  if (weight.ndim() != 2 || weight.shape(0) > weight.shape(1)) {
+    throw std::invalid_argument("planner: weight must be [rows, columns] with rows <= columns");
+  }
+  const std::vector<double> values(weight.data(), weight.data() + weight.size());
+  if (!std::all_of(values.begin(), values.end(), [](double v) { return std::isfinite(v); })) {
+    throw std::invalid_argument("planner: weight must be finite");
+  }
+  return assign(values, weight.shape(0), weight.shape(1));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_planner, m) {
@@ -113,4 +127,5 @@ PYBIND11_MODULE(_planner, m) {
         py::arg("cell_lookups"), py::arg("options"), py::arg("pinned"), py::arg("nodes"),
         py::arg("per_node"), py::arg("fast_bytes"), py::arg("total_bytes"), py::arg("trials"),
         py::arg("rounds"), py::arg("gap"), py::arg("seed"));
+  m.def("assign", &assign_array, py::arg("weight"));
 }

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recsys_opt.data.access_statistics import AccessStatistics
+from recsys_opt.data.plan_ranking import Ranking
 from recsys_opt.errors import InfeasibleError, InputError, RecsysOptError
 from recsys_opt.plan import Plan, TablePlan, slow_share
 from recsys_opt.planner.baselines import BASELINES, greedy_plan
@@ -25,7 +26,7 @@ from recsys_opt.planner.cost import CostModel
 from recsys_opt.planner.hardware import Hardware
 from recsys_opt.planner.lookup_trace import LookupTrace
 from recsys_opt.planner.problem import PlannedTable, PlanSettings, planned_tables
-from recsys_opt.planner.replay import Ranking, lfu_ranking, replay
+from recsys_opt.planner.replay import lfu_ranking, replay
 from recsys_opt.planner.replay_cost import replay_cost
 from recsys_opt.planner.solve import make_plan
 from recsys_opt.progress import Progress, SilentProgress

@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> Outcome:
         ),
     ]
     pieces = []
-    ends = np.cumsum(table.rows)
     rates = table.share / table.rows * lookups
+    dealt = bool(placed.striped_by)
     for piece in placed.pieces():
-        (hot, _), (cold, _) = accesses(table, lookups, piece.stripe, piece.hot_rows)
-        rank = piece.stripe[0] + piece.hot_rows * piece.stripe[1]
-        inside = int(np.searchsorted(ends, rank, side="right"))
+        (hot, _), (cold, _) = accesses(table, lookups, piece.stripe, piece.hot_rows, dealt=dealt)
+        ends = np.cumsum(table.stripe_rows(piece.stripe, dealt=dealt))
+        inside = int(np.searchsorted(ends, piece.hot_rows, side="right"))
         rate = float(rates[min(inside, len(rates) - 1)])
         threshold = "all" if not piece.cold_rows else f"{rate:.3g} lookups / iteration"
         share = hot / (hot + cold) if hot + cold else 1.0

@@ -7,12 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from recsys_opt.cli.outcome import Outcome
+from recsys_opt.cli.plan_diff import amounts
 from recsys_opt.cli.plan_make import add_setting_arguments, changed_settings
 from recsys_opt.cli.plan_text import certificate, clipped
+from recsys_opt.data.plan_ranking import plan_ranking
 from recsys_opt.errors import InputError
 from recsys_opt.plan import Plan, slow_share
+from recsys_opt.planner.compare import compare_plans
 from recsys_opt.planner.hardware import Hardware, Tier
-from recsys_opt.planner.inputs import PlanInputs
+from recsys_opt.planner.inputs import PlanInputs, orders_between
+from recsys_opt.planner.renumber import renumbered
 from recsys_opt.planner.solve import make_plan
 from recsys_opt.quantities import byte_size
 from recsys_opt.report.page import megabytes, milliseconds
@@ -43,6 +47,12 @@ def run(args: argparse.Namespace) -> Outcome:
     settings = changed_settings(inputs.settings, args)
     files = {**inputs.files, "hardware": {"path": "", "sha256": hardware.sha256}}
     after = make_plan(inputs.tables, hardware, settings, inputs=files)
+    # Like devices take the numbers that leave most bytes in place.
+    sizes = {t.name: settings.row_bytes(t.embedding_dim) for t in after.tables}
+    rankings = [plan_ranking(plan, inputs.statistics) for plan in (before, after)]
+    orders = orders_between(before, after, *rankings)
+    after = renumbered(before, after, sizes, orders)
+    moves = compare_plans(before, after, sizes, orders)
     if args.out is not None:
         after.save(args.out)
     lines = [f"{'':<22}{'now':>14}{'then':>14}"]
@@ -60,10 +70,12 @@ def run(args: argparse.Namespace) -> Outcome:
     ]
     lines += [clipped(f"{name:<22}{a:>14}{b:>14}") for name, a, b in rows]
     lines[-2] = lines[-2].replace("rows read there", f"{hardware.slow.name} reads".ljust(15))
-    lines += ["", clipped(certificate(after))]
+    lines += ["", clipped(certificate(after)), clipped(amounts(moves))]
     result = {
         "before": {"seconds": before.seconds, "gap": before.gap, "slow_share": slow_share(before.devices)},
         "after": {"seconds": after.seconds, "gap": after.gap, "slow_share": slow_share(after.devices)},
+        "between_devices_bytes": sum(m.between_devices_bytes for m in moves),
+        "between_tiers_bytes": sum(m.between_tiers_bytes for m in moves),
         "speedup": _rate(after) / _rate(before) if _rate(before) else None,
         "out": None if args.out is None else str(args.out),
     }

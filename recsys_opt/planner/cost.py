@@ -157,7 +157,9 @@ class CostModel:
             return local, 0.0, reduce, size, 0, lookups / self.hardware.num_devices, 0.0
         costs = self.row_costs(piece.width)
         row_bytes = self.settings.row_bytes(piece.width)
-        (fast, fast_rows), (slow, slow_rows) = accesses(table, lookups, piece.stripe, piece.hot_rows)
+        (fast, fast_rows), (slow, slow_rows) = accesses(
+            table, lookups, piece.stripe, piece.hot_rows, dealt=bool(placed.striped_by)
+        )
         return (
             fast * costs.read_fast + fast_rows * costs.update_fast,
             slow * costs.read_slow + slow_rows * costs.update_slow,
@@ -170,16 +172,15 @@ class CostModel:
 
 
 def accesses(
-    table: PlannedTable, lookups: float, stripe: tuple[int, int], hot_rows: int
+    table: PlannedTable, lookups: float, stripe: tuple[int, int], hot_rows: int, *, dealt: bool = False
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """((lookups, distinct rows) of a stripe's first `hot_rows` rows, the same of its others) in an iteration.
 
     lookups  of the whole table in an iteration
+    dealt    as for `PlannedTable.stripe_rows`
     """
-    s, k = stripe
-    ends = np.rint(np.cumsum(table.rows))
     rate = table.share / table.rows * lookups
-    in_stripe = np.diff(np.maximum(np.ceil((ends - s) / k), 0.0), prepend=0.0)  # rows of each cell
+    in_stripe = table.stripe_rows(stripe, dealt=dealt)
     before = np.cumsum(in_stripe) - in_stripe
     hot = np.clip(hot_rows - before, 0.0, in_stripe)
     touched = -np.expm1(-rate)

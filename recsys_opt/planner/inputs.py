@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from recsys_opt.data.access_statistics import AccessStatistics
+from recsys_opt.data.plan_ranking import Ranking, plan_ranking, plan_statistics
 from recsys_opt.data.table_traces import FILE_NAME, FORMAT, VERSION
 from recsys_opt.errors import InputError
 from recsys_opt.files import read_json
 from recsys_opt.plan import Plan
 from recsys_opt.planner.hardware import Hardware
+from recsys_opt.planner.overlap import Orders
 from recsys_opt.planner.problem import PlannedTable, PlanSettings, planned_tables
+from recsys_opt.ranks import rank_of, rank_order
 from recsys_opt.tables import TableConfig
 
 
@@ -52,6 +57,7 @@ class PlanInputs:
     settings: PlanSettings
     files: Mapping[str, Mapping[str, str]]
     """For `Plan.inputs`."""
+    statistics: AccessStatistics
 
     @classmethod
     def gather(
@@ -70,29 +76,38 @@ class PlanInputs:
             "statistics": {"path": str(statistics_path), "sha256": statistics.sha256},
             "hardware": {"path": hardware_name, "sha256": hardware.sha256},
         }
-        return cls(planned, hardware, settings, files)
+        return cls(planned, hardware, settings, files, statistics)
 
     @classmethod
     def of(cls, plan: Plan, statistics: Path | None = None) -> PlanInputs:
         """Those of a plan; `statistics` where its file is not where it was. Refuses other statistics."""
-        said = plan.inputs.get("statistics", {})
-        path = statistics or (Path(said["path"]) if "path" in said else None)
-        if path is None:
-            raise InputError("the plan does not say which statistics it was made from; give --stats NPZ")
-        tables = [
-            TableConfig(t.name, t.num_embeddings, t.embedding_dim, t.feature_names, t.pooling)  # type: ignore[arg-type]
-            for t in plan.tables
-        ]
-        found = cls.gather(
-            path, tables, Hardware.from_json(plan.hardware, "the plan's hardware"), settings_of(plan)
-        )
-        sha256 = found.files["statistics"]["sha256"]
-        if said.get("sha256", sha256) != sha256:
-            raise InputError(
-                f"{path} has changed since the plan was made (sha256 {sha256[:12]}..., then "
-                f"{said['sha256'][:12]}...); plan again, or give the statistics of then with --stats"
-            )
-        return dataclasses.replace(found, files=plan.inputs)
+        found = plan_statistics(plan, path=statistics)
+        tables = planned_tables(found, tables_of(plan))
+        hardware = Hardware.from_json(plan.hardware, "the plan's hardware")
+        return cls(as_dealt(plan, tables, found), hardware, settings_of(plan), plan.inputs, found)
+
+
+def tables_of(plan: Plan) -> list[TableConfig]:
+    """The tables of a plan."""
+    return [
+        TableConfig(t.name, t.num_embeddings, t.embedding_dim, t.feature_names, t.pooling)  # type: ignore[arg-type]
+        for t in plan.tables
+    ]
+
+
+def as_dealt(plan: Plan, tables: list[PlannedTable], statistics: AccessStatistics) -> list[PlannedTable]:
+    """Tables that also know their rows in the plan's stripes, where an earlier ranking deals them."""
+    ranking = plan_ranking(plan, statistics)
+    found = []
+    for table in tables:
+        placed = plan.table(table.config.name)
+        if placed.striped_by:
+            n, k = placed.num_embeddings, placed.row_shards
+            ranks = rank_of(rank_order(statistics.table(placed.name).ranking(), n))
+            stripes = [ranks[ranking(placed.name)[s::k]] for s in range(k)]
+            table = dataclasses.replace(table, dealt={**table.dealt, k: table.rows_by_cell(stripes)})
+        found.append(table)
+    return found
 
 
 def settings_of(plan: Plan) -> PlanSettings:
@@ -107,3 +122,21 @@ def settings_of(plan: Plan) -> PlanSettings:
     if "shardings" in values:
         values["shardings"] = tuple(values["shardings"])
     return PlanSettings(**values)
+
+
+def orders_between(before: Plan, after: Plan, ranking_before: Ranking, ranking_after: Ranking) -> Orders:
+    """How both plans rank each table's rows (`plan_ranking`); None where they cannot differ."""
+
+    def counted_by(plan: Plan, name: str) -> tuple[str | None, ...]:
+        striped_by = plan.table(name).striped_by
+        inputs = ("statistics", striped_by) if striped_by else ("statistics",)
+        k = (str(plan.table(name).row_shards),) if striped_by else ()
+        return (*(plan.inputs.get(i, {}).get("sha256") for i in inputs), *k)
+
+    def orders(name: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        if counted_by(before, name) == counted_by(after, name):
+            return None
+        n = before.table(name).num_embeddings
+        return rank_order(ranking_before(name), n), rank_order(ranking_after(name), n)
+
+    return orders

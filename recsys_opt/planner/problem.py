@@ -31,6 +31,8 @@ class PlannedTable:
     """Ids of a sample, over all samples: coverage times pooling factor."""
     rows: Floats  # [K] rows of each cell, hottest cell first; their sum is num_embeddings
     share: Floats  # [K] share of the lookups that go to the cell's rows; their sum is 1
+    dealt: Mapping[int, Floats] = field(default_factory=dict)
+    """Number of stripes -> [stripes, K] rows of each cell in each, as an earlier ranking deals them."""
 
     def __post_init__(self) -> None:
         name = self.config.name
@@ -53,6 +55,33 @@ class PlannedTable:
         density = self.share / self.rows
         if (self.share < 0).any() or (np.diff(density) > 1e-9 * density[0]).any():
             raise InputError(f"table {name}: its access curve is not concave: cells are not hottest first")
+
+    @property
+    def cell_ends(self) -> Floats:
+        """[K] the rank behind each cell's last row."""
+        ends: Floats = np.rint(np.cumsum(self.rows))
+        return ends
+
+    def stripe_rows(self, stripe: tuple[int, int], *, dealt: bool = False) -> Floats:
+        """[K] rows of each cell that a stripe (s, k) has.
+
+        dealt  whether an earlier ranking deals the rows to the stripes, not this one's remainders
+        """
+        s, k = stripe
+        if dealt:
+            if k not in self.dealt:
+                raise InputError(
+                    f"table {self.config.name}: its {k} stripes are those of earlier statistics, which are "
+                    "not known here; load the plan's inputs with PlanInputs.of"
+                )
+            rows: Floats = self.dealt[k][s]
+            return rows
+        return np.diff(np.maximum(np.ceil((self.cell_ends - s) / k), 0.0), prepend=0.0)
+
+    def rows_by_cell(self, parts: Sequence[NDArray[Any]]) -> Floats:
+        """[parts, K] how many of each part's ranks, which ascend, are in each cell."""
+        edges = np.concatenate([[0.0], self.cell_ends])
+        return np.stack([np.diff(np.searchsorted(part, edges)) for part in parts]).astype(np.float64)
 
     @property
     def curve(self) -> AccessCurve:

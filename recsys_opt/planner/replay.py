@@ -8,7 +8,7 @@ that has the sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from recsys_opt._access import Counters, ranked, unpack_ranking
 from recsys_opt._replay import TableCounter
 from recsys_opt.data.access_counters import as_ids, count
 from recsys_opt.data.access_statistics import AccessStatistics
+from recsys_opt.data.plan_ranking import Ranking, plan_ranking
 from recsys_opt.errors import InputError
 from recsys_opt.plan import Piece, Plan, TablePlan
 from recsys_opt.planner.lookup_trace import LookupTrace
@@ -27,9 +28,6 @@ from recsys_opt.progress import Progress, SilentProgress
 
 Ints = NDArray[np.int64]
 FAST, SLOW = 0, 1
-
-Ranking = Callable[[str], NDArray[Any]]
-"""Table -> its rows, hottest first; those that it leaves out follow in ascending order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +246,7 @@ def statistics_ranking(plan: Plan, statistics: AccessStatistics) -> Ranking:
                 f"table {table.name} has {table.num_embeddings} rows in the plan and {rows} in the "
                 "statistics: they are of different models"
             )
-    return lambda name: statistics.table(name).ranking()
+    return plan_ranking(plan, statistics)
 
 
 def lfu_ranking(plan: Plan, trace: LookupTrace) -> Ranking:

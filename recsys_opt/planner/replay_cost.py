@@ -114,7 +114,9 @@ def table_shares(found: Replay, tables: Sequence[PlannedTable], batch_size: int)
         for at in ours:
             piece = found.pieces[at]
             lookups = batch_size * known[table.name].lookups_per_sample
-            (hot, _), (cold, _) = accesses(known[table.name], lookups, piece.stripe, piece.hot_rows)
+            (hot, _), (cold, _) = accesses(
+                known[table.name], lookups, piece.stripe, piece.hot_rows, dealt=bool(table.striped_by)
+            )
             total += hot + cold
             expected += cold
         drifts.append(

@@ -4,6 +4,7 @@ import pytest
 
 from recsys_opt.cli.main import main
 from recsys_opt.plan import Plan
+from recsys_opt.planner.renumber import with_numbers
 
 HARDWARE = "h100:devices=4,hbm=300kB"
 
@@ -15,7 +16,7 @@ def folder(tmp_path_factory):
     trace, stats = str(path / "trace"), str(path / "stats.npz")
     assert main(["data", "tables", "--tables", "12", "--batch", "64", "--batches", "3", "--out", trace]) == 0
     assert main(["stats", trace, "--batches", "0:2", "--out", stats]) == 0
-    make = ["plan", stats, "--tables", trace, "--hardware", HARDWARE, "--batch-size", "256"]
+    make = ["plan", stats, "--tables", trace, "--hardware", HARDWARE, "--batch-size", "256", "--effort", "0.2"]
     assert main([*make, "--out", str(path / "plan.json"), "--html", str(path / "plan.html")]) == 0
     return path
 
@@ -98,6 +99,37 @@ def test_what_if_and_diff(folder, capsys):
     code, _, error = run(capsys, "plan", "what-if", folder / "plan.json", "--hbm=-1GB")
     assert code == 2
     assert "would be left" in error
+
+
+def test_like_devices_are_renumbered(folder, capsys, tmp_path):
+    plan, other = Plan.load(folder / "plan.json"), tmp_path / "other.json"
+    with_numbers(plan, [2, 0, 3, 1]).save(other)
+    code, text, _ = run(capsys, "plan", "diff", folder / "plan.json", other)
+    assert code == 0
+    assert "like devices renumbered, 0 B would go to other devices" in text
+    flags = ["--renumbered", tmp_path / "back.json", "--json"]
+    code, text, _ = run(capsys, "plan", "diff", folder / "plan.json", other, *flags)
+    found = json.loads(text)
+    assert found["between_devices_bytes"] > 0 == found["between_devices_bytes_renumbered"]
+    assert Plan.load(tmp_path / "back.json") == plan
+    # The same problem, planned again from the permuted plan: nothing moves.
+    code, text, _ = run(capsys, "plan", "what-if", other, "--json")
+    found = json.loads(text)
+    assert found["between_devices_bytes"] == found["between_tiers_bytes"] == 0
+
+
+def test_diff_of_plans_by_other_statistics(folder, capsys, tmp_path):
+    stats, plan = tmp_path / "stats.npz", tmp_path / "plan.json"
+    assert main(["stats", str(folder / "trace"), "--batches", "2:3", "--out", str(stats)]) == 0
+    make = ["--tables", folder / "trace", "--hardware", HARDWARE, "--batch-size", 256, "--effort", 0.1]
+    assert run(capsys, "plan", stats, *make, "--out", plan)[0] == 0
+    _, text, _ = run(capsys, "plan", "diff", folder / "plan.json", plan, "--json")
+    found = json.loads(text)
+    assert found["ranks_compared"]
+    assert not found["same_statistics"]
+    stats.unlink()
+    _, text, _ = run(capsys, "plan", "diff", folder / "plan.json", plan)
+    assert "rows whose rank has changed are not counted" in text
 
 
 def test_check(folder, capsys, tmp_path):

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from recsys_opt.plan import TablePlan
 from recsys_opt.planner.compare import table_move
+from recsys_opt.planner.overlap import overlap
 
 
 def homes(plan: TablePlan) -> np.ndarray:
@@ -49,3 +50,33 @@ def test_replicas():
     back = table_move(replica, whole, 16)
     assert (back.between_devices_bytes, back.between_tiers_bytes, back.rows) == (0, 4 * 16, 4)
     assert not table_move(replica, replica, 16).changed
+
+
+@settings(max_examples=60, deadline=None)
+@given(table_plans(), table_plans(), st.randoms(use_true_random=False))
+def test_moves_between_plans_that_rank_rows_otherwise(before, after, random):
+    orders = tuple(np.array(random.sample(range(23), 23)) for _ in range(2))
+    old, new = np.empty((23, 4, 2)), np.empty((23, 4, 2))
+    old[orders[0]], new[orders[1]] = homes(before), homes(after)  # by id
+    other = old[..., 0] != new[..., 0]
+    tier = ~other & (old[..., 1] != new[..., 1])
+    move = table_move(before, after, 16, orders)
+    assert move.between_devices_bytes == 4 * other.sum()
+    assert move.between_tiers_bytes == 4 * tier.sum()
+    assert move.rows == (other | tier).any(axis=1).sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(table_plans(), table_plans(), st.booleans(), st.randoms(use_true_random=False))
+def test_what_pieces_have_in_common(before, after, reranked, random):
+    orders = tuple(np.array(random.sample(range(23), 23)) for _ in range(2)) if reranked else None
+    old, new = np.empty((23, 4, 2)), np.empty((23, 4, 2))
+    old[orders[0] if orders else slice(None)], new[orders[1] if orders else slice(None)] = (
+        homes(before),
+        homes(after),
+    )
+    kept = overlap(before, after, orders).kept(16)
+    for i, device in enumerate(after.devices):
+        for j, other in enumerate(before.devices):
+            both = (new[..., 0] == device) & (old[..., 0] == other)
+            assert kept[i, j] == 4 * both.sum()

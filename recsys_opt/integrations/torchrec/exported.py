@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from recsys_opt.data.plan_ranking import plan_ranking
 from recsys_opt.integrations.plan_export import read_export
 from recsys_opt.integrations.torchrec.plan import PlannedEmbeddingBagCollection
 from recsys_opt.integrations.torchrec.remap import PlanRemap
@@ -23,7 +24,10 @@ def load_plan(
     statistics  where they are now, if not where they were beside the export; they must be the same ones
     """
     plan, found = read_export(path, statistics)
-    rankings = {} if found is None else {t.name: found.table(t.name).ranking() for t in plan.tables}
+    rankings = {}
+    if found is not None:
+        ranking = plan_ranking(plan, found, folder=Path(path).parent)
+        rankings = {t.name: ranking(t.name) for t in plan.tables}
     tables = PlannedEmbeddingBagCollection(
         plan, rankings, is_weighted=is_weighted, device=torch.device(device)
     )
