@@ -96,7 +96,7 @@ def overlap(
         for start in range(0, len(old), _CHUNK):
             ids = old[start : start + _CHUNK]
             here = np.arange(start, start + len(ids))
-            both = _class_of(before, here) * classes[1] + _class_of(after, rank[ids].astype(np.int64))
+            both = _class_of(before, here) * classes[1] + _class_of(after, rank[ids])
             counts += np.bincount(both, minlength=len(counts))
     return Overlap(before, after, counts.reshape(classes), tuple(itertools.pairwise(cuts)))
 
@@ -110,9 +110,13 @@ def _positions(plan: TablePlan) -> NDArray[np.int64]:
 def _class_of(plan: TablePlan, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
     if plan.replicated:
         return np.zeros(len(ranks), dtype=np.int64)
-    index, stripe = np.divmod(ranks, plan.row_shards)
     hot = np.array(plan.hot_rows, dtype=np.int64).reshape(plan.column_shards, plan.row_shards)
     behind = np.zeros(len(ranks), dtype=np.int64)
+    if plan.row_shards == 1:
+        for threshold in hot[:, 0]:
+            behind += ranks >= threshold
+        return behind
+    index, stripe = np.divmod(ranks, plan.row_shards)
     for shard in hot:
         behind += index >= shard[stripe]
     found: NDArray[np.int64] = stripe * (plan.column_shards + 1) + behind

@@ -16,7 +16,18 @@ def folder(tmp_path_factory):
     trace, stats = str(path / "trace"), str(path / "stats.npz")
     assert main(["data", "tables", "--tables", "12", "--batch", "64", "--batches", "3", "--out", trace]) == 0
     assert main(["stats", trace, "--batches", "0:2", "--out", stats]) == 0
-    make = ["plan", stats, "--tables", trace, "--hardware", HARDWARE, "--batch-size", "256", "--effort", "0.2"]
+    make = [
+        "plan",
+        stats,
+        "--tables",
+        trace,
+        "--hardware",
+        HARDWARE,
+        "--batch-size",
+        "256",
+        "--effort",
+        "0.2",
+    ]
     assert main([*make, "--out", str(path / "plan.json"), "--html", str(path / "plan.html")]) == 0
     return path
 
