@@ -21,20 +21,26 @@ Curve::Curve(const double* cell_rows, const double* cell_lookups, int64_t cells)
 }
 
 Curve Curve::stripe(int64_t s, int64_t k) const {
-  Curve part(nullptr, nullptr, 0);
   const auto below = [&](double rank) {  // ranks of the stripe below it
     return std::max(
         std::ceil((std::nearbyint(rank) - static_cast<double>(s)) / static_cast<double>(k)), 0.0);
   };
+  std::vector<double> counts(rate.size());
+  for (int64_t i = 0; i < cells(); ++i) counts[i] = below(rows[i + 1]) - below(rows[i]);
+  return part(counts.data());
+}
+
+Curve Curve::part(const double* counts) const {
+  Curve found(nullptr, nullptr, 0);
   for (int64_t i = 0; i < cells(); ++i) {
-    const double n = below(rows[i + 1]) - below(rows[i]);
+    const double n = counts[i];
     if (n <= 0) continue;
-    part.rate.push_back(rate[i]);
-    part.rows.push_back(part.rows.back() + n);
-    part.lookups.push_back(part.lookups.back() + n * rate[i]);
-    part.distinct.push_back(part.distinct.back() - n * std::expm1(-rate[i]));
+    found.rate.push_back(rate[i]);
+    found.rows.push_back(found.rows.back() + n);
+    found.lookups.push_back(found.lookups.back() + n * rate[i]);
+    found.distinct.push_back(found.distinct.back() - n * std::expm1(-rate[i]));
   }
-  return part;
+  return found;
 }
 
 int64_t Curve::cells_at_least(double least) const {

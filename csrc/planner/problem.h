@@ -24,6 +24,8 @@ struct Curve {
   Curve(const double* cell_rows, const double* cell_lookups, int64_t cells);
   // The rows whose rank leaves the remainder s when divided by k.
   Curve stripe(int64_t s, int64_t k) const;
+  // With so many rows of each cell.
+  Curve part(const double* rows) const;
   int64_t cells() const { return static_cast<int64_t>(rate.size()); }
   // Cells whose rate is at least `least`.
   int64_t cells_at_least(double least) const;

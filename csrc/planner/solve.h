@@ -7,6 +7,7 @@
 #include "planner/bound.h"
 #include "planner/problem.h"
 #include "planner/search.h"
+#include "planner/split.h"
 
 namespace recsys_opt::planner {
 
