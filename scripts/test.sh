@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # All checks: format, lint, types, layers, tests.   scripts/test.sh [--slow] [pytest arguments]
+#
+# The tests run in as many processes as there are cores, 4 at most; "-n 0" runs them in one, as --pdb needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
@@ -22,4 +24,10 @@ if command -v ruff >/dev/null || [ -n "${CI:-}" ]; then
 else
   echo "test: the linters are not installed here; running the tests alone" >&2
 fi
-step python -m pytest ${markers[@]+"${markers[@]}"} "$@"
+# So too pytest-xdist. A process that has done its tests takes over some of another's.
+workers=()
+if python -c 'import xdist' 2>/dev/null; then
+  cores=$(nproc)
+  workers=(-n "$((cores < 4 ? cores : 4))" --dist worksteal)
+fi
+step python -m pytest ${markers[@]+"${markers[@]}"} ${workers[@]+"${workers[@]}"} "$@"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from recsys_opt.cli.main import VERBS, build_parser, main
+from recsys_opt.plan import Plan, TablePlan
 from tests.generated import make_dataset
 
 
@@ -121,10 +122,15 @@ def test_help_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_closed_pipe_is_no_traceback():
-    shell = f"{sys.executable} -m recsys_opt.cli.main doctor | true"
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
-    assert "Traceback" not in done.stderr
+def test_closed_pipe_is_no_traceback(tmp_path: Path):
+    Plan((TablePlan("t", 9, 4, (0,), (9,)),), 1, 8).save(tmp_path / "plan.json")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "recsys_opt.cli.main", "plan", "show", str(tmp_path / "plan.json")]
+    with os.fdopen(writer) as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert not done.stderr
 
 
 def test_doctor_finds_everything_needed(capsys: pytest.CaptureFixture[str]):
@@ -134,9 +140,10 @@ def test_doctor_finds_everything_needed(capsys: pytest.CaptureFixture[str]):
     assert {p: findings[p]["state"] for p in needed} == dict.fromkeys(needed, "ok")
 
 
-def doctor_with(tmp_path: Path, name: str, source: str) -> tuple[int, dict[str, dict[str, str]]]:
-    """Runs the doctor where module `name` is replaced by `source`."""
-    (tmp_path / f"{name}.py").write_text(source)
+def doctor_with(tmp_path: Path, **modules: str) -> tuple[int, dict[str, dict[str, str]]]:
+    """Runs the doctor where modules are replaced by these sources."""
+    for name, source in modules.items():
+        (tmp_path / f"{name}.py").write_text(source)
     root = Path(__file__).resolve().parents[2]
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"}
     done = run("doctor", "--json", env=env)
@@ -153,17 +160,14 @@ def doctor_with(tmp_path: Path, name: str, source: str) -> tuple[int, dict[str, 
         ("", "has no attribute"),
     ],
 )
-def test_doctor_survives_a_broken_torch(tmp_path: Path, fault: str, told: str):
-    code, findings = doctor_with(tmp_path, "torch", fault)
+def test_doctor_survives_a_broken_torch_and_names_remedies(tmp_path: Path, fault: str, told: str):
+    absent = "raise ImportError('No module named zstandard')"
+    code, findings = doctor_with(tmp_path, torch=fault, zstandard=absent)
     assert code == 1
     assert findings["torch"]["state"] == "broken"
     assert told in findings["torch"]["detail"]
     assert findings["torch"]["remedy"]
     assert findings["numpy"]["state"] == "ok"
-
-
-def test_doctor_names_the_remedy_for_an_absent_option(tmp_path: Path):
-    _, findings = doctor_with(tmp_path, "zstandard", "raise ImportError('No module named zstandard')")
     assert findings["zstandard"]["state"] == "absent"
     assert "pip install zstandard" in findings["zstandard"]["remedy"]
 

@@ -15,6 +15,11 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
     return code, found.out, found.err
 
 
+def columns(text: str, folder: Path) -> int:
+    """The longest line's, however long the name of the tests' folder is."""
+    return max(map(len, text.replace(f"{folder}/", "").splitlines()))
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("data") / "data").path
@@ -24,14 +29,14 @@ def test_counted_shown_and_merged(capsys, tmp_path, data):
     out = tmp_path / "s.npz"
     code, text, _ = run(capsys, data, "--out", out)
     assert code == 0
-    assert max(map(len, text.splitlines())) <= 100
+    assert columns(text, tmp_path) <= 100
     assert "19,200 lookups of 4,800 samples" in text
     code, again, _ = run(capsys, out)
     assert (code, again.splitlines()[3:]) == (0, text.splitlines()[4:])
     code, details, _ = run(capsys, out, "--table", "C4")
     assert code == 0
     assert "C4: 5,000 rows; 4,800 lookups" in details
-    assert max(map(len, details.splitlines())) <= 100
+    assert columns(details, tmp_path) <= 100
     assert run(capsys, out, "--table", "C9")[0] == 2
     for first in (0, 2400):
         assert (
@@ -56,7 +61,7 @@ def test_many_tables_are_abbreviated(capsys, tmp_path):
     assert [line.split()[0] for line in lines[5:9]] == ["column_29", "column_28", "column_27", "column_26"]
     assert "and 26 smaller tables" in text
     assert "largest id + 1" in text
-    assert max(map(len, lines)) <= 100
+    assert columns(text, tmp_path) <= 100
 
 
 @pytest.mark.parametrize(

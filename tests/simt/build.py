@@ -3,6 +3,7 @@
 The library is kept in build/simt under a hash of all that goes into it. As a command: prints its path.
 """
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -55,9 +56,17 @@ def build() -> Path:
         key.update(path.read_bytes())
     folder = ROOT / "build" / "simt"
     library = folder / f"librecsys_opt_simt-{key.hexdigest()[:16]}.so"
-    if library.exists():
-        return library
     folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several test processes the first compiles, the others wait
+        if not library.exists():
+            compile_library(sources, library, torch)
+    return library
+
+
+def compile_library(sources: list[Path], library: Path, torch: Path) -> None:
+    """Compiles into `library`, and removes those of other sources."""
+    folder = library.parent
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         Path(scratch, "schemas.inc").write_text(schemas())
         include = [f"-I{CSRC}", f"-I{SIMT}", f"-I{scratch}", "-isystem", str(torch / "include")]
@@ -77,7 +86,6 @@ def build() -> Path:
     for old in folder.glob("librecsys_opt_simt-*.so"):
         if old != library:
             old.unlink(missing_ok=True)
-    return library
 
 
 if __name__ == "__main__":
