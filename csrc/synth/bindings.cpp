@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include "synth/generator.h"
+#include "synth/text.h"
 #include "synth/trace.h"
 
 namespace py = pybind11;
@@ -176,6 +177,23 @@ py::tuple write_rows(const Generator& generator, int64_t start, int64_t stop, in
                         py::array_t<int64_t>(kBins, scores.negatives.data()));
 }
 
+py::bytes rows_text(const Array<int32_t>& labels, const Array<int32_t>& integers,
+                    const Array<int32_t>& sparse, const std::vector<bool>& never_missing) {
+  require(integers.ndim() == 2 && sparse.ndim() == 2 && labels.size() == integers.shape(0) &&
+              labels.size() == sparse.shape(0),
+          "labels [n, 1], integers [n, dense] and sparse [n, columns] must have as many rows");
+  require(sparse.shape(1) == static_cast<py::ssize_t>(never_missing.size()),
+          "never_missing must have one entry per column");
+  const RowsIn rows{labels.data(), integers.data(),   sparse.data(),
+                    labels.size(), integers.shape(1), never_missing};
+  std::string text;
+  {
+    const py::gil_scoped_release released;
+    text = criteo_text(rows);
+  }
+  return py::bytes(text);
+}
+
 void check_count(int64_t count, const char* what) {
   if (count < 0)
     throw py::value_error(std::string(what) + " = " + std::to_string(count) +
@@ -236,5 +254,7 @@ PYBIND11_MODULE(_synth, m) {
            py::arg("mass"), py::arg("coverage"), py::arg("pooling_factor"))
       .def("lengths", &trace_lengths, py::arg("batch"), py::arg("samples"))
       .def("values", &trace_values, py::arg("batch"), py::arg("count"));
+  m.def("criteo_text", &rows_text, py::arg("labels"), py::arg("integers"), py::arg("sparse"),
+        py::arg("never_missing"));
   m.def("reuse_histogram", &trace_reuse, py::arg("values"), py::arg("rows"));
 }

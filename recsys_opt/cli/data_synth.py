@@ -1,13 +1,17 @@
-"""`recsys-opt data synth`: writes generated rows as a dataset folder."""
+"""`recsys-opt data synth`: writes generated rows as a dataset folder, or as Criteo's text."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress, short_count
+
+if TYPE_CHECKING:
+    from recsys_opt.data.synth import SyntheticCriteo
 
 EXAMPLE = "recsys-opt data synth --rows 1000000 --out synth/ --seed 1"
 
@@ -29,6 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fold the ids of larger tables into K rows (default: the published cardinalities)",
     )
     parser.add_argument(
+        "--cardinalities",
+        metavar="WHICH",
+        help="give the columns the table sizes of terabyte-10m, terabyte-40m or mlperf-v2, the largest "
+        "to the largest (default: the profile's)",
+    )
+    parser.add_argument(
+        "--text-days",
+        type=int,
+        metavar="N",
+        help="write text as Criteo publishes it, day_0 .. day_<N-1>, for `data prepare`, not a dataset",
+    )
+    parser.add_argument(
         "--split", default="80/10/10", help="shares of train/validation/test in time order (default 80/10/10)"
     )
     parser.add_argument(
@@ -46,8 +62,14 @@ def run(args: argparse.Namespace) -> Outcome:
         raise InputError(f"--threads {args.threads}: it must be at least 1")
     split = Split.parse(args.split)
     source = SyntheticCriteo(
-        args.rows, seed=args.seed, profile=args.profile, max_cardinality=args.max_cardinality
+        args.rows,
+        seed=args.seed,
+        profile=args.profile,
+        max_cardinality=args.max_cardinality,
+        cardinalities=args.cardinalities,
     )
+    if args.text_days is not None:
+        return _text(source, args)
     began = time.perf_counter()
     with ConsoleProgress() as progress:
         info = write_dataset(source, args.out, split=split, threads=args.threads, progress=progress)
@@ -75,3 +97,21 @@ def run(args: argparse.Namespace) -> Outcome:
         "input_hash": info.input_hash,
     }
     return Outcome("\n".join(lines), result)
+
+
+def _text(source: SyntheticCriteo, args: argparse.Namespace) -> Outcome:
+    """Writes days of text."""
+    from recsys_opt.data.synth_text import write_days
+
+    began = time.perf_counter()
+    with ConsoleProgress() as progress:
+        paths = write_days(source, args.out, args.text_days, threads=args.threads, progress=progress)
+    seconds = time.perf_counter() - began
+    size = sum(path.stat().st_size for path in paths)
+    line = (
+        f"{args.out}: {args.rows:,} rows as text, {paths[0].name} to {paths[-1].name}, {size:,} bytes in "
+        f"{seconds:.2f} s ({short_count(args.rows / seconds)} rows/s); next: recsys-opt data prepare "
+        f"{args.out}"
+    )
+    files = [str(path) for path in paths]
+    return Outcome(line, {"files": files, "rows": args.rows, "bytes": size, "seconds": round(seconds, 3)})

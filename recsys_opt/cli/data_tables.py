@@ -27,6 +27,7 @@ GENERATED = {
     "batches": 1,
     "embedding_dim": 64,
     "seed": 0,
+    "shrink": 1,
     "out": None,
     "record": None,
 }
@@ -55,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generated.add_argument("--batch", type=int, metavar="B", help="samples in a batch (default 65536)")
     generated.add_argument("--batches", type=int, metavar="K", help="to write (default 1)")
     generated.add_argument("--embedding-dim", type=int, metavar="D", help="default 64")
+    generated.add_argument(
+        "--shrink",
+        type=int,
+        metavar="N",
+        help="an N-th of the rows: 65536 / N samples have the reuse of the published 65536 (default 1)",
+    )
     generated.add_argument("--seed", type=int, help="default 0")
     generated.add_argument("--record", type=Path, metavar="JSON", help="also write the reuse, as a record")
     generated.add_argument(
@@ -106,7 +113,11 @@ def _make_trace(args: argparse.Namespace) -> Outcome:
     )
 
     traces = TableTraces(
-        tables=args.tables, batch_size=args.batch, seed=args.seed, embedding_dim=args.embedding_dim
+        tables=args.tables,
+        batch_size=args.batch,
+        seed=args.seed,
+        embedding_dim=args.embedding_dim,
+        shrink=args.shrink,
     )
     with ConsoleProgress() as progress:
         if args.out is None:

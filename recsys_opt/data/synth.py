@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+import recsys_opt._synth as _synth
 from recsys_opt.data.bayes import Scores, bayes
 from recsys_opt.data.dataset import (
     FILE_NAME,
@@ -33,6 +34,7 @@ from recsys_opt.data.prepare_journal import FOLDER as UNFINISHED
 from recsys_opt.data.splits import Split
 from recsys_opt.data.statistics import Statistics, read_statistics
 from recsys_opt.data.synth_model import make_generator
+from recsys_opt.data.synth_resize import resized
 from recsys_opt.errors import InputError, RecsysOptError
 from recsys_opt.files import FolderLock, atomic_path
 from recsys_opt.progress import Progress, SilentProgress
@@ -69,7 +71,9 @@ class SyntheticCriteo:
         seed: int = 0,
         profile: str | Path | Statistics = "criteo_kaggle",
         max_cardinality: int | None = None,
+        cardinalities: str | None = None,
     ) -> None:
+        """cardinalities  a published setting whose table sizes the columns get (`resized`)"""
         if not 1 <= rows <= MAX_ROWS:
             raise InputError(f"rows = {rows}; it must be between 1 and {MAX_ROWS}")
         if not 0 <= seed <= MAX_SEED:
@@ -79,7 +83,10 @@ class SyntheticCriteo:
         self.num_rows = rows
         self.seed = seed
         self.max_cardinality = max_cardinality
-        self.statistics = profile if isinstance(profile, Statistics) else read_statistics(profile)
+        self.cardinalities = cardinalities
+        statistics = profile if isinstance(profile, Statistics) else read_statistics(profile)
+        self.profile = statistics.name
+        self.statistics = statistics if cardinalities is None else resized(statistics, cardinalities)
         try:
             self._native = make_generator(self.statistics, rows, seed, max_cardinality)
         except ValueError as error:
@@ -100,6 +107,12 @@ class SyntheticCriteo:
         """Rows [start, stop), the same as in any other call."""
         self._check_range(start, stop)
         return Rows(**self._native.rows(start, stop, threads or usable_threads()))
+
+    def text(self, start: int, stop: int, *, threads: int | None = None) -> bytes:
+        """Rows [start, stop) as lines of Criteo's text; ids become hexadecimal values, one each."""
+        rows = self.rows(start, stop, threads=threads)
+        never_missing = [c.never_missing for c in self.statistics.sparse]
+        return _synth.criteo_text(rows.labels, rows.integers, rows.sparse, never_missing)
 
     def write(
         self, start: int, stop: int, files: tuple[IO[bytes], ...], offsets: tuple[int, ...], threads: int
@@ -129,6 +142,7 @@ class SyntheticCriteo:
                 seed=int(info.source["seed"]),
                 profile=str(info.source["profile"]),
                 max_cardinality=info.source["max_cardinality"],
+                cardinalities=info.source.get("cardinalities"),
             )
         except InputError:
             return None
@@ -201,9 +215,10 @@ def write_dataset(
             dense_transform="dlrm",
             source={
                 "generator_version": GENERATOR_VERSION,
-                "profile": source.statistics.name,
+                "profile": source.profile,
                 "seed": source.seed,
                 "max_cardinality": source.max_cardinality,
+                "cardinalities": source.cardinalities,
                 "bayes_all": overall,
             },
             input_hash=identity,

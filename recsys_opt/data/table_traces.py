@@ -120,18 +120,21 @@ class TableTraces:
         batch_size: int = PUBLISHED_BATCH,
         seed: int = 0,
         embedding_dim: int = 64,
+        shrink: int = 1,
     ) -> None:
+        """shrink  tables with so many times fewer rows: 65,536 / shrink samples have the published reuse"""
         for what, value, least, most in (
             ("tables", tables, 1, 100_000),
             ("batch_size", batch_size, 1, 1 << 31),
             ("seed", seed, 0, (1 << 63) - 1),
             ("embedding_dim", embedding_dim, 1, 1 << 16),
+            ("shrink", shrink, 1, 1 << 16),
         ):
             if not least <= value <= most:
                 raise InputError(f"{what} = {value}; it must be between {least} and {most}")
         self.batch_size = batch_size
         self.seed = seed
-        self.specs = _draw_specs(tables, seed, embedding_dim)
+        self.specs = _draw_specs(tables, seed, embedding_dim, shrink)
         self._native = [
             _synth.TraceTable(
                 spec.config.num_embeddings,
@@ -155,9 +158,10 @@ class TableTraces:
         return lengths, self._native[table].values(batch, int(lengths.sum()))
 
 
-def _draw_specs(tables: int, seed: int, embedding_dim: int) -> list[TraceSpec]:
+def _draw_specs(tables: int, seed: int, embedding_dim: int, shrink: int) -> list[TraceSpec]:
     random = np.random.default_rng([seed, tables])
     rates, per_touched = reuse_rates()
+    batch = PUBLISHED_BATCH / shrink  # whose reuse is the published one
     # Ids per sample, spread as a log-normal and scaled to the published number of lookups.
     expected = random.lognormal(0.0, POOLING_SPREAD, tables)
     expected *= PUBLISHED_LOOKUPS / PUBLISHED_TABLES / PUBLISHED_BATCH / expected.mean()
@@ -165,7 +169,7 @@ def _draw_specs(tables: int, seed: int, embedding_dim: int) -> list[TraceSpec]:
     skew = random.normal(0.0, SKEW_SPREAD, tables)
     # Rows of each rate per lookup; tilted by the table's skew, with the sum over tables as fitted.
     tilt = np.exp(skew[:, None] * np.log(rates)[None, :])
-    lookups = expected * PUBLISHED_BATCH
+    lookups = expected * batch
     numbers = lookups[:, None] / PUBLISHED_MEAN_REUSE * per_touched[None, :] * tilt
     numbers *= (lookups.sum() / PUBLISHED_MEAN_REUSE * per_touched / numbers.sum(axis=0))[None, :]
     spare = random.lognormal(0.3, 0.8, tables)
@@ -177,9 +181,9 @@ def _draw_specs(tables: int, seed: int, embedding_dim: int) -> list[TraceSpec]:
             whole[-1] = 1
         some = whole > 0
         active = int(whole.sum())
-        rows = int(min(max(active * (1 + spare[t]), active), max(MAX_TABLE_ROWS, active)))
+        rows = int(min(max(active * (1 + spare[t]), active), max(MAX_TABLE_ROWS / shrink, active)))
         config = TableConfig(f"table_{t}", rows, embedding_dim)
-        ids_per_sample = float((whole * rates).sum()) / PUBLISHED_BATCH
+        ids_per_sample = float((whole * rates).sum()) / batch
         covered = min(float(coverage[t]), ids_per_sample)
         specs.append(
             TraceSpec(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +40,7 @@ _STATES: dict[Algorithm, tuple[str, ...]] = {
 }
 """What a tier's states are called, behind the tier's name; as a dense table's behind "weight"."""
 _WAITS = Waits()
+_RANKINGS: ContextVar[Callable[[TableConfig], Ranking] | None] = ContextVar("rankings", default=None)
 _OPTIONS = {"hot_rows", "ranked", "cold_dir"}
 
 
@@ -163,6 +166,9 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
             )
         own = dict(config.options)
         ranked = own.pop("ranked", False)
+        rankings = _RANKINGS.get()
+        if rankings is not None:
+            own["ranking"] = rankings(config)
         try:
             bag = cls(
                 config.num_embeddings,
@@ -174,7 +180,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
             )
         except InputError as error:
             raise InputError(f"table {config.name}: {error}") from None
-        if ranked:
+        if ranked and not bag.remap.numel():
             bag.remap = torch.arange(config.num_embeddings, dtype=bag.remap.dtype, device=bag.remap.device)
         return bag
 
@@ -384,6 +390,19 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
             f"{self.num_embeddings}, {self.embedding_dim}, hot_rows={self.hot_rows}, mode={self.mode!r}, "
             f"remapped={self.remap.numel() > 0}, cold tier in {place}"
         )
+
+
+@contextmanager
+def tables_by_rank(rankings: Callable[[TableConfig], Ranking]) -> Iterator[None]:
+    """In the block, `TieredEmbeddingBag.from_config` draws a table's rows where its ranking has them.
+
+    The rows are those that `retier` would move there; they are written once.
+    """
+    token = _RANKINGS.set(rankings)
+    try:
+        yield
+    finally:
+        _RANKINGS.reset(token)
 
 
 def _check_hot_rows(hot_rows: int, num_embeddings: int) -> None:

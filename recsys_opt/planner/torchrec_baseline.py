@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from recsys_opt.integrations.torchrec import (
     PlannerTable,
     torchrec_placement,
 )
-from recsys_opt.integrations.torchrec.planner import LOAD_FACTOR, SHARDING_TYPES
+from recsys_opt.integrations.torchrec.planner import KERNELS, LOAD_FACTOR, SHARDING_TYPES
 from recsys_opt.plan import Plan
 from recsys_opt.planner.hardware import Hardware
 from recsys_opt.tables import TableConfig
@@ -29,7 +30,9 @@ def torchrec_plan(
     curves: Mapping[str, AccessCurve] | None = None,
     time_limit: float = 300.0,
     sharding_types: Sequence[str] = SHARDING_TYPES,
+    kernels: Sequence[str] = KERNELS,
     load_factor: float = LOAD_FACTOR,
+    keep: Path | None = None,
 ) -> tuple[Plan, Placement]:
     """What TorchRec's planner makes of them, as a plan that nothing is priced in, and what it said.
 
@@ -53,7 +56,9 @@ def torchrec_plan(
         batch_size,
         time_limit=time_limit,
         sharding_types=sharding_types,
+        kernels=kernels,
         load_factor=load_factor,
+        keep=keep,
     )
     plan = placement.to_plan(tables, batch_size, hardware.num_devices, hardware=hardware.to_json())
     return plan, placement

@@ -36,7 +36,7 @@ from recsys_opt.training.config import CompressionConfig, PlacementConfig, Train
 from recsys_opt.training.lookup_counts import count_lookups, counts_for_run, new_trains
 from recsys_opt.training.metrics import RecentMetrics
 from recsys_opt.training.optimizers import ModelOptimizer
-from recsys_opt.training.placement import place_rows, tiered_tables
+from recsys_opt.training.placement import drawn_in_place, place_rows, tiered_tables
 
 
 def initial_model(
@@ -50,10 +50,10 @@ def initial_model(
         return _taken_over(config, config.init_from, dataset, device, progress)
     torch.manual_seed(config.seed)
     tables = wanted_tables(config, dataset.info.sparse_columns)
-    model = config.architecture.build(tables, device=device)
-    if config.placement.hot_rows:
-        place_rows(model, config.placement, progress)
-    return model
+    if not config.placement.hot_rows:
+        return config.architecture.build(tables, device=device)
+    with drawn_in_place(tables, config.placement, progress):
+        return config.architecture.build(tables, device=device)
 
 
 def wanted_tables(config: TrainingConfig, columns: Sequence[SparseColumn]) -> list[TableConfig]:

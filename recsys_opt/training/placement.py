@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from recsys_opt.data.access_statistics import AccessStatistics
 from recsys_opt.data.dataset import Dataset, SparseColumn
-from recsys_opt.embeddings.tiered import TieredEmbeddingBag
+from recsys_opt.embeddings.tiered import TieredEmbeddingBag, tables_by_rank
+from recsys_opt.embeddings.tiered_rows import Ranking
 from recsys_opt.errors import InputError
 from recsys_opt.models.dlrm import DLRM
 from recsys_opt.plan import Plan
@@ -79,26 +81,52 @@ def place_rows(model: DLRM, placement: PlacementConfig, progress: Progress | Non
     """Moves the rows of a model's tables to where the settled plan has them, with their optimizer's state."""
     progress = progress or SilentProgress()
     configs = model.embeddings.configs
-    ranked = [c for c in configs if _is_ranked(c.num_embeddings, placement.hot_rows[c.name], placement)]
-    statistics = None
-    if ranked:
-        path = Path(placement.statistics or "")
-        statistics = _read_statistics(path, [SparseColumn(c.name, c.num_embeddings) for c in configs])
-        if statistics.sha256 != placement.statistics_sha256:
-            raise InputError(
-                f"{path} has changed: its hash is {statistics.sha256[:12]}, the run began with "
-                f"{placement.statistics_sha256[:12]}; give the former by --statistics, with --plan"
-            )
+    rankings = _rankings(configs, placement)
     progress.start("placing rows", sum(c.num_embeddings for c in configs), "rows")
     for config in configs:
         table = model.embeddings.table(config.name)
         if not isinstance(table, TieredEmbeddingBag):
             raise InputError(f"table {config.name} is no tiered table; a plan places all tables of a model")
-        # Where one tier has all rows, their order does not matter, and none costs least.
-        ranking = statistics.table(config.name).ranking() if statistics and config in ranked else ()
-        table.retier(hot_rows=placement.hot_rows[config.name], ranking=ranking)
+        table.retier(hot_rows=placement.hot_rows[config.name], ranking=rankings(config))
         progress.advance(config.num_embeddings, table=config.name)
     progress.finish()
+
+
+@contextmanager
+def drawn_in_place(
+    tables: Sequence[TableConfig], placement: PlacementConfig, progress: Progress | None = None
+) -> Iterator[None]:
+    """In the block, tables are made with their rows where the settled plan has them, table after table."""
+    progress = progress or SilentProgress()
+    rankings = _rankings(tables, placement)
+    made: list[TableConfig] = []
+
+    def ranking(config: TableConfig) -> Ranking:
+        if made:
+            progress.advance(made[-1].num_embeddings, table=made[-1].name)
+        made.append(config)
+        return rankings(config)
+
+    progress.start("drawing rows", sum(c.num_embeddings for c in tables), "rows")
+    with tables_by_rank(ranking):
+        yield
+    progress.advance(made[-1].num_embeddings, table=made[-1].name)
+    progress.finish()
+
+
+def _rankings(tables: Sequence[TableConfig], placement: PlacementConfig) -> Callable[[TableConfig], Ranking]:
+    """The order of each table's rows; where one tier has all of them, it does not matter, none costs least."""
+    ranked = {t.name for t in tables if _is_ranked(t.num_embeddings, placement.hot_rows[t.name], placement)}
+    if not ranked:
+        return lambda _: ()
+    path = Path(placement.statistics or "")
+    statistics = _read_statistics(path, [SparseColumn(t.name, t.num_embeddings) for t in tables])
+    if statistics.sha256 != placement.statistics_sha256:
+        raise InputError(
+            f"{path} has changed: its hash is {statistics.sha256[:12]}, the run began with "
+            f"{placement.statistics_sha256[:12]}; give the former by --statistics, with --plan"
+        )
+    return lambda config: statistics.table(config.name).ranking() if config.name in ranked else ()
 
 
 def is_placed(before: Mapping[str, Any], now: PlacementConfig) -> bool:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import recsys_opt._synth as _synth
 from recsys_opt.data.table_traces import (
+    PUBLISHED_BATCH,
     PUBLISHED_MEAN_REUSE,
     PUBLISHED_REUSE,
     TableTraces,
@@ -26,6 +27,14 @@ def test_reuse_is_as_published() -> None:
     assert reuse.mean == pytest.approx(PUBLISHED_MEAN_REUSE, rel=0.03)
     # 887 M lookups in 856 tables
     assert reuse.lookups / 12 == pytest.approx(887e6 / 856, rel=0.03)
+
+
+def test_fewer_rows_have_the_reuse_in_a_smaller_batch() -> None:
+    traces = TableTraces(tables=12, batch_size=PUBLISHED_BATCH // 16, seed=4, shrink=16)
+    reuse = measure_reuse(traces)
+    np.testing.assert_allclose(reuse.shares, PUBLISHED_REUSE, atol=0.01)
+    rows = [sum(s.config.num_embeddings for s in t.specs) for t in (traces, TableTraces(tables=12, seed=4))]
+    assert rows[0] == pytest.approx(rows[1] / 16, rel=0.01)
 
 
 @settings(max_examples=20, deadline=None)

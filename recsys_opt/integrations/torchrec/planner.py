@@ -1,29 +1,37 @@
 """TorchRec's own planner, EmbeddingShardingPlanner, as a baseline: its placement as a plan of ours.
 
-It runs in a process of its own, which stops at a time limit. There the hashes of strings
-are fixed: the planner puts the kernels of a table into a set of strings, so that without this its plan
-differs from run to run.
+It runs in a process of its own, which stops at a limit of CPU time: what else the machine does makes its
+plan no worse. There the hashes of strings are fixed: the planner puts the kernels of a table into a set of
+strings, so that without this its plan differs from run to run.
 
 What it is granted: every sharding type and the kernels FUSED, FUSED_UVM and FUSED_UVM_CACHING; with access
-statistics also its proposer that scales caches up (EmbeddingOffloadScaleupProposer), told the true hit rates.
+statistics and caches also its proposer that scales caches up (EmbeddingOffloadScaleupProposer), told the true
+hit rates.
 Memory is reserved for nothing but the tables, their optimizer's states and the exchanged ids.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from recsys_opt.errors import InfeasibleError, InputError, RecsysOptError
+from recsys_opt.files import read_json, write_json
 from recsys_opt.plan import Plan, TablePlan, stripe_rows
 from recsys_opt.tables import TableConfig
 
+FORMAT = "recsys_opt.torchrec_placement"
+VERSION = 1
 FUSED, UVM, CACHED = "fused", "fused_uvm", "fused_uvm_caching"
+KERNELS = (FUSED, UVM, CACHED)
 SHARDING_TYPES = (
     "table_wise",
     "column_wise",
@@ -34,6 +42,7 @@ SHARDING_TYPES = (
 )
 LOAD_FACTOR = 0.2
 """TorchRec's own default of a cache's rows over its table's."""
+_WALL_PER_CPU_SECOND = 8.0
 _GRACE_SECONDS = 60.0
 """For what comes before and after the search: importing torchrec, describing the tables."""
 
@@ -92,7 +101,9 @@ class Placement:
 
     tables: tuple[PlacedTable, ...]
     seconds: float
-    """That its search took, without importing it."""
+    """Of CPU time that its search took, without importing it."""
+    found_seconds: float
+    """Of these, until it had this plan."""
     finished: bool
     """False: the time limit ended the search, this is the best found until then."""
     fitting: int
@@ -125,14 +136,18 @@ def torchrec_placement(
     *,
     time_limit: float = 300.0,
     sharding_types: Sequence[str] = SHARDING_TYPES,
+    kernels: Sequence[str] = KERNELS,
     load_factor: float = LOAD_FACTOR,
+    keep: Path | None = None,
 ) -> Placement:
     """Runs TorchRec's planner; the optimizer is row-wise Adagrad.
 
     batch_size      samples of an iteration, over all devices
-    time_limit      seconds of the search, after which the best plan so far counts
+    time_limit      CPU seconds of the search, after which the best plan so far counts
     sharding_types  that it may choose from; fewer make it much faster
+    kernels         that it may choose from; replicated tables come besides
     load_factor     of caches before they are scaled up
+    keep            a folder of answers: the same question to the same torchrec is not searched again
 
     Raises InfeasibleError where no plan fits, RecsysOptError where it finds none within the limit.
     """
@@ -141,14 +156,33 @@ def torchrec_placement(
     unknown = sorted(set(sharding_types) - set(SHARDING_TYPES))
     if unknown or not sharding_types:
         raise InputError(f"sharding_types = {list(sharding_types)}; choose from {', '.join(SHARDING_TYPES)}")
+    if set(kernels) - set(KERNELS) or not kernels:
+        raise InputError(f"kernels = {list(kernels)}; choose from {', '.join(KERNELS)}")
     request = {
         "tables": [asdict(table) for table in tables],
         "machine": asdict(machine),
         "batch_size": batch_size // machine.num_devices,
         "time_limit": time_limit,
         "sharding_types": list(sharding_types),
+        "kernels": list(kernels),
         "load_factor": load_factor,
     }
+    kept = None
+    if keep is not None:
+        asked = json.dumps([importlib.metadata.version("torchrec"), request], sort_keys=True)
+        kept = keep / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
+        if kept.exists():
+            return placement_of(read_json(kept, FORMAT, VERSION), time_limit)
+    answer = _asked(request, time_limit)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, FORMAT, VERSION, answer)
+    return placement_of(answer, time_limit)
+
+
+def _asked(request: Mapping[str, Any], time_limit: float) -> dict[str, Any]:
+    """What the process answers."""
+    wall = _WALL_PER_CPU_SECOND * time_limit + _GRACE_SECONDS
     command = [sys.executable, "-m", "recsys_opt.integrations.torchrec.planner_process"]
     try:
         done = subprocess.run(
@@ -156,19 +190,20 @@ def torchrec_placement(
             input=json.dumps(request),
             capture_output=True,
             text=True,
-            timeout=time_limit + _GRACE_SECONDS,
+            timeout=wall,
             env={**os.environ, "PYTHONHASHSEED": "0"},
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise RecsysOptError(
-            f"TorchRec's planner was still at work {_GRACE_SECONDS:g} s after its limit of {time_limit:g} s, "
-            "and was killed; try again on a machine with less to do"
+            f"TorchRec's planner had not had its {time_limit:g} s of CPU time after {wall:g} s, and was "
+            "killed; try again on a machine with less to do"
         ) from None
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["it wrote nothing"]
         raise RecsysOptError(f"TorchRec's planner failed with exit code {done.returncode}: {last[0][:500]}")
-    return placement_of(json.loads(done.stdout.splitlines()[-1]), time_limit)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def placement_of(answer: Mapping[str, Any], time_limit: float) -> Placement:
@@ -185,7 +220,10 @@ def placement_of(answer: Mapping[str, Any], time_limit: float) -> Placement:
             PlacedTable(**{**t, "devices": tuple(t["devices"]), "columns": tuple(t["columns"])})
             for t in answer["tables"]
         ),
-        **{key: answer[key] for key in ("seconds", "finished", "fitting", "estimated_seconds")},
+        **{
+            key: answer[key]
+            for key in ("seconds", "found_seconds", "finished", "fitting", "estimated_seconds")
+        },
     )
 
 

@@ -35,13 +35,6 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-KERNELS = [
-    EmbeddingComputeKernel.FUSED.value,
-    EmbeddingComputeKernel.FUSED_UVM.value,
-    EmbeddingComputeKernel.FUSED_UVM_CACHING.value,
-    EmbeddingComputeKernel.DENSE.value,  # of replicated tables
-]
-
 
 class AccessCache(CacheStatistics):  # type: ignore[misc]
     """Hit rates of an ideal cache, from a table's access curve."""
@@ -71,6 +64,8 @@ class BestSoFar(NoopPerfModel):  # type: ignore[misc]
     def __init__(self, topology: Topology) -> None:
         super().__init__(topology)
         self.milliseconds = float("inf")
+        self.found = 0.0
+        """CPU time of this process when it saw that plan."""
         self.placed: list[dict[str, Any]] = []
         self.fitting = 0
 
@@ -79,6 +74,7 @@ class BestSoFar(NoopPerfModel):  # type: ignore[misc]
         rating = float(super().rate(plan))
         self.fitting += 1
         if rating < self.milliseconds:
+            self.found = time.process_time()
             self.milliseconds, self.placed = rating, [_placed(option) for option in plan]
         return rating
 
@@ -89,17 +85,17 @@ class TimeUp(BaseException):
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeUp in the block once the time is up."""
+    """Raises TimeUp in the block once this process has had so much CPU time."""
 
     def stop(*_: object) -> None:
         raise TimeUp
 
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +129,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     )
     apply_optimizer_in_backward(RowWiseAdagrad, module.parameters(), {"lr": 0.01})
     proposers = [GridSearchProposer(), GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer()]
-    if any(table["access"][0] for table in request["tables"]):
+    cached = EmbeddingComputeKernel.FUSED_UVM_CACHING.value in request["kernels"]
+    if cached and any(table["access"][0] for table in request["tables"]):
         proposers.insert(0, EmbeddingOffloadScaleupProposer())  # before the time is up
     estimators = [
         EmbeddingPerfEstimatorFactory.create(
@@ -160,7 +157,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         constraints=constraints,
         debug=False,
     )
-    begin = time.perf_counter()
+    begin = time.process_time()
     finished = True
     try:
         # Its own time limit is looked at between two proposals only, and not while options are listed.
@@ -172,7 +169,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         finished = False
     return {
         "tables": best.placed,
-        "seconds": time.perf_counter() - begin,
+        "seconds": time.process_time() - begin,
+        "found_seconds": best.found - begin if best.placed else 0.0,
         "finished": finished,
         "fitting": best.fitting,
         "estimated_seconds": best.milliseconds / 1e3 if best.placed else 0.0,
@@ -185,7 +183,7 @@ def _constraints(table: Mapping[str, Any], request: Mapping[str, Any]) -> Parame
         stats = AccessCache(table["access"], table["lookups_of_distinct_rows"])
     return ParameterConstraints(
         sharding_types=request["sharding_types"],
-        compute_kernels=KERNELS,
+        compute_kernels=[*request["kernels"], EmbeddingComputeKernel.DENSE.value],  # dense: replicated tables
         pooling_factors=[table["lookups_per_sample"] / table["features"]] * table["features"],
         min_partition=_column_width(table["embedding_dim"]),
         cache_params=CacheParams(load_factor=request["load_factor"], stats=stats),
