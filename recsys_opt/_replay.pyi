@@ -1,9 +1,21 @@
-"""Where lookups go under a plan."""
+"""Where lookups go under a plan, or through a cache."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+WAYS: int
+"""Rows of a set of a cache."""
+
+class RowCaches:
+    """Two caches that get the same lookups: the one evicts by time of use, the other by number of uses."""
+
+    def __init__(self, rows: int, sets: int) -> None: ...
+    def add(self, ids: NDArray[Any], first: int, last: int, base: int) -> None:
+        """Lookups of the batch; those within [first, last) are of the rows from `base` on."""
+    def end_batch(self) -> NDArray[np.int64]:
+        """[2, 6] LRU, LFU: lookups, rows, loads, evictions, direct lookups, direct rows."""
 
 class TableCounter:
     """One table: counts lookups by stripe, and by how many parts have the row in their slow tier."""

@@ -1,4 +1,4 @@
-// pybind11 module `_replay`: where lookups go under a plan.
+// pybind11 module `_replay`: where lookups go under a plan, or through a cache.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "replay/row_cache.h"
 #include "replay/table_counter.h"
 
 namespace py = pybind11;
@@ -62,10 +63,50 @@ int64_t count(TableCounter& counter, const Array<Id>& ids, const Array<int64_t>&
   return -1;
 }
 
+template <class Id>
+void add_lookups(RowCaches& caches, const Array<Id>& ids, int64_t first, int64_t last,
+                 int64_t base) {
+  require(ids.ndim() == 1, "ids must be a vector");
+  require(first <= last && base >= 0 && base + (last - first) <= caches.rows(),
+          "the ids from first to last must have rows from base on");
+  const Id* const id = ids.data();
+  const int64_t count = ids.size();
+  const py::gil_scoped_release release;
+  caches.add(id, count, first, last, base);
+}
+
+py::array_t<int64_t> end_batch(RowCaches& caches) {
+  std::array<CacheTraffic, 2> found;
+  {
+    const py::gil_scoped_release release;
+    found = caches.end_batch();
+  }
+  py::array_t<int64_t> result({2, 6});
+  auto to = result.mutable_unchecked<2>();
+  for (py::ssize_t policy = 0; policy < 2; ++policy) {
+    const CacheTraffic& t = found[static_cast<size_t>(policy)];
+    py::ssize_t at = 0;
+    for (const int64_t n :
+         {t.lookups, t.rows, t.loads, t.evictions, t.direct_lookups, t.direct_rows}) {
+      to(policy, at++) = n;
+    }
+  }
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_replay, m) {
-  m.doc() = "Where lookups go under a plan";
+  m.doc() = "Where lookups go under a plan, or through a cache";
+  m.attr("WAYS") = kWays;
+  py::class_<RowCaches>(m, "RowCaches")
+      .def(py::init<int64_t, int64_t>(), py::arg("rows"), py::arg("sets"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("add", &add_lookups<int32_t>, py::arg("ids").noconvert(), py::arg("first"),
+           py::arg("last"), py::arg("base"))
+      .def("add", &add_lookups<int64_t>, py::arg("ids").noconvert(), py::arg("first"),
+           py::arg("last"), py::arg("base"))
+      .def("end_batch", &end_batch);
   py::class_<TableCounter>(m, "TableCounter")
       .def(py::init(&make_counter<int32_t>), py::arg("ranking").noconvert(), py::arg("rows"),
            py::arg("hot_rows"))

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from recsys_opt.bench.placement import Settings, measure, summary
-from recsys_opt.bench.record import write_record
+from recsys_opt.bench.placement_torchrec import TorchRecSettings
+from recsys_opt.bench.record import read_record, write_record
 from recsys_opt.cli.arguments import add_record_argument
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.plan_replay import batch_range
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.data.access_statistics import AccessStatistics
+from recsys_opt.errors import InputError
 from recsys_opt.planner.lookup_trace import open_trace
 
 EXAMPLE = "recsys-opt bench placement stats.npz trace/ --batches 8: --hbm-share .1 .3 .5"
@@ -32,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=65536, metavar="B", help="of a dataset (%(default)s)"
     )
     parser.add_argument(
-        "--batches", type=batch_range, metavar="FIRST:LAST", help="of the trace, LAST left out (default: all)"
+        "--batches",
+        type=batch_range,
+        metavar="FIRST:LAST",
+        help="the later ones of the trace, LAST left out (default: all); those before FIRST, which the "
+        "statistics are of, fill TorchRec's caches",
     )
     parser.add_argument(
         "--embedding-dim",
@@ -61,16 +67,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--torchrec-seconds",
         type=float,
-        default=default.torchrec_seconds,
+        default=default.torchrec.seconds,
         metavar="S",
-        help="limit of TorchRec's search for each share (%(default)s)",
+        help="limit of the CPU time of TorchRec's search for each share (%(default)s)",
     )
     parser.add_argument(
         "--torchrec-sharding",
         nargs="+",
-        default=list(default.torchrec_shardings),
+        default=list(default.torchrec.shardings),
         metavar="T",
         help="that TorchRec chooses from (%(default)s)",
+    )
+    parser.add_argument(
+        "--torchrec-keep",
+        type=Path,
+        metavar="DIR",
+        help="keep TorchRec's answers in this folder, and search for none that is there",
+    )
+    parser.add_argument(
+        "--case",
+        metavar="NAME",
+        help='what the lookups are, e.g. "seed 5"; tells the cases of a record apart',
+    )
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="keep the other cases that the record has; without, it is written anew",
     )
     add_record_argument(parser, "placement.json")
 
@@ -82,52 +104,73 @@ def run(args: argparse.Namespace) -> Outcome:
         hardware=args.hardware,
         hbm_shares=tuple(args.hbm_share),
         planners=tuple(args.planner),
-        torchrec_seconds=args.torchrec_seconds,
-        torchrec_shardings=tuple(args.torchrec_sharding),
+        torchrec=TorchRecSettings(args.torchrec_seconds, tuple(args.torchrec_sharding), args.torchrec_keep),
         threads=len(os.sched_getaffinity(0)),
     )
+    if args.add and args.case is None:
+        raise InputError("--add tells the record's cases apart by their names: give --case")
     statistics = AccessStatistics.load(args.statistics)
     trace = open_trace(args.trace, batch_size=args.batch_size, split=args.split)
-    if args.batches is not None:
-        trace = trace.between(*args.batches)
+    first, last = args.batches or (0, None)
+    later = trace.between(first, last)
     with ConsoleProgress() as progress:
-        rows = measure(statistics, trace, settings, progress)
-    found = summary(rows)
-    about = {
+        rows = measure(statistics, trace.between(0, last), settings, progress, warm=first)
+    case = {
+        "case": args.case,
         "tables": len(statistics.tables),
         "table_rows": sum(t.num_embeddings for t in statistics.tables.values()),
         "samples_seen": statistics.samples,
-        "later_batches": trace.batches,
-        "batch_size": trace.batch_size,
+        "later_batches": later.batches,
+        "batch_size": later.batch_size,
         "hardware": args.hardware,
         "embedding_dim": args.embedding_dim,
+        "torchrec_seconds": args.torchrec_seconds,
+        "torchrec_shardings": args.torchrec_sharding,
     }
-    write_record(args.record, "placement", rows, **about, summary=found)
-    lines = [*_table(rows), "", *_summary(found), f"record     {args.record}"]
-    return Outcome("\n".join(lines), {"rows": rows, "summary": found, **about, "record": str(args.record)})
+    rows = [{"case": args.case, **row} for row in rows]
+    found = summary(rows)
+    cases, all_rows, together = [case], rows, found
+    if args.add and args.record.exists():
+        before = read_record(args.record)
+        cases = [*(c for c in before["cases"] if c["case"] != args.case), case]
+        all_rows = [*(r for r in before["rows"] if r["case"] != args.case), *rows]
+        together = summary(all_rows)
+    write_record(args.record, "placement", all_rows, cases=cases, summary=together)
+    lines = [*_table(rows), "", *_summary(together), f"record     {args.record}"]
+    result = {"rows": rows, "summary": found, **case, "record": str(args.record)}
+    return Outcome("\n".join(lines), result)
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        f"{'HBM':>5} {'planner':<14}{'planned':>9}{'ms, predicted':>15}{'replayed':>10}"
-        f"{'slow %, predicted':>19}{'replayed':>10}{'max/mean':>10}{'gap %':>7}"
+        f"{'HBM':>5} {'planner':<14}{'planned':>9}{'ms, predicted':>14}{'replayed':>9}"
+        f"{'slow %, predicted':>18}{'replayed':>9}{'max/mean':>9}{'gap %':>6}"
     ]
     for r in rows:
         start = f"{100 * r['hbm_share']:>3.0f} % {r['planner']:<14}"
         if "failed" in r:
             lines.append(f"{start}  {r['failed']}"[:100])
             continue
-        gap = f"{100 * r['gap']:.2f}" if "gap" in r else ""
+        cells = (
+            ("plan_seconds", 1, ".2f", 9),
+            ("predicted_seconds", 1e3, ".4g", 14),
+            ("replayed_seconds", 1e3, ".4g", 9),
+            ("predicted_slow_share", 100, ".3f", 18),
+            ("replayed_slow_share", 100, ".3f", 9),
+            ("max_over_mean", 1, ".3f", 9),
+            ("gap", 100, ".2f", 6),
+        )
         lines.append(
-            f"{start}{r['plan_seconds']:>7.2f} s{1e3 * r['predicted_seconds']:>15.4g}"
-            f"{1e3 * r['replayed_seconds']:>10.4g}{100 * r['predicted_slow_share']:>19.3f}"
-            f"{100 * r['replayed_slow_share']:>10.3f}{r['max_over_mean']:>10.3f}{gap:>7}"
+            start
+            + "".join(
+                f"{unit * r[key]:>{width}{form}}" if key in r else " " * width
+                for key, unit, form, width in cells
+            )
         )
     return lines
 
 
 def _summary(found: Mapping[str, Any]) -> list[str]:
     return [
-        f"{key.replace('_', ' '):<36}{'-' if value is None else f'{value:.4g}':>10}"
-        for key, value in found.items()
+        f"{key.replace('_', ' '):<44}{value:>10.4g}" for key, value in found.items() if value is not None
     ]

@@ -40,7 +40,8 @@ _STATES: dict[Algorithm, tuple[str, ...]] = {
 }
 """What a tier's states are called, behind the tier's name; as a dense table's behind "weight"."""
 _WAITS = Waits()
-_RANKINGS: ContextVar[Callable[[TableConfig], Ranking] | None] = ContextVar("rankings", default=None)
+Rankings = Callable[[TableConfig], Ranking]
+_RANKINGS: ContextVar[Rankings | None] = ContextVar("rankings", default=None)
 _OPTIONS = {"hot_rows", "ranked", "cold_dir"}
 
 
@@ -393,7 +394,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
 
 
 @contextmanager
-def tables_by_rank(rankings: Callable[[TableConfig], Ranking]) -> Iterator[None]:
+def tables_by_rank(rankings: Rankings) -> Iterator[None]:
     """In the block, `TieredEmbeddingBag.from_config` draws a table's rows where its ranking has them.
 
     The rows are those that `retier` would move there; they are written once.

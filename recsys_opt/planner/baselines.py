@@ -16,9 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from recsys_opt.errors import InfeasibleError, InputError
 from recsys_opt.plan import Plan, TablePlan
 from recsys_opt.planner.hardware import Hardware
+from recsys_opt.planner.problem import PlannedTable
 from recsys_opt.tables import TableConfig
 
 BASELINES = ("size", "lookup", "size-lookup")
@@ -80,6 +83,43 @@ def greedy_plan(
         batch_size=batch_size,
         hardware=hardware.to_json(),
         settings={"planner": baseline},
+    )
+
+
+def least_slow_reads(
+    tables: Sequence[PlannedTable], row_bytes: Sequence[int], fast_bytes: int, *, batch_size: int
+) -> Plan:
+    """The rows in the fast tier that leave the fewest lookups to the slow one, as a plan for one device.
+
+    Rows are taken by lookups per byte, over all tables; no plan for any number of devices whose fast tiers
+    hold `fast_bytes` together reads less, whatever it takes in time.
+
+    row_bytes  of each table: what a row takes in memory, optimizer state included
+    """
+    table = np.repeat(np.arange(len(tables)), [len(t.rows) for t in tables])
+    rows = np.concatenate([t.rows for t in tables])
+    sizes = np.asarray(row_bytes, dtype=float)[table]
+    lookups = np.concatenate([t.lookups_per_sample * t.share for t in tables])
+    order = np.argsort(-lookups / rows / sizes, kind="stable")
+    ends = np.cumsum((rows * sizes)[order])
+    taken = np.clip(rows[order] - (ends - fast_bytes) / sizes[order], 0, rows[order])
+    hot = np.bincount(table[order], weights=taken, minlength=len(tables))
+    return Plan(
+        tables=tuple(
+            TablePlan(
+                name=t.config.name,
+                num_embeddings=t.config.num_embeddings,
+                embedding_dim=t.config.embedding_dim,
+                devices=(0,),
+                hot_rows=(min(int(n), t.config.num_embeddings),),
+                feature_names=t.config.feature_names,
+                pooling=t.config.pooling,
+            )
+            for t, n in zip(tables, hot, strict=True)
+        ),
+        num_devices=1,
+        batch_size=batch_size,
+        settings={"planner": "least-reads"},
     )
 
 

@@ -15,8 +15,9 @@ from recsys_opt.integrations.torchrec import (
     PlannerTable,
     torchrec_placement,
 )
-from recsys_opt.integrations.torchrec.planner import KERNELS, LOAD_FACTOR, SHARDING_TYPES
+from recsys_opt.integrations.torchrec.planner import CACHED, KERNELS, LOAD_FACTOR, SHARDING_TYPES
 from recsys_opt.plan import Plan
+from recsys_opt.planner.cache_replay import CachedShard, DeviceCache
 from recsys_opt.planner.hardware import Hardware
 from recsys_opt.tables import TableConfig
 
@@ -62,6 +63,36 @@ def torchrec_plan(
     )
     plan = placement.to_plan(tables, batch_size, hardware.num_devices, hardware=hardware.to_json())
     return plan, placement
+
+
+def torchrec_caches(tables: Sequence[TableConfig], placement: Placement) -> list[DeviceCache]:
+    """The caches that TorchRec's placement makes FBGEMM keep."""
+    configs = {table.name: table for table in tables}
+    shards: dict[tuple[str, int], list[CachedShard]] = {}
+    factors: dict[tuple[str, int], list[tuple[float, int]]] = {}
+    for placed in placement.tables:
+        if placed.compute_kernel != CACHED:
+            continue
+        config = configs[placed.name]
+        by_rows = placed.sharding_type in ("row_wise", "table_row_wise")
+        block = -(-config.num_embeddings // len(placed.devices)) if by_rows else config.num_embeddings
+        for at, (device, columns) in enumerate(zip(placed.devices, placed.columns, strict=True)):
+            first = at * block if by_rows else 0
+            last = min(first + block, config.num_embeddings)
+            if first >= last:
+                continue  # more devices than blocks
+            group = placed.sharding_type, device
+            features = config.feature_names or (config.name,)
+            shards.setdefault(group, []).append(CachedShard(tuple(features), first, last, columns))
+            factors.setdefault(group, []).append((placed.cache_load_factor or 0.0, config.num_embeddings))
+    return [
+        DeviceCache(
+            group[1],
+            sum(factor * rows for factor, rows in factors[group]) / sum(rows for _, rows in factors[group]),
+            tuple(some),
+        )
+        for group, some in shards.items()
+    ]
 
 
 def mean_row_bytes(tables: Sequence[TableConfig], lookups_per_sample: Sequence[float]) -> float:

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from recsys_opt.data.access_statistics import AccessStatistics
 from recsys_opt.data.dataset import Dataset, SparseColumn
-from recsys_opt.embeddings.tiered import TieredEmbeddingBag, tables_by_rank
+from recsys_opt.embeddings.tiered import Rankings, TieredEmbeddingBag, tables_by_rank
 from recsys_opt.embeddings.tiered_rows import Ranking
 from recsys_opt.errors import InputError
 from recsys_opt.models.dlrm import DLRM
@@ -114,8 +114,8 @@ def drawn_in_place(
     progress.finish()
 
 
-def _rankings(tables: Sequence[TableConfig], placement: PlacementConfig) -> Callable[[TableConfig], Ranking]:
-    """The order of each table's rows; where one tier has all of them, it does not matter, none costs least."""
+def _rankings(tables: Sequence[TableConfig], placement: PlacementConfig) -> Rankings:
+    """The order of each table's rows. Where one tier has all of them it does not matter: none costs least."""
     ranked = {t.name for t in tables if _is_ranked(t.num_embeddings, placement.hot_rows[t.name], placement)}
     if not ranked:
         return lambda _: ()

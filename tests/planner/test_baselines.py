@@ -1,13 +1,15 @@
 """The greedy baselines, on cases that can be worked out by hand and on drawn ones."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_opt.errors import InfeasibleError, InputError
 from recsys_opt.plan import Plan
-from recsys_opt.planner.baselines import BASELINES, greedy_plan
+from recsys_opt.planner.baselines import BASELINES, greedy_plan, least_slow_reads
 from recsys_opt.planner.hardware import Hardware
+from recsys_opt.planner.problem import PlannedTable
 from recsys_opt.tables import TableConfig
 
 
@@ -86,3 +88,18 @@ def test_no_tier_holds_more_than_it_can(
         assert piece.hot_rows in (0, piece.rows)
     assert all(fast <= hbm and slow <= 500_000 for fast, slow in held)
     assert Plan.from_json(made.to_json()) == made
+
+
+def test_the_fewest_slow_reads_take_rows_by_lookups_per_byte() -> None:
+    # Lookups of a row per sample: a 1, .1; b 2, .2, of rows twice as large.
+    a = PlannedTable(TableConfig("a", 110, 4), 20.0, np.array([10.0, 100.0]), np.array([0.5, 0.5]))
+    b = PlannedTable(TableConfig("b", 60, 8), 20.0, np.array([10.0, 50.0]), np.array([0.5, 0.5]))
+
+    def hot(fast_bytes: int) -> list[int]:
+        made = least_slow_reads([a, b], [16, 40], fast_bytes, batch_size=8)
+        return [t.hot_rows[0] for t in made.tables]
+
+    assert hot(0) == [0, 0]
+    assert hot(10 * 16 + 3 * 40 + 39) == [10, 3]  # 1/16 before 1/20 (a byte's share of a row of b: 1/40 x 1)
+    assert hot(10 * 16 + 10 * 40 + 5 * 16) == [15, 10]
+    assert hot(1 << 20) == [110, 60]

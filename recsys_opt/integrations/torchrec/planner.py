@@ -7,7 +7,7 @@ strings, so that without this its plan differs from run to run.
 What it is granted: every sharding type and the kernels FUSED, FUSED_UVM and FUSED_UVM_CACHING; with access
 statistics and caches also its proposer that scales caches up (EmbeddingOffloadScaleupProposer), told the true
 hit rates.
-Memory is reserved for nothing but the tables, their optimizer's states and the exchanged ids.
+All memory is for the tables and their optimizer's states, none for buffers of the exchange, as in our plans.
 """
 
 from __future__ import annotations

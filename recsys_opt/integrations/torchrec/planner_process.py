@@ -15,7 +15,12 @@ import numpy as np
 import torch
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner import (
+    EmbeddingShardingPlanner,
+    ParameterConstraints,
+    Topology,
+    shard_estimators,
+)
 from torchrec.distributed.planner.constants import DEFAULT_PERF_ESTIMATOR
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.estimator import EmbeddingPerfEstimatorFactory
@@ -132,6 +137,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     cached = EmbeddingComputeKernel.FUSED_UVM_CACHING.value in request["kernels"]
     if cached and any(table["access"][0] for table in request["tables"]):
         proposers.insert(0, EmbeddingOffloadScaleupProposer())  # before the time is up
+    shard_estimators.calculate_pipeline_io_cost = _no_buffers
     estimators = [
         EmbeddingPerfEstimatorFactory.create(
             DEFAULT_PERF_ESTIMATOR, topology=topology, constraints=constraints
@@ -175,6 +181,11 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         "fitting": best.fitting,
         "estimated_seconds": best.milliseconds / 1e3 if best.placed else 0.0,
     }
+
+
+def _no_buffers(**_: object) -> int:
+    """The bytes that the exchange's buffers take of the memory that tables may take."""
+    return 0
 
 
 def _constraints(table: Mapping[str, Any], request: Mapping[str, Any]) -> ParameterConstraints:
