@@ -21,7 +21,7 @@ order of the plan's own statistics. (`recsys_opt.data.plan_ranking` has the orde
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,10 @@ class Plan:
     def gap(self) -> float:
         """How much slower than the bound the plan can be at most, as a share of the bound."""
         return self.seconds / self.bound_seconds - 1.0 if self.bound_seconds > 0 else 0.0
+
+    def with_inputs(self, inputs: Mapping[str, Mapping[str, str]]) -> Plan:
+        """The plan with further inputs."""
+        return replace(self, inputs={**self.inputs, **inputs})
 
     def table(self, name: str) -> TablePlan:
         """A table by name."""

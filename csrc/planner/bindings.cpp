@@ -1,13 +1,9 @@
 // pybind11 module `_planner`: arrays in, a plan and its bound out. recsys_opt/planner/problem.py
 // makes the arrays.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "planner/bindings.h"
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
-#include <string>
 
 #include "planner/assignment.h"
 #include "planner/solve.h"
@@ -15,21 +11,7 @@
 namespace py = pybind11;
 using namespace recsys_opt::planner;
 
-namespace {
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
-
-template <class T>
-std::vector<T> column(const py::dict& from, const char* key, size_t size) {
-  const auto array = from[key].cast<Array<T>>();
-  if (static_cast<size_t>(array.size()) != size) {
-    throw std::invalid_argument(std::string("planner: ") + key + " has " +
-                                std::to_string(array.size()) + " entries, expected " +
-                                std::to_string(size));
-  }
-  return {array.data(), array.data() + size};
-}
+namespace recsys_opt::planner {
 
 Problem problem_of(const Array<int64_t>& cell_offsets, const Array<double>& cell_rows,
                    const Array<double>& cell_lookups, const py::dict& options,
@@ -83,6 +65,10 @@ Problem problem_of(const Array<int64_t>& cell_offsets, const Array<double>& cell
   return p;
 }
 
+}  // namespace recsys_opt::planner
+
+namespace {
+
 py::dict solve_arrays(const Array<int64_t>& cell_offsets, const Array<double>& cell_rows,
                       const Array<double>& cell_lookups, const py::dict& options,
                       const std::vector<std::vector<int32_t>>& pinned, int32_t nodes,
@@ -127,5 +113,6 @@ PYBIND11_MODULE(_planner, m) {
         py::arg("cell_lookups"), py::arg("options"), py::arg("pinned"), py::arg("nodes"),
         py::arg("per_node"), py::arg("fast_bytes"), py::arg("total_bytes"), py::arg("trials"),
         py::arg("rounds"), py::arg("gap"), py::arg("seed"));
+  bind_replan(m);
   m.def("assign", &assign_array, py::arg("weight"));
 }

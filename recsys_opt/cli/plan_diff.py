@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> Outcome:
         )
     elif across:
         lines.append("no other numbering of like devices would move less")
-    lines += _tables(moves, args.top)
+    lines += table_moves(moves, args.top)
     if note:
         lines.append(clipped(note))
     if args.renumbered is not None:
@@ -130,7 +130,8 @@ def amounts(moves: Sequence[TableMove]) -> str:
     )
 
 
-def _tables(moves: Sequence[TableMove], top: int) -> list[str]:
+def table_moves(moves: Sequence[TableMove], top: int) -> list[str]:
+    """A line for each of the `top` tables of which most moves, under a heading."""
     changed = sorted(
         (m for m in moves if m.changed), key=lambda m: -m.between_devices_bytes - m.between_tiers_bytes
     )

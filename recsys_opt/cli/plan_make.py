@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from recsys_opt.cli.outcome import Outcome
+from recsys_opt.cli.plan_from import add_from_arguments, inputs_of, run_from
 from recsys_opt.cli.plan_text import certificate, clipped, device_lines, kinds, table_lines
 from recsys_opt.cli.plan_text import table_seconds as seconds_of_tables
 from recsys_opt.errors import InputError, RecsysOptError
@@ -18,20 +19,22 @@ from recsys_opt.plan import Plan, slow_share
 from recsys_opt.planner.baselines import BASELINES, greedy_plan
 from recsys_opt.planner.cost import CostModel
 from recsys_opt.planner.hardware import PRESETS, Hardware
-from recsys_opt.planner.inputs import PlanInputs, read_tables
+from recsys_opt.planner.inputs import PlanInputs, read_tables, settings_of
 from recsys_opt.planner.problem import Optimizer, PlanSettings, Sharding
 from recsys_opt.planner.solve import make_plan
 from recsys_opt.report.page import milliseconds
 
 EXAMPLE = """recsys-opt plan stats.npz --hardware h100:devices=8,hbm=24GB --embedding-dim 64 --out plan.json
   recsys-opt plan stats.npz --tables trace/tables.json --hardware hardware.toml --baselines
-  recsys-opt plan stats.npz --embedding-dim 16 --pin 'C3={"devices": [0], "tier": "fast"}'"""
+  recsys-opt plan stats.npz --embedding-dim 16 --pin 'C3={"devices": [0], "tier": "fast"}'
+  recsys-opt plan today.npz --from plan.json --move-limit 5% --out plan2.json"""
+HARDWARE = "h100"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("stats", type=Path, metavar="STATS", help="statistics of recsys-opt stats")
-    tables = parser.add_mutually_exclusive_group(required=True)
+    tables = parser.add_mutually_exclusive_group()
     tables.add_argument("--embedding-dim", type=int, metavar="D", help="columns of every table")
     tables.add_argument(
         "--tables",
@@ -41,10 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--hardware",
-        default="h100",
         metavar="HW",
         help=f"hardware.toml, or a preset ({', '.join(PRESETS)}) with changes behind a colon: "
-        "h100:nodes=2,devices=8,hbm=24GB,uvm=128GB,reserved=8GB (default h100)",
+        "h100:nodes=2,devices=8,hbm=24GB,uvm=128GB,reserved=8GB (default {HARDWARE})",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="plan.json to write")
     parser.add_argument("--html", type=Path, metavar="FILE", help="page to write: curves, thresholds, loads")
@@ -61,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="limit of TorchRec's planner; 0 leaves it out (default 120)",
     )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="tables to print (default 10)")
+    add_from_arguments(parser)
     add_setting_arguments(parser)
 
 
@@ -118,10 +121,15 @@ def changed_settings(settings: PlanSettings, args: argparse.Namespace) -> PlanSe
 
 def run(args: argparse.Namespace) -> Outcome:
     """Plans."""
-    hardware = Hardware.load(args.hardware)
+    if args.old is not None:
+        old = Plan.load(args.old)
+        return run_from(args, old, inputs_of(args, old, changed_settings(settings_of(old), args)))
+    _check_arguments(args)
+    name = args.hardware or HARDWARE
+    hardware = Hardware.load(name)
     settings = changed_settings(PlanSettings(), args)
     tables = args.embedding_dim if args.tables is None else read_tables(args.tables)
-    inputs = PlanInputs.gather(args.stats, tables, hardware, settings, hardware_name=args.hardware)
+    inputs = PlanInputs.gather(args.stats, tables, hardware, settings, hardware_name=name)
     start = time.perf_counter()
     plan = make_plan(inputs.tables, hardware, settings, inputs=inputs.files)
     took = time.perf_counter() - start
@@ -162,6 +170,15 @@ def run(args: argparse.Namespace) -> Outcome:
         write_plan_page(plan, {t.config.name: (t.rows, t.share) for t in inputs.tables}, args.html)
         result["html"] = str(args.html)
     return Outcome("\n".join(lines), result)
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    """Without --from."""
+    if args.tables is None and args.embedding_dim is None:
+        raise InputError("say which tables to plan: --embedding-dim D, --tables JSON, or --from PLAN")
+    for flag in ("move_limit", "min_gain", "from_stats"):
+        if getattr(args, flag) is not None:
+            raise InputError(f"--{flag.replace('_', '-')} goes with --from PLAN, the plan that runs now")
 
 
 def baseline_rows(inputs: PlanInputs, torchrec_seconds: float) -> list[dict[str, Any]]:

@@ -47,23 +47,26 @@ def plan_statistics(
 ) -> AccessStatistics:
     """Statistics that a plan names among its inputs; refuses others.
 
-    path    where they are now; default: where they were, or their file's name in `folder`
+    path    where they are now; default: `statistics_path`
     """
-    said = plan.inputs.get(name, {})
-    if path is None:
-        if "path" not in said:
-            raise InputError("the plan does not say which statistics it was made from; give --stats NPZ")
-        places = [Path(said["path"])] + (
-            [] if folder is None else [folder / said["path"], folder / Path(said["path"]).name]
-        )
-        path = next((p for p in places if p.exists()), places[0])
+    path = path or statistics_path(plan, name, folder=folder)
     if not path.exists():
         what = "was made from" if name == STATISTICS else "deals rows to stripes by"
         raise InputError(f"{path}, which the plan {what}, does not exist; put it there again, or plan anew")
-    found = AccessStatistics.load(path)
+    said, found = plan.inputs.get(name, {}), AccessStatistics.load(path)
     if said.get("sha256", found.sha256) != found.sha256:
         raise InputError(
             f"{path} has changed since the plan was made (sha256 {found.sha256[:12]}..., then "
             f"{said['sha256'][:12]}...); plan again, or give the statistics of then"
         )
     return found
+
+
+def statistics_path(plan: Plan, name: str = STATISTICS, *, folder: Path | None = None) -> Path:
+    """Where statistics are that a plan names: as it says, or, where there are none, in `folder`."""
+    said = plan.inputs.get(name, {})
+    if "path" not in said:
+        raise InputError("the plan does not say which statistics it was made from; give --stats NPZ")
+    path = Path(said["path"])
+    beside = [] if folder is None else [folder / path, folder / path.name]
+    return next((p for p in (path, *beside) if p.exists()), path)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recsys_opt.errors import InputError
 from recsys_opt.plan import Plan, TablePlan
-from recsys_opt.planner.overlap import Orders, overlap
+from recsys_opt.planner.overlap import Orders, Rankings, overlap
 
 
 @dataclass(frozen=True)
@@ -35,17 +33,14 @@ class TableMove:
 
 
 def table_move(
-    before: TablePlan,
-    after: TablePlan,
-    row_bytes: int,
-    orders: tuple[NDArray[Any], NDArray[Any]] | None = None,
+    before: TablePlan, after: TablePlan, row_bytes: int, rankings: Rankings | None = None
 ) -> TableMove:
     """What moves between two plans of one table.
 
     row_bytes  of a whole row, optimizer state included
-    orders     the row at each rank before and after; None: the same
+    rankings   where both do not rank its rows alike
     """
-    common = overlap(before, after, orders)
+    common = overlap(before, after, rankings)
     dim = before.embedding_dim
     across = tiers = 0.0
     moved = np.zeros(common.rows.shape, dtype=bool)

@@ -20,10 +20,11 @@ counted where its rows are, as TorchRec does:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recsys_opt.errors import InputError
 from recsys_opt.plan import DeviceLoad, Piece, Plan, TablePlan
@@ -123,10 +124,18 @@ class CostModel:
             for group in map(sorted, groups)
         )
 
-    def loads(self, plan: Plan, tables: Sequence[PlannedTable]) -> tuple[DeviceLoad, ...]:
+    def loads(
+        self,
+        plan: Plan,
+        tables: Sequence[PlannedTable],
+        hot_cells: Mapping[str, NDArray[np.float64]] | None = None,
+    ) -> tuple[DeviceLoad, ...]:
         """What each device of a plan holds and how long an iteration takes it.
 
         Computed piece by piece from the definition above, with the actual rows of every stripe.
+
+        hot_cells  table -> [pieces, K] rows of each cell that are fast, where these are not the hottest: of a
+                   plan by other statistics
         """
         known = {t.config.name: t for t in tables}
         sums = np.zeros((self.hardware.num_devices, 7))
@@ -135,8 +144,11 @@ class CostModel:
             if table is None:
                 raise InputError(f"the plan's table {placed.name} is not among the statistics' tables")
             over_node = self.over_node(placed)
-            for piece in placed.pieces():
-                sums[piece.device] += self._piece(placed, piece, table, over_node)
+            hot = (hot_cells or {}).get(placed.name)
+            for at, piece in enumerate(placed.pieces()):
+                sums[piece.device] += self._piece(
+                    placed, piece, table, over_node, None if hot is None else hot[at]
+                )
         return tuple(
             DeviceLoad(float(r[0]), float(r[1]), float(r[2]), int(r[3]), int(r[4]), float(r[5]), float(r[6]))
             for r in sums
@@ -148,7 +160,12 @@ class CostModel:
         return float(sum(sum(self._piece(placed, p, table, over_node)[:3]) for p in placed.pieces()))
 
     def _piece(
-        self, placed: TablePlan, piece: Piece, table: PlannedTable, over_node: bool
+        self,
+        placed: TablePlan,
+        piece: Piece,
+        table: PlannedTable,
+        over_node: bool,
+        hot_cells: NDArray[np.float64] | None = None,
     ) -> tuple[float, ...]:
         lookups = self.settings.batch_size * table.lookups_per_sample
         if placed.replicated:
@@ -158,7 +175,7 @@ class CostModel:
         costs = self.row_costs(piece.width)
         row_bytes = self.settings.row_bytes(piece.width)
         (fast, fast_rows), (slow, slow_rows) = accesses(
-            table, lookups, piece.stripe, piece.hot_rows, dealt=bool(placed.striped_by)
+            table, lookups, piece.stripe, piece.hot_rows, dealt=bool(placed.striped_by), hot_cells=hot_cells
         )
         return (
             fast * costs.read_fast + fast_rows * costs.update_fast,
@@ -172,17 +189,24 @@ class CostModel:
 
 
 def accesses(
-    table: PlannedTable, lookups: float, stripe: tuple[int, int], hot_rows: int, *, dealt: bool = False
+    table: PlannedTable,
+    lookups: float,
+    stripe: tuple[int, int],
+    hot_rows: int,
+    *,
+    dealt: bool = False,
+    hot_cells: NDArray[np.float64] | None = None,
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """((lookups, distinct rows) of a stripe's first `hot_rows` rows, the same of its others) in an iteration.
 
     lookups  of the whole table in an iteration
     dealt    as for `PlannedTable.stripe_rows`
+    hot_cells  [K] rows of each cell among the first; None: the hottest
     """
     rate = table.share / table.rows * lookups
     in_stripe = table.stripe_rows(stripe, dealt=dealt)
     before = np.cumsum(in_stripe) - in_stripe
-    hot = np.clip(hot_rows - before, 0.0, in_stripe)
+    hot = np.clip(hot_rows - before, 0.0, in_stripe) if hot_cells is None else hot_cells
     touched = -np.expm1(-rate)
     cold = in_stripe - hot
     return (

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from recsys_opt.data.access_statistics import AccessStatistics
 from recsys_opt.data.plan_ranking import Ranking, plan_ranking, plan_statistics
 from recsys_opt.data.table_traces import FILE_NAME, FORMAT, VERSION
@@ -17,7 +15,7 @@ from recsys_opt.errors import InputError
 from recsys_opt.files import read_json
 from recsys_opt.plan import Plan
 from recsys_opt.planner.hardware import Hardware
-from recsys_opt.planner.overlap import Orders
+from recsys_opt.planner.overlap import Orders, Rankings
 from recsys_opt.planner.problem import PlannedTable, PlanSettings, planned_tables
 from recsys_opt.ranks import rank_of, rank_order
 from recsys_opt.tables import TableConfig
@@ -68,10 +66,14 @@ class PlanInputs:
         settings: PlanSettings,
         *,
         hardware_name: str = "",
+        names: str = "the model",
     ) -> PlanInputs:
-        """From files; `tables` may be the columns of all of the statistics' tables."""
+        """From files; `tables` may be the columns of all of the statistics' tables.
+
+        names  what `tables` are called in messages
+        """
         statistics = AccessStatistics.load(statistics_path)
-        planned = planned_tables(statistics, tables)
+        planned = planned_tables(statistics, tables, names=names)
         files = {
             "statistics": {"path": str(statistics_path), "sha256": statistics.sha256},
             "hardware": {"path": hardware_name, "sha256": hardware.sha256},
@@ -133,10 +135,9 @@ def orders_between(before: Plan, after: Plan, ranking_before: Ranking, ranking_a
         k = (str(plan.table(name).row_shards),) if striped_by else ()
         return (*(plan.inputs.get(i, {}).get("sha256") for i in inputs), *k)
 
-    def orders(name: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    def orders(name: str) -> Rankings | None:
         if counted_by(before, name) == counted_by(after, name):
             return None
-        n = before.table(name).num_embeddings
-        return rank_order(ranking_before(name), n), rank_order(ranking_after(name), n)
+        return ranking_before(name), ranking_after(name)
 
     return orders

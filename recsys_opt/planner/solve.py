@@ -39,18 +39,18 @@ def make_plan(
     _check(tables, hardware, settings)
     model = CostModel(hardware, settings)
     options = make_options(model, tables)
-    problem = _Problem(tables, model, options)
+    problem = SolverProblem(tables, model, options)
     devices = hardware.num_devices
     found = problem.solve(
         hardware.fast.capacity_bytes,
         hardware.slow.capacity_bytes,
-        trials=round(settings.effort * _trials(len(tables), devices)),
+        trials=search_trials(settings, len(tables), devices),
         rounds=round(settings.effort * _rounds(len(tables), devices)),
     )
     if found["unplaced"] >= 0:
         raise InfeasibleError(_why_not(problem, tables[found["unplaced"]]))
     placed = tuple(
-        _table_plan(table, options.cuts[options.cut[option]], where, hot)
+        table_plan(table, options.cuts[options.cut[option]], where, hot)
         for table, option, where, hot in zip(
             tables, found["option"], found["devices"], found["hot_rows"], strict=True
         )
@@ -68,33 +68,39 @@ def make_plan(
 
 
 @dataclass(frozen=True, eq=False)
-class _Problem:
+class SolverProblem:
     """The solver's arguments, all but the memory and the effort."""
 
     tables: Sequence[PlannedTable]
     model: CostModel
     options: Options
 
-    def solve(self, fast_bytes: int, slow_bytes: int, *, trials: int, rounds: int) -> dict[str, Any]:
-        """With so much of each tier on every device."""
+    def arguments(self, fast_bytes: int, slow_bytes: int) -> dict[str, Any]:
+        """Tables, options and devices with so much of each tier."""
         hardware, settings = self.model.hardware, self.model.settings
         n = hardware.num_devices
-        return _planner.solve(
-            cell_offsets=np.concatenate([[0], np.cumsum([len(t.rows) for t in self.tables])]),
-            cell_rows=np.concatenate([t.rows for t in self.tables]),
-            cell_lookups=np.concatenate(
+        return {
+            "cell_offsets": np.concatenate([[0], np.cumsum([len(t.rows) for t in self.tables])]),
+            "cell_rows": np.concatenate([t.rows for t in self.tables]),
+            "cell_lookups": np.concatenate(
                 [t.share * (t.lookups_per_sample * settings.batch_size) for t in self.tables]
             ),
-            options=self.options.arrays,
-            pinned=[list(settings.pins.get(t.config.name, {}).get("devices", ())) for t in self.tables],
-            nodes=hardware.nodes,
-            per_node=hardware.devices_per_node,
-            fast_bytes=[fast_bytes] * n,
-            total_bytes=[fast_bytes + slow_bytes] * n,
+            "options": self.options.arrays,
+            "pinned": [list(settings.pins.get(t.config.name, {}).get("devices", ())) for t in self.tables],
+            "nodes": hardware.nodes,
+            "per_node": hardware.devices_per_node,
+            "fast_bytes": [fast_bytes] * n,
+            "total_bytes": [fast_bytes + slow_bytes] * n,
+        }
+
+    def solve(self, fast_bytes: int, slow_bytes: int, *, trials: int, rounds: int) -> dict[str, Any]:
+        """With so much of each tier on every device."""
+        return _planner.solve(
+            **self.arguments(fast_bytes, slow_bytes),
             trials=trials,
             rounds=rounds,
             gap=GOOD_ENOUGH,
-            seed=settings.seed,
+            seed=self.model.settings.seed,
         )
 
     def fits(self, fast_bytes: int, slow_bytes: int) -> bool:
@@ -102,8 +108,9 @@ class _Problem:
         return bool(self.solve(fast_bytes, slow_bytes, trials=0, rounds=0)["unplaced"] < 0)
 
 
-def _trials(tables: int, devices: int) -> int:
-    return TRIALS if tables * devices <= LARGE else TRIALS_PER_TABLE * tables
+def search_trials(settings: PlanSettings, tables: int, devices: int) -> int:
+    """The search's length: how often it asks for a device's time, at most."""
+    return round(settings.effort * (TRIALS if tables * devices <= LARGE else TRIALS_PER_TABLE * tables))
 
 
 def _rounds(tables: int, devices: int) -> int:
@@ -111,7 +118,7 @@ def _rounds(tables: int, devices: int) -> int:
     return min(400, 20_000 // tables) if tables <= 200 and tables < 24 * devices and devices > 1 else 0
 
 
-def _why_not(problem: _Problem, table: PlannedTable) -> str:
+def _why_not(problem: SolverProblem, table: PlannedTable) -> str:
     """The constraint that binds, and the least change of one tier's memory that mends it."""
     h, settings = problem.model.hardware, problem.model.settings
     fast, slow = h.fast.capacity_bytes, h.slow.capacity_bytes
@@ -146,7 +153,7 @@ def _why_not(problem: _Problem, table: PlannedTable) -> str:
     return f"{reason}; smallest change: {', or '.join(changes)}"
 
 
-def _least_more(problem: _Problem, fast: int, slow: int, at: int, most: int) -> int | None:
+def _least_more(problem: SolverProblem, fast: int, slow: int, at: int, most: int) -> int | None:
     """Bytes more of one tier with which all tables find room, to within 1 % of what is needed."""
 
     def fits(more: int) -> bool:
@@ -164,7 +171,8 @@ def _least_more(problem: _Problem, fast: int, slow: int, at: int, most: int) -> 
     return high
 
 
-def _table_plan(table: PlannedTable, cut: Cut, devices: Sequence[int], hot: Sequence[float]) -> TablePlan:
+def table_plan(table: PlannedTable, cut: Cut, devices: Sequence[int], hot: Sequence[float]) -> TablePlan:
+    """A table's place from what the solver says of it: devices and rows in the fast tier, by piece."""
     config = table.config
     replicated = cut.sharding == "data_parallel"
     rows = [

@@ -1,0 +1,527 @@
+#include "planner/replan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+
+namespace recsys_opt::planner {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+// See search.cpp, whose ruin and recreate this is.
+constexpr double kWorthTrying = 4.0, kTight = 1.02, kTightShare = 0.9, kSmall = 0.4;
+constexpr double kTypical = 1.4, kSteep = 60;
+constexpr size_t kMostOptions = 12, kMostOut = 24;
+constexpr int kOthers = 4;
+constexpr uint64_t kFew = 64;
+constexpr double kHotFew = 0.15, kHot = 1e-3, kCold = 1e-5;
+// Of more stripes than this, each counts as the first, which has the hottest row.
+constexpr double kExactStripes = 8;
+// Shares of the tries with no price per byte, and with tables that have moved taken out.
+constexpr double kFree = 0.3, kMovedOut = 0.3;
+constexpr double kDear = 1e3;  // a byte's price where no more bytes may move than must
+constexpr size_t kMostPrices = 512;
+constexpr int kLookedAt = 48;  // tables at each step of a path
+
+// Every price at which some cell enters the fast tier, where these are few: a device's time is then
+// exact. Else the usual grid.
+std::vector<double> prices_of(const Problem& p, double expected) {
+  std::vector<double> found{std::numeric_limits<double>::infinity(), 0.0};
+  for (const Option& o : p.options) {
+    if (o.tiers != Tiers::kSplit) continue;
+    for (double rate : p.tables[o.table].rate) found.push_back(saving(o, rate) * (1 - 1e-9));
+    std::sort(found.begin(), found.end(), std::greater<>());
+    found.erase(std::unique(found.begin(), found.end()), found.end());
+    if (found.size() > kMostPrices) return price_grid(p, expected);
+  }
+  return found;
+}
+
+bool exact_stripes(const Option& o, const std::vector<double>& dealt) {
+  return o.parts > 1 && (!dealt.empty() || o.parts <= kExactStripes);
+}
+
+}  // namespace
+
+Curve piece_rows(const Problem& p, const Moves& moves, int32_t option, size_t piece) {
+  const Option& o = p.options[option];
+  const Curve& whole = p.tables[o.table];
+  if (o.parts <= 1) return whole;
+  const auto stripes = static_cast<int64_t>(o.parts);
+  const int64_t stripe = static_cast<int64_t>(piece) % stripes;
+  const std::vector<double>& dealt = moves.dealt[option];
+  return dealt.empty() ? whole.stripe(stripe, stripes)
+                       : whole.part(dealt.data() + stripe * whole.cells());
+}
+
+Replan::Replan(const Problem& p, const Moves& moves, double price, double bound, uint64_t seed)
+    : problem_(p),
+      moves_(moves),
+      prices_(prices_of(p, price)),
+      at_(prices_.size(), PricedClasses(p)),
+      profiles_(p.options.size()),
+      bound_(bound),
+      state_(seed * 0x9E3779B97F4A7C15ull + 1) {
+  for (size_t l = 0; l < prices_.size(); ++l) at_[l].set(prices_[l]);
+  PricedClasses at_price(p);
+  at_price.set(price);
+  const size_t tables = p.tables.size();
+  const double capacity = bound + price * p.devices.fast_bytes[0];
+  for (size_t t = 0; t < tables; ++t) {
+    std::vector<std::pair<double, int32_t>> found;
+    double least_bytes = kInfinity;
+    for (int32_t o = p.first_option[t]; o < p.first_option[t + 1]; ++o) {
+      least_bytes = std::min(least_bytes, moves.bytes[o]);
+      const auto most =
+          p.pinned[t].empty() ? p.devices.count() : static_cast<int32_t>(p.pinned[t].size());
+      if (p.options[o].pieces > most) continue;
+      found.push_back({at_price.weight(p.options[o]) * p.options[o].pieces, o});
+    }
+    model_bytes_ += least_bytes;
+    std::sort(found.begin(), found.end());
+    auto& options = options_.emplace_back();
+    auto& dearness = dearness_.emplace_back();
+    bool split = false;
+    for (const auto& [weight, o] : found) {
+      const bool first_split = !split && p.options[o].tiers != Tiers::kFast;
+      if (first_split || o == moves.old_option[t] ||
+          (options.size() < kMostOptions && weight <= kWorthTrying * found.front().first)) {
+        options.push_back(o);
+        dearness.push_back(weight / found.front().first);
+        split = split || first_split;
+      }
+    }
+    weight_.push_back(found.empty() ? 0 : found.front().first);
+    small_.push_back(!found.empty() &&
+                     at_price.weight(p.options[found.front().second]) < kSmall * capacity);
+  }
+  all_.resize(p.devices.count());
+  std::iota(all_.begin(), all_.end(), 0);
+  for (int32_t d = 0; d < p.devices.count(); ++d) {
+    loads_.emplace_back(static_cast<int32_t>(prices_.size()), p.devices.fast_bytes[d],
+                        p.devices.total_bytes[d]);
+  }
+  on_.resize(p.devices.count());
+  now_.option.assign(tables, -1);
+  now_.devices.resize(tables);
+  best_.seconds = kInfinity;
+}
+
+uint64_t Replan::next() {  // splitmix64
+  uint64_t z = state_ += 0x9E3779B97F4A7C15ull;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+  return z ^ (z >> 31);
+}
+
+const Profile& Replan::profile(int32_t option, size_t piece) {
+  const Option& o = problem_.options[option];
+  auto& of_option = profiles_[option];
+  const bool exact = exact_stripes(o, moves_.dealt[option]);
+  const size_t at = exact ? piece % static_cast<size_t>(o.parts) : 0;
+  if (of_option.empty()) of_option.resize(exact ? static_cast<size_t>(o.parts) : 1);
+  Profile& found = of_option[at];
+  if (!found.bytes.empty()) return found;
+  const Curve c = piece_rows(problem_, moves_, option, at);
+  found.total_bytes = c.rows.back() * o.bytes_per_row;
+  for (const PricedClasses& price : at_) {
+    const Split s = price.split(o, c);
+    found.bytes.push_back(static_cast<float>(s.fast_bytes));
+    found.seconds.push_back(static_cast<float>(s.seconds));
+  }
+  return found;
+}
+
+double Replan::penalty(double seconds) const {
+  if (std::isinf(seconds)) return kInfinity;
+  const double x = seconds / reach_;
+  return x + std::exp(std::min(kSteep * (x - 1), 500.0)) / kSteep;
+}
+
+// As in search.cpp, and a hair for every byte that moves.
+double Replan::height() const {
+  double sum = 0;
+  for (const Load& load : loads_) {
+    double x = load.seconds() / reference_;
+    for (int doubling = 0; doubling < 5; ++doubling) x *= x;  // the 32nd power
+    sum += x;
+  }
+  return std::pow(sum, 1.0 / 32) + 1e-6 * now_.moved_bytes / model_bytes_;
+}
+
+double Replan::moved_by(int32_t option, const std::vector<int32_t>& devices) const {
+  double bytes = moves_.bytes[option];
+  for (size_t i = 0; i < devices.size(); ++i) bytes -= kept_on(option, i, devices[i]);
+  return std::max(bytes, 0.0);
+}
+
+void Replan::put_in(int32_t t, int32_t option, const std::vector<int32_t>& devices) {
+  for (size_t i = 0; i < devices.size(); ++i) {
+    loads_[devices[i]].add(profile(option, i));
+    on_[devices[i]].push_back(t);
+  }
+  now_.option[t] = option;
+  now_.devices[t] = devices;
+  now_.moved_bytes += moved_by(option, devices);
+}
+
+void Replan::take_out(int32_t t) {
+  const int32_t option = now_.option[t];
+  const std::vector<int32_t>& devices = now_.devices[t];
+  for (size_t i = 0; i < devices.size(); ++i) {
+    loads_[devices[i]].remove(profile(option, i));
+    auto& held = on_[devices[i]];
+    held.erase(std::find(held.begin(), held.end(), t));
+  }
+  now_.moved_bytes -= moved_by(option, devices);
+  now_.option[t] = -1;
+  now_.devices[t].clear();
+}
+
+bool Replan::stays(int32_t t) const {
+  return now_.option[t] == moves_.old_option[t] && now_.devices[t] == moves_.old_devices[t];
+}
+
+int32_t Replan::slowest_device() const {
+  int32_t slowest = 0;
+  for (size_t d = 1; d < loads_.size(); ++d) {
+    if (loads_[d].seconds() > loads_[slowest].seconds()) slowest = static_cast<int32_t>(d);
+  }
+  return slowest;
+}
+
+double Replan::cost_on(int32_t d, int32_t option, size_t piece) {
+  ++trials_;
+  const double after = loads_[d].seconds_with(&profile(option, piece)),
+               before = loads_[d].seconds();
+  return problem_.options[option].place == Place::kEverywhere ? kTypical * (after - before) / reach_
+                                                              : penalty(after) - penalty(before);
+}
+
+// The pieces that have most in common with what a device has go there, the others in order; at
+// times in any order.
+void Replan::match_pieces(int32_t option, double byte_price, std::vector<int32_t>* devices) {
+  if (devices->size() < 2) return;
+  struct Pair {
+    double kept;
+    size_t piece, at;
+  };
+  if (noise_ > 0) {  // any order may be better where stripes are not equal
+    for (size_t i = 0; i + 1 < devices->size(); ++i) {
+      std::swap((*devices)[i], (*devices)[i + next() % (devices->size() - i)]);
+    }
+  }
+  if (noise_ > 0 && byte_price == 0) return;
+  const size_t n = devices->size();
+  std::vector<Pair> pairs;
+  for (size_t at = 0; at < n; ++at) {
+    if (moves_.old_piece[problem_.options[option].table][(*devices)[at]] < 0) continue;
+    for (size_t i = 0; i < n; ++i) {
+      const double kept = kept_on(option, i, (*devices)[at]);
+      if (kept > 0) pairs.push_back({kept, i, at});
+    }
+  }
+  if (pairs.empty()) return;
+  std::stable_sort(pairs.begin(), pairs.end(),
+                   [](const Pair& a, const Pair& b) { return a.kept > b.kept; });
+  std::vector<int32_t> found(n, -1);
+  std::vector<char> used(n, 0);
+  for (const Pair& pair : pairs) {
+    if (found[pair.piece] >= 0 || used[pair.at]) continue;
+    found[pair.piece] = (*devices)[pair.at];
+    used[pair.at] = 1;
+  }
+  size_t at = 0;
+  for (int32_t& d : found) {
+    if (d >= 0) continue;
+    while (used[at]) ++at;
+    d = (*devices)[at++];
+  }
+  *devices = found;
+}
+
+// The cheapest devices for an option's pieces, in the order of the pieces; false where none are.
+bool Replan::find_devices(int32_t t, int32_t option, double byte_price,
+                          std::vector<int32_t>* devices) {
+  const Option& o = problem_.options[option];
+  const std::vector<int32_t>& pinned = problem_.pinned[t];
+  const auto kept_most = [&](int32_t d) {
+    double most = 0;
+    if (moves_.old_piece[t][d] < 0) return most;
+    for (size_t i = 0; i < static_cast<size_t>(o.pieces); ++i) {
+      most = std::max(most, kept_on(option, i, d));
+    }
+    return most;
+  };
+  devices->clear();
+  if (o.place == Place::kEverywhere) {
+    *devices = all_;
+  } else if (o.place == Place::kNode) {
+    double least = kInfinity;
+    int32_t best = -1;
+    const int32_t per_node = problem_.devices.per_node;
+    for (int32_t node = 0; node < problem_.devices.nodes; ++node) {
+      double sum = 0;
+      for (int32_t d = node * per_node; d < (node + 1) * per_node; ++d) {
+        if (!pinned.empty() && std::find(pinned.begin(), pinned.end(), d) == pinned.end()) {
+          sum = kInfinity;
+          break;
+        }
+        sum += cost_on(d, option, 0) - byte_price * kept_most(d);
+      }
+      if (sum < least) {
+        least = sum;
+        best = node;
+      }
+    }
+    if (best < 0) return false;
+    for (int32_t i = 0; i < per_node; ++i) devices->push_back(best * per_node + i);
+  } else {
+    const bool any = pinned.empty() && static_cast<size_t>(o.pieces) <= open_.size();
+    costs_.clear();
+    for (int32_t d : !pinned.empty() ? pinned : any ? open_ : all_) {
+      costs_.push_back({cost_on(d, option, 0) - byte_price * kept_most(d), d});
+    }
+    if (static_cast<size_t>(o.pieces) > costs_.size()) return false;
+    std::nth_element(costs_.begin(), costs_.begin() + (o.pieces - 1), costs_.end());
+    for (int32_t i = 0; i < o.pieces; ++i) devices->push_back(costs_[i].second);
+    std::sort(devices->begin(), devices->end());
+  }
+  match_pieces(option, byte_price, devices);
+  return true;
+}
+
+void Replan::consider(int32_t t, int32_t option, double byte_price) {
+  std::vector<int32_t> devices;
+  if (!find_devices(t, option, byte_price, &devices)) return;
+  double moved = moved_by(option, devices);
+  if (now_.moved_bytes + moved > limit_) {  // then where it moves least
+    if (!find_devices(t, option, kDear * problem_.devices.count() / model_bytes_, &devices)) return;
+    moved = moved_by(option, devices);
+    if (now_.moved_bytes + moved > limit_) return;
+  }
+  double cost = byte_price * moved;
+  for (size_t i = 0; i < devices.size(); ++i) cost += cost_on(devices[i], option, i);
+  cost *= 1 + noise_ * (2 * uniform() - 1);
+  if (cost < choice_.cost) choice_ = {cost, option, devices};
+}
+
+bool Replan::insert(int32_t t) {
+  choice_.cost = kInfinity;
+  for (size_t i = 0; i < options_[t].size(); ++i) {
+    const int32_t option = options_[t][i];
+    if (tight_ && small_[t] && dearness_[t][i] > kTight && option != moves_.old_option[t] &&
+        !std::isinf(choice_.cost)) {
+      continue;
+    }
+    consider(t, option, byte_price_);
+  }
+  if (std::isinf(choice_.cost)) return false;
+  put_in(t, choice_.option, choice_.devices);
+  return true;
+}
+
+bool Replan::start() {
+  limit_ = kInfinity;
+  reach_ = bound_;
+  byte_price_ = problem_.devices.count() / model_bytes_;
+  std::vector<int32_t> others;
+  for (size_t t = 0; t < now_.option.size(); ++t) {
+    if (moves_.old_option[t] >= 0) {
+      put_in(static_cast<int32_t>(t), moves_.old_option[t], moves_.old_devices[t]);
+    } else {
+      others.push_back(static_cast<int32_t>(t));
+    }
+  }
+  std::stable_sort(others.begin(), others.end(),
+                   [&](int32_t a, int32_t b) { return weight_[a] > weight_[b]; });
+  open_ = all_;
+  for (int32_t t : others) {
+    if (!insert(t)) return false;
+  }
+  keep_if_best();
+  start_ = best_;
+  return std::isfinite(best_.seconds);
+}
+
+void Replan::keep_if_best() {
+  const double seconds = loads_[slowest_device()].seconds();
+  const bool fewer = seconds == best_.seconds && now_.moved_bytes < best_.moved_bytes;
+  if ((seconds >= best_.seconds && !fewer) || now_.moved_bytes > limit_) return;
+  best_ = now_;
+  best_.seconds = seconds;
+}
+
+void Replan::settle(const Placement& placement) {
+  const Placement to = placement;
+  for (size_t t = 0; t < to.option.size(); ++t) {
+    if (now_.option[t] >= 0) take_out(static_cast<int32_t>(t));
+  }
+  now_.moved_bytes = 0;
+  for (size_t t = 0; t < to.option.size(); ++t) {
+    put_in(static_cast<int32_t>(t), to.option[t], to.devices[t]);
+  }
+}
+
+void Replan::choose_tables(std::vector<int32_t>* out) {
+  out->clear();
+  const uint64_t tables = now_.option.size(), devices = loads_.size();
+  const auto add = [&](int32_t t) {
+    if (std::find(out->begin(), out->end(), t) == out->end()) out->push_back(t);
+  };
+  const int32_t chosen = 1 + static_cast<int32_t>(next() % 4);
+  const double share = uniform();
+  for (int32_t i = 0; i < chosen; ++i) {
+    const int32_t d = i == 0 ? slowest_device() : static_cast<int32_t>(next() % devices);
+    for (int32_t t : on_[d]) {
+      if (uniform() < share) add(t);
+    }
+  }
+  if (uniform() < kMovedOut) {  // what moved may have been worth less than what did not
+    for (int i = 0; i < 8; ++i) {
+      const auto t = static_cast<int32_t>(next() % tables);
+      if (!stays(t)) add(t);
+    }
+  }
+  if (uniform() < 0.3) {
+    for (uint64_t i = next() % 3; i-- > 0;) add(static_cast<int32_t>(next() % tables));
+  }
+  for (size_t i = 0; i < out->size(); ++i) {
+    std::swap((*out)[i], (*out)[i + next() % (out->size() - i)]);
+  }
+  if (out->size() > kMostOut) out->resize(kMostOut);
+}
+
+void Replan::improve(double most_bytes, int64_t trials) {
+  limit_ = most_bytes;
+  settle(best_);
+  const int64_t start = trials_;
+  const uint64_t tables = now_.option.size(), devices = loads_.size();
+  std::vector<int32_t> out;
+  std::vector<std::pair<int32_t, std::vector<int32_t>>> before;
+  std::vector<std::pair<double, int32_t>> order;
+  reference_ = best_.seconds;
+  double current = height();
+  const double hot = tables <= kFew ? kHotFew : kHot;
+  while (trials_ - start < trials && best_.seconds > bound_) {
+    ++trials_;
+    const double done = static_cast<double>(trials_ - start) / static_cast<double>(trials);
+    const double temperature = hot * std::pow(kCold / hot, done);
+    choose_tables(&out);
+    if (out.empty()) continue;
+    reach_ = bound_ + (best_.seconds - bound_) * uniform();
+    byte_price_ = uniform() < kFree ? 0.0
+                                    : std::pow(10.0, 3 * uniform() - 2) *
+                                          static_cast<double>(devices) / model_bytes_;
+    const double kind = uniform();
+    noise_ = kind < 0.4 ? 0.0 : kind < 0.7 ? 0.1 : 0.5;
+    tight_ = uniform() < kTightShare;
+    before.clear();
+    order.clear();
+    open_.clear();
+    for (int32_t t : out) {
+      before.push_back({now_.option[t], now_.devices[t]});
+      order.push_back({-weight_[t] * (0.6 + 0.8 * uniform()), t});
+      for (const std::vector<int32_t>& on : {now_.devices[t], moves_.old_devices[t]}) {
+        if (on.size() < devices) open_.insert(open_.end(), on.begin(), on.end());
+      }
+      take_out(t);
+    }
+    for (int i = 0; i < kOthers; ++i) open_.push_back(static_cast<int32_t>(next() % devices));
+    std::sort(open_.begin(), open_.end());
+    open_.erase(std::unique(open_.begin(), open_.end()), open_.end());
+    std::sort(order.begin(), order.end());
+    bool whole = true;
+    for (const auto& [weight, t] : order) {
+      if (!insert(t)) {
+        whole = false;
+        break;
+      }
+    }
+    const double after = whole ? height() : kInfinity;
+    if (after <= current - temperature * std::log(std::max(uniform(), 1e-300))) {
+      current = after;
+      keep_if_best();
+      continue;
+    }
+    for (int32_t t : out) {
+      if (now_.option[t] >= 0) take_out(t);
+    }
+    for (size_t i = 0; i < out.size(); ++i) put_in(out[i], before[i].first, before[i].second);
+  }
+  put_back();
+}
+
+// Returns tables whose move has gained nothing, the largest first.
+void Replan::put_back() {
+  settle(best_);
+  std::vector<std::pair<double, int32_t>> moved;
+  for (size_t t = 0; t < now_.option.size(); ++t) {
+    if (moves_.old_option[t] < 0) continue;
+    const double bytes = moved_by(now_.option[t], now_.devices[t]);
+    if (bytes > 0) moved.push_back({-bytes, static_cast<int32_t>(t)});
+  }
+  std::sort(moved.begin(), moved.end());
+  for (const auto& [bytes, t] : moved) {
+    const int32_t option = now_.option[t];
+    const std::vector<int32_t> devices = now_.devices[t];
+    take_out(t);
+    put_in(t, moves_.old_option[t], moves_.old_devices[t]);
+    if (loads_[slowest_device()].seconds() <= best_.seconds * (1 + 1e-9)) {
+      const double seconds = std::max(loads_[slowest_device()].seconds(), best_.seconds);
+      best_ = now_;
+      best_.seconds = seconds;
+    } else {
+      take_out(t);
+      put_in(t, option, devices);
+    }
+  }
+}
+
+void Replan::follow(const Placement& guide, double most_bytes) {
+  limit_ = most_bytes;
+  reference_ = start_.seconds;
+  settle(guide);
+  keep_if_best();
+  settle(start_);
+  std::vector<int32_t> other;
+  for (size_t t = 0; t < now_.option.size(); ++t) {
+    if (now_.option[t] != guide.option[t] || now_.devices[t] != guide.devices[t]) {
+      other.push_back(static_cast<int32_t>(t));
+    }
+  }
+  while (!other.empty()) {
+    const std::vector<int32_t>& slow = on_[slowest_device()];
+    std::vector<int32_t> looked_at;
+    for (int32_t t : other) {
+      if (std::find(slow.begin(), slow.end(), t) != slow.end()) looked_at.push_back(t);
+    }
+    for (int i = 0; i < kLookedAt && looked_at.size() < kLookedAt; ++i) {
+      looked_at.push_back(other[next() % other.size()]);
+    }
+    double least = kInfinity;
+    int32_t best = -1;
+    for (int32_t t : looked_at) {
+      const int32_t option = now_.option[t];
+      const std::vector<int32_t> devices = now_.devices[t];
+      take_out(t);
+      put_in(t, guide.option[t], guide.devices[t]);
+      const double after = now_.moved_bytes <= limit_ ? height() : kInfinity;
+      if (after < least) {
+        least = after;
+        best = t;
+      }
+      take_out(t);
+      put_in(t, option, devices);
+    }
+    if (best < 0) return;  // no room, or no bytes left
+    take_out(best);
+    put_in(best, guide.option[best], guide.devices[best]);
+    other.erase(std::find(other.begin(), other.end(), best));
+    keep_if_best();
+  }
+}
+
+}  // namespace recsys_opt::planner
