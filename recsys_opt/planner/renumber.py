@@ -52,8 +52,8 @@ def numbering(kept: NDArray[np.float64], forbidden: NDArray[np.bool_], per_node:
     per_node   devices with consecutive numbers that are one node
     """
     n = len(kept)
-    # Half a byte for staying: of equal numberings, that which changes least.
-    worth = np.where(forbidden, -(kept.sum() + n), kept + 0.5 * np.eye(n))
+    # Half a byte if all keep their numbers: of equal numberings, that which changes least.
+    worth = np.where(forbidden, -(kept.sum() + n), kept + 0.5 / n * np.eye(n))
     blocks = worth.reshape(n // per_node, per_node, n // per_node, per_node).swapaxes(1, 2)
     within = [[_planner.assign(block) for block in row] for row in blocks]
     each = np.arange(per_node)
