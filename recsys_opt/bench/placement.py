@@ -131,7 +131,7 @@ class _Bench:
     def rows(self, planner: str, hardware: Hardware, share: float) -> list[dict[str, Any]]:
         """The figures of one planner, or of several ways to hold its plan."""
         if planner == LEAST:
-            return [{"planner": LEAST, **self._least(hardware)}]
+            return [{"planner": LEAST, **self._least(self._capacity(hardware))}]
         model = CostModel(hardware, self.plan_settings)
         began = time.process_time()
         if planner in (TORCHREC, TORCHREC_UVM):
@@ -144,9 +144,16 @@ class _Bench:
                 share,
                 self.settings.torchrec,
             )
-            said = {"plan_seconds": placement.seconds, "found_seconds": placement.found_seconds}
+            said: dict[str, Any] = {
+                "plan_seconds": placement.seconds,
+                "found_seconds": placement.found_seconds,
+            }
             said |= {"finished": placement.finished, "fitting": placement.fitting}
-            said |= {"fast_bytes_used": self._fast_bytes(plan) / self._capacity(hardware)}
+            said |= {"limit_seconds": self.settings.torchrec.seconds}
+            said |= {"shardings_allowed": list(self.settings.torchrec.shardings)}
+            used = self._fast_bytes(plan)
+            said |= {"fast_bytes_used": used / self._capacity(hardware)}
+            said |= {"least_slow_reads_in_these_bytes": self._least(used)["slow_reads"]}
             past = {**said, **self._held(plan, model, self.seen)}
             if planner == TORCHREC_UVM:
                 return [{"planner": TORCHREC_UVM, **past}]
@@ -192,10 +199,9 @@ class _Bench:
             "shardings": _counts(table.sharding for table in plan.tables),
         }
 
-    def _least(self, hardware: Hardware) -> dict[str, Any]:
-        plan = least_slow_reads(
-            self.tables, self.row_bytes, self._capacity(hardware), batch_size=self.later.batch_size
-        )
+    def _least(self, fast_bytes: int) -> dict[str, Any]:
+        batch_size = self.later.batch_size
+        plan = least_slow_reads(self.tables, self.row_bytes, fast_bytes, batch_size=batch_size)
         found = replay(plan, self.later, self.seen, threads=self.settings.threads)
         return {
             "replayed_slow_share": found.slow_share,

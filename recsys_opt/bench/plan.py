@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from recsys_opt.bench.plan_cases import CRITEO, Case, criteo_case, random_case
-from recsys_opt.errors import InputError
+from recsys_opt.errors import InfeasibleError, InputError, RecsysOptError
 from recsys_opt.planner.check import problems
+from recsys_opt.planner.cost import CostModel
 from recsys_opt.planner.solve import make_plan
 from recsys_opt.progress import Progress, SilentProgress
 
@@ -39,9 +40,19 @@ def cases(sets: Sequence[str], count: int) -> Iterator[tuple[str, Case]]:
 
 
 def measure(
-    sets: Sequence[str], count: int, *, effort: float = 1.0, progress: Progress | None = None
+    sets: Sequence[str],
+    count: int,
+    *,
+    effort: float = 1.0,
+    torchrec_seconds: float | None = None,
+    torchrec_shardings: Sequence[str] = ("table_wise",),
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Plans every case; checks every plan."""
+    """Plans every case; checks every plan.
+
+    torchrec_seconds    CPU time that TorchRec's planner has for each case, beside ours; None: it is not run
+    torchrec_shardings  that it chooses from
+    """
     progress = progress or SilentProgress()
     chosen = list(cases(sets, count))
     progress.start("planning", len(chosen), "cases")
@@ -67,9 +78,45 @@ def measure(
                 "wrong": wrong,
             }
         )
+        if torchrec_seconds is not None:
+            rows[-1] |= _torchrec(case, torchrec_seconds, torchrec_shardings, plan.seconds)
         progress.advance(1)
     progress.finish()
     return rows
+
+
+def _torchrec(case: Case, limit: float, shardings: Sequence[str], ours: float) -> dict[str, Any]:
+    """How long TorchRec's planner takes, with access statistics and caches, and what its plan would take.
+
+    "torchrec_time_over_ours"  with ideal caches, by our cost model
+    """
+    # The optional package is needed by this baseline alone.
+    from recsys_opt.planner.torchrec_baseline import torchrec_plan
+
+    size = sum(t.config.num_embeddings * case.settings.row_bytes(t.config.embedding_dim) for t in case.tables)
+    share = case.hardware.fast.capacity_bytes * case.hardware.num_devices / size
+    said: dict[str, Any] = {"torchrec_shardings": list(shardings), "torchrec_limit_seconds": limit}
+    try:
+        plan, placement = torchrec_plan(
+            [t.config for t in case.tables],
+            [t.lookups_per_sample for t in case.tables],
+            case.hardware,
+            batch_size=case.settings.batch_size,
+            curves={t.config.name: t.curve for t in case.tables},
+            time_limit=limit,
+            sharding_types=shardings,
+            load_factor=min(0.2, share / 2),
+        )
+    except (InfeasibleError, RecsysOptError) as error:
+        if isinstance(error, InputError):
+            raise
+        return said | {"torchrec_failed": str(error)}
+    theirs = max(d.seconds for d in CostModel(case.hardware, case.settings).loads(plan, case.tables))
+    return said | {
+        "torchrec_cpu_seconds": placement.seconds,
+        "torchrec_finished": placement.finished,
+        "torchrec_time_over_ours": theirs / ours,
+    }
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

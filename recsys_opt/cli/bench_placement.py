@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--add",
         action="store_true",
-        help="keep the other cases that the record has; without, it is written anew",
+        help="keep what the record has of other cases, shares and planners; without, it is written anew",
     )
     add_record_argument(parser, "placement.json")
 
@@ -124,21 +124,25 @@ def run(args: argparse.Namespace) -> Outcome:
         "batch_size": later.batch_size,
         "hardware": args.hardware,
         "embedding_dim": args.embedding_dim,
-        "torchrec_seconds": args.torchrec_seconds,
-        "torchrec_shardings": args.torchrec_sharding,
     }
     rows = [{"case": args.case, **row} for row in rows]
     found = summary(rows)
     cases, all_rows, together = [case], rows, found
     if args.add and args.record.exists():
         before = read_record(args.record)
-        cases = [*(c for c in before["cases"] if c["case"] != args.case), case]
-        all_rows = [*(r for r in before["rows"] if r["case"] != args.case), *rows]
+        known = {c["case"]: c for c in before.get("cases", ())}
+        cases = list((known | {args.case: known.get(args.case, {}) | case}).values())
+        again = {_key(r) for r in rows}
+        all_rows = [*(r for r in before["rows"] if _key(r) not in again), *rows]
         together = summary(all_rows)
     write_record(args.record, "placement", all_rows, cases=cases, summary=together)
     lines = [*_table(rows), "", *_summary(together), f"record     {args.record}"]
     result = {"rows": rows, "summary": found, **case, "record": str(args.record)}
     return Outcome("\n".join(lines), result)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row.get("case"), row["hbm_share"], row["planner"]
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
@@ -171,6 +175,4 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _summary(found: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{key.replace('_', ' '):<44}{value:>10.4g}" for key, value in found.items() if value is not None
-    ]
+    return [f"{key.replace('_', ' '):<44}{value:>10.4g}" for key, value in found.items() if value is not None]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
 from recsys_opt.bench.plan import measure, summary
 from recsys_opt.bench.record import write_record
@@ -25,13 +27,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=int, default=200, metavar="N", help="random cases (%(default)s)")
     parser.add_argument("--effort", type=float, default=1.0, help="of the search (%(default)s)")
+    parser.add_argument(
+        "--torchrec-seconds",
+        type=float,
+        metavar="S",
+        help="also run TorchRec's planner on every case, for so much CPU time at most (default: not)",
+    )
+    parser.add_argument(
+        "--torchrec-sharding",
+        nargs="+",
+        default=["table_wise"],
+        metavar="T",
+        help="that TorchRec chooses from; with more it hardly ends for hundreds of tables (%(default)s)",
+    )
     add_record_argument(parser, "plan.json")
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Measures, writes the record, prints a table."""
     with ConsoleProgress() as progress:
-        rows = measure(args.cases, args.count, effort=args.effort, progress=progress)
+        rows = measure(
+            args.cases,
+            args.count,
+            effort=args.effort,
+            torchrec_seconds=args.torchrec_seconds,
+            torchrec_shardings=args.torchrec_sharding,
+            progress=progress,
+        )
     found = summary(rows)
     write_record(args.record, "plan", rows, summary=found, effort=args.effort)
     lines = [
@@ -46,5 +68,16 @@ def run(args: argparse.Namespace) -> Outcome:
             f"{s['wrong_plans']:>7}"
         )
     lines += [f"  {r['case']}: gap {r['gap']:.2%}" for r in sorted(rows, key=lambda r: -r["gap"])[:5]]
+    lines += [_torchrec(r) for r in rows if "torchrec_limit_seconds" in r]
     lines.append(f"record    {args.record}")
     return Outcome("\n".join(lines), {"rows": rows, "summary": found, "record": str(args.record)})
+
+
+def _torchrec(row: Mapping[str, Any]) -> str:
+    if "torchrec_failed" in row:
+        return f"  {row['case']}: {row['torchrec_failed']}"[:100]
+    ended = "" if row["torchrec_finished"] else ", stopped by its limit"
+    return (
+        f"  {row['case']}: TorchRec {row['torchrec_cpu_seconds']:.0f} s of CPU{ended}; its plan takes "
+        f"{row['torchrec_time_over_ours']:.3g} times ours"
+    )

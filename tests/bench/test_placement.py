@@ -110,8 +110,11 @@ def test_cases_of_a_record_are_kept_apart(seen: Path) -> None:
     for case in ("one", "two", "one"):
         assert main(["bench", "placement", *files, *options, "--case", case]) == 0
     content = json.loads(record.read_text())
-    assert [c["case"] for c in content["cases"]] == ["two", "one"]
-    assert [r["case"] for r in content["rows"]] == ["two", "one"]
+    assert [c["case"] for c in content["cases"]] == ["one", "two"]
+    assert [(r["case"], r["planner"]) for r in content["rows"]] == [("two", OURS), ("one", OURS)]
+    options[options.index(OURS)] = "size"
+    assert main(["bench", "placement", *files, *options, "--case", "two"]) == 0
+    assert [r["planner"] for r in json.loads(record.read_text())["rows"]] == [OURS, OURS, "size"]
 
 
 @pytest.mark.slow
