@@ -4,6 +4,7 @@ collection  recsys_opt's tables in the place of an EmbeddingBagCollection
 plan        a plan's tables in the place of an EmbeddingBagCollection, its ShardingPlan
 exported    the same from a file of `recsys-opt plan export torchrec`
 weights     weights and optimizer states of a plan's tables, in and out, in the order of ids
+migrate     the same, from a model under one plan to a model under another
 remap       ids as they are in the data -> rows of a plan's tier tables
 planner     TorchRec's own planner as a baseline, in a process of its own
 
@@ -27,6 +28,7 @@ from recsys_opt.integrations.torchrec.collection import (
     with_tensor_trains,
 )
 from recsys_opt.integrations.torchrec.exported import load_plan
+from recsys_opt.integrations.torchrec.migrate import Moved, move_tables
 from recsys_opt.integrations.torchrec.plan import (
     PlannedEmbeddingBagCollection,
     planned_collections,
@@ -46,6 +48,7 @@ from recsys_opt.integrations.torchrec.weights import load_tables, load_weights, 
 
 __all__ = [
     "KeyedEmbeddingCollection",
+    "Moved",
     "PlacedTable",
     "Placement",
     "PlanRemap",
@@ -57,6 +60,7 @@ __all__ = [
     "load_plan",
     "load_tables",
     "load_weights",
+    "move_tables",
     "planned_collections",
     "save_tables",
     "sharding_plan",

@@ -48,12 +48,15 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Whole:
+class Whole:
     """A tensor of the unsharded table [rows, columns] or [rows], and what this process holds of it."""
 
+    table: str
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    rowwise: bool = False
+    """A state of one number for the columns of each shard."""
     held: tuple[tuple[TierTable, slice, Tensor], ...] = ()
     """Tier tables of this process, the columns that they are, and their tensors [rows, columns]."""
     order: Callable[[], NDArray[Any]] = _NO_ROWS
@@ -91,8 +94,8 @@ def load_weights(model: nn.Module, tables: Mapping[str, Tensor]) -> None:
 
     Call it after DistributedModelParallel, which keeps no weights of the module it is given.
     """
-    for prefix, module in _sharded(model):
-        for whole in _weights(prefix, module):
+    for prefix, module in sharded_collections(model):
+        for whole in whole_weights(prefix, module):
             if whole.name not in tables:
                 raise InputError(f"the weights lack {whole.name}; give the state dict of the unsharded model")
             _scatter(whole, tables[whole.name], "the weights")
@@ -107,8 +110,12 @@ def save_tables(model: nn.Module, path: Path | str) -> None:
     where the plan cuts columns). The model's other parameters are not in it.
     """
     path = Path(path)
-    wholes = [w for prefix, m in _sharded(model) for w in (*_weights(prefix, m), *_states(prefix, m))]
-    device = next(iter(_sharded(model)))[1].device
+    wholes = [
+        w
+        for prefix, m in sharded_collections(model)
+        for w in (*whole_weights(prefix, m), *whole_states(prefix, m))
+    ]
+    device = next(iter(sharded_collections(model)))[1].device
     gathered = (rows for whole in wholes for rows in _gathered(whole, device))
     problem: Exception | None = None
     if distributed.get_rank() == 0:
@@ -127,8 +134,8 @@ def save_tables(model: nn.Module, path: Path | str) -> None:
 def load_tables(model: nn.Module, path: Path | str, *, states: bool = True) -> None:
     """Reads what `save_tables` wrote, under this plan or another, back into the model.
 
-    states  those of the same fused optimizer; where the number of column shards is another, each shard gets
-            the mean of the states that the file has. False: weights alone, and the optimizer starts anew, as
+    states  those of the same fused optimizer; where the number of column shards is another, each gets the
+            mean of the states that its columns had. False: weights alone, and the optimizer starts anew, as
             it must where a table was replicated, and its state therefore is not in the file
 
     Every process needs to see the file.
@@ -141,8 +148,8 @@ def load_tables(model: nn.Module, path: Path | str, *, states: bool = True) -> N
             f"{found or 'nothing'}; plain weights go into a model by load_weights"
         )
     tensors = map_tensors(path)
-    for prefix, module in _sharded(model):
-        for whole in (*_weights(prefix, module), *(_states(prefix, module) if states else ())):
+    for prefix, module in sharded_collections(model):
+        for whole in (*whole_weights(prefix, module), *(whole_states(prefix, module) if states else ())):
             if whole.name not in tensors:
                 raise InputError(
                     f"{path} lacks {whole.name}; a model of other tables or with another optimizer wrote it, "
@@ -151,7 +158,8 @@ def load_tables(model: nn.Module, path: Path | str, *, states: bool = True) -> N
             _scatter(whole, _as_many_columns(tensors[whole.name], whole), str(path))
 
 
-def _sharded(model: nn.Module) -> Iterator[tuple[str, PlannedEmbeddingBagCollection]]:
+def sharded_collections(model: nn.Module) -> Iterator[tuple[str, PlannedEmbeddingBagCollection]]:
+    """The model's planned collections after DistributedModelParallel, by the prefix of their names."""
     found = False
     for name, module in planned_collections(get_unwrapped_module(model)):
         found = True
@@ -164,7 +172,8 @@ def _sharded(model: nn.Module) -> Iterator[tuple[str, PlannedEmbeddingBagCollect
         raise InputError("the model has no PlannedEmbeddingBagCollection")
 
 
-def _weights(prefix: str, module: PlannedEmbeddingBagCollection) -> Iterator[_Whole]:
+def whole_weights(prefix: str, module: PlannedEmbeddingBagCollection) -> Iterator[Whole]:
+    """Of every table of the plan."""
     bags, mine = module.tiers.embedding_bags, _tiers_here(module)
     for table in module.layout.plan.tables:
         name, shape = (
@@ -172,16 +181,16 @@ def _weights(prefix: str, module: PlannedEmbeddingBagCollection) -> Iterator[_Wh
             (table.num_embeddings, table.embedding_dim),
         )
         if table.replicated:
-            yield _Whole(name, shape, torch.float32, copy=bags[table.name].weight.detach())
+            yield Whole(table.name, name, shape, torch.float32, copy=bags[table.name].weight.detach())
             continue
         held = tuple(
             (tier, slice(*tier.piece.columns), bags[tier.name].weight.detach())
             for tier in mine.get(table.name, ())
         )
-        yield _Whole(name, shape, torch.float32, held, _order(module, table))
+        yield Whole(table.name, name, shape, torch.float32, held=held, order=_order(module, table))
 
 
-def _states(prefix: str, module: PlannedEmbeddingBagCollection) -> Iterator[_Whole]:
+def whole_states(prefix: str, module: PlannedEmbeddingBagCollection) -> Iterator[Whole]:
     """States of the fused optimizers; every process gives the same list."""
     here: dict[str, dict[str, Tensor]] = {}
     for key, states in module.tiers.fused_optimizer.state_dict()["state"].items():
@@ -210,7 +219,7 @@ def _states_of_kind(
     state: str,
     dimensions: int,
     dtype: torch.dtype,
-) -> Iterator[_Whole]:
+) -> Iterator[Whole]:
     mine = _tiers_here(module)
     for table in module.layout.plan.tables:
         if table.replicated:
@@ -226,7 +235,7 @@ def _states_of_kind(
         columns = table.embedding_dim if dimensions == 2 else table.column_shards
         shape = (table.num_embeddings,) if columns == 1 else (table.num_embeddings, columns)
         name = f"{prefix}embedding_bags.{table.name}.{'row_' if dimensions == 1 else ''}{state}"
-        yield _Whole(name, shape, dtype, tuple(held), _order(module, table))
+        yield Whole(table.name, name, shape, dtype, dimensions == 1, tuple(held), _order(module, table))
 
 
 def _tiers_here(module: PlannedEmbeddingBagCollection) -> dict[str, list[TierTable]]:
@@ -253,7 +262,7 @@ def _of_chunk(part: _Part, first: int, last: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def _gathered(whole: _Whole, device: torch.device) -> Iterator[Tensor]:
+def _gathered(whole: Whole, device: torch.device) -> Iterator[Tensor]:
     """Chunks of the whole tensor, on the first process."""
     columns = whole.shape[1] if len(whole.shape) == 2 else 1
     # Each number comes from one process, the others add 0.
@@ -267,7 +276,7 @@ def _gathered(whole: _Whole, device: torch.device) -> Iterator[Tensor]:
         yield buffer
 
 
-def _scatter(whole: _Whole, source: Tensor, where: str) -> None:
+def _scatter(whole: Whole, source: Tensor, where: str) -> None:
     """Copies this process's rows from the whole tensor."""
     if tuple(source.shape) != whole.shape or source.dtype != whole.dtype:
         raise InputError(
@@ -282,13 +291,24 @@ def _scatter(whole: _Whole, source: Tensor, where: str) -> None:
             part.target[rows] = values.to(part.target.device)
 
 
-def _as_many_columns(source: Tensor, whole: _Whole) -> Tensor:
+def _as_many_columns(source: Tensor, whole: Whole) -> Tensor:
     """A row-wise state for another number of column shards."""
-    wanted = whole.shape[1] if len(whole.shape) == 2 else 1
-    if ".row_" not in whole.name or source.shape == torch.Size(whole.shape):
+    if not whole.rowwise or source.shape == torch.Size(whole.shape):
         return source
-    mean = source.reshape(source.shape[0], -1).mean(1, keepdim=True)
-    return mean.expand(-1, wanted).reshape(mean.shape[0], *whole.shape[1:])
+    found = source.reshape(source.shape[0], -1)
+    weights = shard_weights(found.shape[1], whole.shape[1] if len(whole.shape) == 2 else 1)
+    made = found @ torch.from_numpy(weights.T).to(found)
+    return made.reshape(made.shape[0], *whole.shape[1:])
+
+
+def shard_weights(before: int, after: int) -> NDArray[np.float64]:
+    """[after, before] share of each of `after` column shards that each of `before` shards had.
+
+    A row-wise state is a mean over its shard's columns; that of a new shard is made of those before.
+    """
+    edges = [np.arange(n + 1) / n for n in (after, before)]
+    common = np.minimum(edges[0][1:, None], edges[1][1:]) - np.maximum(edges[0][:-1, None], edges[1][:-1])
+    return np.where(common > 1e-12, common * after, 0.0)
 
 
 def _raise_everywhere(problem: Exception | None, path: Path) -> None:

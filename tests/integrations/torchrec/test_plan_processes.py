@@ -33,6 +33,7 @@ from recsys_opt.integrations.torchrec import (
     TierTablesSharder,
     load_tables,
     load_weights,
+    move_tables,
     save_tables,
     sharding_plan,
     tier_parameters,
@@ -62,8 +63,10 @@ class Sharded:
         algorithm: str,
         holder: Callable[[nn.Module], nn.Module] | None = None,
         is_weighted: bool = False,
+        seed: int = 1,
     ) -> None:
-        rankings = rankings_of(plan)
+        rankings = rankings_of(plan, seed)
+        self.plan, self.algorithm = plan, algorithm
         self.remap = PlanRemap(plan, rankings)
         tables = PlannedEmbeddingBagCollection(
             plan, rankings, is_weighted=is_weighted, device=torch.device("meta")
@@ -110,6 +113,7 @@ def work(rank: int, world: int, folder: Path, port: int) -> None:
             torch.testing.assert_close(saved[name], weight, msg=lambda m, name=name: f"{name}: {m}")
         goes_on_after_a_reload(reference, plan, file, rank)
         another_plan_reads_it(other, algorithm, file, rank, parts, reference.forward(parts)[rank])
+        rows_go_to_another_plans_model(ours, other, file, parts[rank], folder)
         if algorithm == "sgd":
             exchanges_one_output_of_a_piece(ours, plan, parts[rank])
             torchrecs_pipeline_trains_it(plan, rank)
@@ -166,6 +170,43 @@ def states_go_over_to_another_plan(plan: Plan, file: Path) -> None:
         wanted = mean if t.column_shards == 1 else mean[:, None].expand(-1, t.column_shards)
         torch.testing.assert_close(after[name], wanted)
         assert mean.any()
+
+
+def rows_go_to_another_plans_model(ours: Sharded, plan: Plan, file: Path, part, folder: Path) -> None:
+    """As through the file: there and back again, with every state but those of replicas, which have none."""
+    algorithm = ours.algorithm
+    there = Sharded(plan, algorithm, seed=2)  # of other statistics, too
+    replicas = {t.name for p in (plan, ours.plan) for t in p.tables if t.replicated}
+    if algorithm == "adagrad":
+        with pytest.raises(InputError, match=r"no .*everywhere\.row_momentum1: .*anew={'everywhere'}"):
+            move_tables(ours.model, there.model)
+    for _ in range(2):  # what was there before does not matter
+        moved = move_tables(ours.model, there.model, anew=replicas)
+    assert moved.rows == sum(t.num_embeddings for t in plan.tables)
+    assert moved.bytes > 0
+    torch.testing.assert_close(there.forward(part), ours.forward(part))
+    back = Sharded(ours.plan, algorithm)
+    move_tables(there.model, back.model, anew=replicas)
+    same = Sharded(ours.plan, algorithm)
+    assert move_tables(ours.model, same.model).bytes == 0
+    before = load_file(file)
+    for name, model in (("there", there), ("back", back), ("same", same)):
+        save_tables(model.model, folder / f"{name}.safetensors")
+        found = load_file(folder / f"{name}.safetensors")
+        for key, tensor in before.items():
+            t = plan.table(key.split(".")[1])
+            if key.endswith("weight") or name == "same":
+                assert torch.equal(found[key], tensor), (name, key)
+            elif t.name not in replicas:
+                cut = tensor.reshape(t.num_embeddings, -1).double()
+                halves = found[key].reshape(t.num_embeddings, -1).double()
+                # Means over all columns stay; over a shard's, where shards are as they were.
+                torch.testing.assert_close(halves.mean(1), cut.mean(1))
+                if halves.shape == cut.shape and t.column_shards == ours.plan.table(t.name).column_shards:
+                    torch.testing.assert_close(halves, cut)
+    with pytest.raises(InputError, match=r"table whole is \(40, 8\) in one plan and None in the other"):
+        fewer = dataclasses.replace(plan, tables=plan.tables[1:])
+        move_tables(ours.model, Sharded(fewer, algorithm).model)
 
 
 def any_plan_trains_as_unsharded_tables_do(plan: Plan, algorithm: str, rank: int) -> None:
