@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from recsys_opt.errors import BatchError, InputError
 from recsys_opt.ops.bags import bounds_of_bags
 
+POOLING_MODES = {"sum": 0, "mean": 1}
+"""What the ops call them."""
 _INDEX_TYPES = (torch.int64, torch.int32)
 _REMEDIES = {
     "max_norm": "rows are not stored, so that none can be rescaled; use the optimizer's weight_decay "
@@ -36,6 +39,20 @@ def check_mode(mode: str) -> None:
         )
     if mode not in ("sum", "mean"):
         raise InputError(f"mode = {mode!r}; it must be 'sum' or 'mean'")
+
+
+def check_padding(padding_idx: int | None, num_embeddings: int) -> int | None:
+    """An id that counts for nothing, counted from the end where it is negative; None: there is none."""
+    if padding_idx is None:
+        return None
+    if not -num_embeddings <= padding_idx < num_embeddings:
+        raise InputError(f"padding_idx = {padding_idx} is outside the table's {num_embeddings} rows")
+    return padding_idx % num_embeddings
+
+
+def padding_indices(bags: Iterable[Any]) -> list[int]:
+    """The bags' `padding_idx` as the ops take them; -1 is none."""
+    return [-1 if bag.padding_idx is None else bag.padding_idx for bag in bags]
 
 
 def check_weighted(modes: Iterable[str]) -> None:

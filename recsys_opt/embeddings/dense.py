@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from recsys_opt import ops
-from recsys_opt.embeddings.bag_arguments import to_bags
-from recsys_opt.embeddings.base import EmbeddingRepresentation
+from recsys_opt.embeddings.bag_arguments import check_mode
+from recsys_opt.embeddings.base import GroupedRepresentation
 from recsys_opt.embeddings.fused_update import Algorithm, FusedUpdate, FusesUpdate, shared_update
 from recsys_opt.embeddings.tiered_rows import rows_in_id_order
 from recsys_opt.errors import InputError
@@ -27,7 +27,7 @@ _STATES: dict[Algorithm, tuple[str, ...]] = {
 their checkpoints can be exchanged."""
 
 
-class DenseEmbeddingBag(EmbeddingRepresentation, nn.EmbeddingBag, FusesUpdate):
+class DenseEmbeddingBag(GroupedRepresentation, nn.EmbeddingBag, FusesUpdate):
     """A dense table with the rows of a bag summed or averaged.
 
     Initialised uniformly in +-1/sqrt(num_embeddings), as the DLRM repository does. The gradient of `weight`
@@ -51,8 +51,7 @@ class DenseEmbeddingBag(EmbeddingRepresentation, nn.EmbeddingBag, FusesUpdate):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if mode not in ("sum", "mean"):
-            raise InputError(f"mode = {mode!r}; it must be 'sum' or 'mean'")
+        check_mode(mode)
         if num_embeddings < 1 or embedding_dim < 1:
             raise InputError(
                 f"num_embeddings = {num_embeddings}, embedding_dim = {embedding_dim}; both must be at least 1"
@@ -83,13 +82,6 @@ class DenseEmbeddingBag(EmbeddingRepresentation, nn.EmbeddingBag, FusesUpdate):
         return cls(
             config.num_embeddings, config.embedding_dim, mode=config.pooling, dtype=dtype, device=device
         )
-
-    def forward(
-        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
-    ) -> Tensor:
-        """Pooled rows; see `EmbeddingRepresentation.forward`."""
-        indices, bounds, weights = to_bags(input, offsets, per_sample_weights)
-        return DenseEmbeddingBag.forward_group([self], indices, bounds, weights)
 
     @classmethod
     def forward_group(
@@ -179,10 +171,10 @@ class DenseEmbeddingBag(EmbeddingRepresentation, nn.EmbeddingBag, FusesUpdate):
         return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode!r}"
 
 
-def _update_of(bags: Sequence[DenseEmbeddingBag]) -> ops.DenseUpdate | None:
+def _update_of(bags: Sequence[DenseEmbeddingBag]) -> ops.RowUpdate | None:
     """What the op needs to update tables that are looked up together; None: they get gradients."""
     update = shared_update(bags)
     if update is None:
         return None
     states = [state for bag in bags for state in bag._states()]
-    return ops.DenseUpdate(ops.TT_ALGORITHMS[update.algorithm], states, update.numbers(bags[0].weight.device))
+    return ops.RowUpdate(ops.TT_ALGORITHMS[update.algorithm], [states], update.numbers(bags[0].weight.device))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recsys_opt.embeddings.bag_arguments import check_weighted, to_bags
+from recsys_opt.embeddings.base import split_group
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.embeddings.fused_update import FusedUpdate
 from recsys_opt.errors import InputError
@@ -55,15 +56,10 @@ class FrozenEmbeddingBag(DenseEmbeddingBag):
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
         """Pooled rows of several tables; see `EmbeddingRepresentation.forward_group`."""
-        if offsets is None:
-            offsets = torch.arange(indices.shape[0] + 1, device=indices.device)
-        batch = (offsets.shape[0] - 1) // len(bags)
-        outputs = []
-        for t, bag in enumerate(bags):
-            bounds = offsets[t * batch : (t + 1) * batch + 1]
-            start, stop = int(bounds[0]), int(bounds[-1])
-            weights = None if per_sample_weights is None else per_sample_weights[start:stop]
-            outputs.append(bag._pooled(indices[start:stop], bounds - start, weights))
+        outputs = [
+            bag._pooled(ids, bounds, weights)
+            for bag, ids, bounds, weights in split_group(bags, indices, offsets, per_sample_weights)
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     def fuse_update(self, update: FusedUpdate | None) -> None:

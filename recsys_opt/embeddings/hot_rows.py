@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from recsys_opt.embeddings.bag_arguments import check_mode, check_weighted, to_bags
-from recsys_opt.embeddings.base import EmbeddingRepresentation
+from recsys_opt.embeddings.bag_arguments import check_mode, check_padding, check_weighted, padding_indices
+from recsys_opt.embeddings.base import GroupedRepresentation
 from recsys_opt.embeddings.fused_update import processes
 from recsys_opt.embeddings.hot_store import COUNTED_LOOKUPS, MOST_LOOKUPS, HotRows
 from recsys_opt.embeddings.tt import TTEmbeddingBag
@@ -55,7 +55,7 @@ class Refresh:
     square row. Held rows do not move."""
 
 
-class CachedTTEmbeddingBag(EmbeddingRepresentation):
+class CachedTTEmbeddingBag(GroupedRepresentation):
     """A `TTEmbeddingBag` with a bounded set of frequent rows held dense.
 
     A held row is the full row: its lookups read and train it alone and leave the cores out. (The other way, a
@@ -121,8 +121,6 @@ class CachedTTEmbeddingBag(EmbeddingRepresentation):
         ):
             if not 0 <= value <= limit:
                 raise InputError(f"{name} = {value}; it must be between 0 and {limit}")
-        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
-            raise InputError(f"padding_idx = {padding_idx} is outside the table's {num_embeddings} rows")
         self.tt = TTEmbeddingBag(
             num_embeddings,
             embedding_dim,
@@ -137,7 +135,7 @@ class CachedTTEmbeddingBag(EmbeddingRepresentation):
         held = min(cache_rows, num_embeddings)
         self.hot = HotRows(num_embeddings, embedding_dim, held, dtype=dtype, device=device)
         self.num_embeddings, self.embedding_dim, self.mode = num_embeddings, embedding_dim, mode
-        self.padding_idx = padding_idx % num_embeddings if padding_idx is not None else None
+        self.padding_idx = check_padding(padding_idx, num_embeddings)
         self.include_last_offset = include_last_offset
         self.refresh_every, self.decay = refresh_every, decay
         self.hysteresis, self.write_back_limit = hysteresis, write_back_limit
@@ -153,34 +151,8 @@ class CachedTTEmbeddingBag(EmbeddingRepresentation):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """The module for a table; tt_ranks and cache_rows are needed, the constructor's others may be."""
-        unknown = sorted(set(config.options) - _OPTIONS)
-        if unknown:
-            raise InputError(
-                f"table {config.name}: tt_cached has no option {unknown[0]!r}; it has "
-                f"{', '.join(sorted(_OPTIONS))}"
-            )
-        for needed, example in (("tt_ranks", 32), ("cache_rows", 10000)):
-            if needed not in config.options:
-                hint = f"e.g. {{'{needed}': {example}}}"
-                raise InputError(f"table {config.name}: tt_cached needs the option {needed}, {hint}")
-        try:
-            return cls(
-                config.num_embeddings,
-                config.embedding_dim,
-                mode=config.pooling,
-                device=device,
-                dtype=dtype,
-                **config.options,
-            )
-        except InputError as error:
-            raise InputError(f"table {config.name}: {error}") from None
-
-    def forward(
-        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
-    ) -> Tensor:
-        """Pooled rows; see `EmbeddingRepresentation.forward`."""
-        indices, bounds, weights = to_bags(input, offsets, per_sample_weights, self.include_last_offset)
-        return self.forward_group([self], indices, bounds, weights)
+        needed = {"tt_ranks": 32, "cache_rows": 10000}
+        return cls._configured(config, "tt_cached", _OPTIONS, needed, device=device, dtype=dtype)
 
     @classmethod
     def forward_group(
@@ -210,7 +182,7 @@ class CachedTTEmbeddingBag(EmbeddingRepresentation):
             [store.keys for store in stores],
             [store.directory for store in stores],
             rows,
-            [-1 if bag.padding_idx is None else bag.padding_idx for bag in bags],
+            padding_indices(bags),
         )
         cold_weights = None
         if per_sample_weights is not None:

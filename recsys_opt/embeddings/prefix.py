@@ -10,14 +10,19 @@ from torch import Tensor, nn
 
 from recsys_opt import ops
 from recsys_opt.allocator import empty_in_huge_pages
-from recsys_opt.embeddings.bag_arguments import check_call, check_mode, check_weighted
+from recsys_opt.embeddings.bag_arguments import (
+    POOLING_MODES,
+    check_call,
+    check_mode,
+    check_weighted,
+    padding_indices,
+)
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.tt_rows import table_rows
 from recsys_opt.errors import BatchError, InputError
 from recsys_opt.ops.bags import bounds_of_bags
 from recsys_opt.tables import Pooling, TableConfig
 
-_MODES = {"sum": 0, "mean": 1}
 _TILE = 16
 
 
@@ -92,7 +97,11 @@ class FrozenPrefixBag(EmbeddingRepresentation):
             self.register_parameter(name, nn.Parameter(core, requires_grad=False))
         self.prefix: nn.Parameter
         self.last: nn.Parameter
-        self._options = ([num_embeddings], [_MODES[mode]], [-1 if padding_idx is None else padding_idx])
+        self._options = (
+            [num_embeddings],
+            [POOLING_MODES[mode]],
+            [-1 if padding_idx is None else padding_idx],
+        )
 
     @classmethod
     def of_cores(cls, cores: Sequence[Tensor], dtype: torch.dtype, **options: Any) -> Self:
@@ -161,8 +170,8 @@ class FrozenPrefixBag(EmbeddingRepresentation):
             [bag.prefix for bag in bags],
             [bag.last for bag in bags],
             num_embeddings=[bag.num_embeddings for bag in bags],
-            pooling_modes=[_MODES[bag.mode] for bag in bags],
-            padding_idx=[-1 if bag.padding_idx is None else bag.padding_idx for bag in bags],
+            pooling_modes=[POOLING_MODES[bag.mode] for bag in bags],
+            padding_idx=padding_indices(bags),
             per_sample_weights=bags[0]._weights(per_sample_weights),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from recsys_opt import ops
-from recsys_opt.embeddings.bag_arguments import check_mode, to_bags
-from recsys_opt.embeddings.base import EmbeddingRepresentation
+from recsys_opt.embeddings.bag_arguments import check_mode
+from recsys_opt.embeddings.base import GroupedRepresentation
 from recsys_opt.embeddings.cold_tier import ColdTier, Waits
 from recsys_opt.embeddings.fused_update import Algorithm, FusedUpdate, FusesUpdate, shared_update
 from recsys_opt.embeddings.tiered_rows import (
@@ -45,7 +46,7 @@ _RANKINGS: ContextVar[Rankings | None] = ContextVar("rankings", default=None)
 _OPTIONS = {"hot_rows", "ranked", "cold_dir"}
 
 
-class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
+class TieredEmbeddingBag(GroupedRepresentation, FusesUpdate):
     """A dense table with its first `hot_rows` rows in one tier and the others in another, behind one index
     space. It computes what `nn.EmbeddingBag` does, and after training has the weights that it would have.
 
@@ -158,29 +159,18 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         Options: "hot_rows" (needed); "ranked", whether there is to be a remap, at first of ids to themselves:
         `retier` or `load_state_dict` brings the ranking; "cold_dir".
         """
-        unknown = sorted(set(config.options) - _OPTIONS)
-        if unknown or "hot_rows" not in config.options:
-            wrong = f"has no option {unknown[0]!r}" if unknown else "needs the option hot_rows"
-            raise InputError(
-                f"table {config.name}: tiered {wrong}; its options are {', '.join(sorted(_OPTIONS))}, e.g. "
-                "{'hot_rows': 10000}"
-            )
         own = dict(config.options)
         ranked = own.pop("ranked", False)
         rankings = _RANKINGS.get()
-        if rankings is not None:
-            own["ranking"] = rankings(config)
-        try:
-            bag = cls(
-                config.num_embeddings,
-                config.embedding_dim,
-                mode=config.pooling,
-                dtype=dtype,
-                device=device,
-                **own,
-            )
-        except InputError as error:
-            raise InputError(f"table {config.name}: {error}") from None
+        bag = cls._configured(
+            dataclasses.replace(config, options=own),
+            "tiered",
+            _OPTIONS,
+            {"hot_rows": 10000},
+            ranking=None if rankings is None else rankings(config),
+            device=device,
+            dtype=dtype,
+        )
         if ranked and not bag.remap.numel():
             bag.remap = torch.arange(config.num_embeddings, dtype=bag.remap.dtype, device=bag.remap.device)
         return bag
@@ -205,13 +195,6 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
         take_rows(bag, weight)
         return bag
 
-    def forward(
-        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
-    ) -> Tensor:
-        """Pooled rows; see `EmbeddingRepresentation.forward`."""
-        indices, bounds, weights = to_bags(input, offsets, per_sample_weights)
-        return TieredEmbeddingBag.forward_group([self], indices, bounds, weights)
-
     @classmethod
     def forward_group(
         cls,
@@ -231,7 +214,7 @@ class TieredEmbeddingBag(EmbeddingRepresentation, FusesUpdate):
             and not torch.compiler.is_compiling()
             and (_WAITS.lately() or any(bag.ask_ahead for bag in bags))
         ):
-            states = [] if update is None else update.cold_states
+            states = [] if update is None else update.states[1]
             ops.tiered_ask_ahead(*tables, states, indices, bounds, mapped)
         if update is None:
             return ops.tiered_bag(*tables, indices, bounds, per_sample_weights, mean)
@@ -411,12 +394,10 @@ def _check_hot_rows(hot_rows: int, num_embeddings: int) -> None:
         raise InputError(f"hot_rows = {hot_rows}; it must be 0 to the table's {num_embeddings} rows")
 
 
-def _update_of(bags: Sequence[TieredEmbeddingBag]) -> ops.TieredUpdate | None:
+def _update_of(bags: Sequence[TieredEmbeddingBag]) -> ops.RowUpdate | None:
     """What the op needs to update tables that are looked up together; None: they get gradients."""
     update = shared_update(bags)
     if update is None:
         return None
     hot, cold = ([state for bag in bags for state in bag._states(tier)] for tier in ("hot", "cold"))
-    return ops.TieredUpdate(
-        ops.TT_ALGORITHMS[update.algorithm], hot, cold, update.numbers(bags[0].hot.device)
-    )
+    return ops.RowUpdate(ops.TT_ALGORITHMS[update.algorithm], [hot, cold], update.numbers(bags[0].hot.device))

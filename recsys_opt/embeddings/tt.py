@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from recsys_opt import ops
-from recsys_opt.embeddings.bag_arguments import check_call, check_mode, check_weighted, refuse_dense_options
+from recsys_opt.embeddings.bag_arguments import (
+    POOLING_MODES,
+    check_call,
+    check_mode,
+    check_padding,
+    check_weighted,
+    refuse_dense_options,
+)
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.tt_fit import WORK_BYTES, FitOptions, FitReport, Method, fit_table
 from recsys_opt.embeddings.tt_freeze import Level, frozen
@@ -23,7 +30,6 @@ from recsys_opt.errors import InputError
 from recsys_opt.progress import Progress
 from recsys_opt.tables import Pooling, TableConfig
 
-_MODES = {"sum": 0, "mean": 1}
 _OPTIONS = {"tt_ranks", "tt_p_shapes", "tt_q_shapes", "init"}
 
 
@@ -102,12 +108,10 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
         if init not in INITS:
             raise InputError(f"init = {init!r}; choose one of {', '.join(INITS)}")
         p, q, ranks = resolve_shapes(num_embeddings, embedding_dim, tt_ranks, tt_p_shapes, tt_q_shapes)
-        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
-            raise InputError(f"padding_idx = {padding_idx} is outside the table's {num_embeddings} rows")
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.tt_p_shapes, self.tt_q_shapes, self.tt_ranks = p, q, ranks
         self.mode, self.init, self.include_last_offset = mode, init, include_last_offset
-        self.padding_idx = padding_idx % num_embeddings if padding_idx is not None else None
+        self.padding_idx = check_padding(padding_idx, num_embeddings)
         self.fit_error: float | None = None
         """Relative Frobenius distance to the table given to `from_pretrained`, before any training."""
         self.fit_report: FitReport | None = None
@@ -138,24 +142,7 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """The module for a table; its options are tt_ranks (needed), tt_p_shapes, tt_q_shapes and init."""
-        unknown = sorted(set(config.options) - _OPTIONS)
-        if unknown:
-            raise InputError(
-                f"table {config.name}: tt has no option {unknown[0]!r}; it has {', '.join(sorted(_OPTIONS))}"
-            )
-        if "tt_ranks" not in config.options:
-            raise InputError(f"table {config.name}: tt needs the option tt_ranks, e.g. {{'tt_ranks': 32}}")
-        try:
-            return cls(
-                config.num_embeddings,
-                config.embedding_dim,
-                mode=config.pooling,
-                device=device,
-                dtype=dtype,
-                **config.options,
-            )
-        except InputError as error:
-            raise InputError(f"table {config.name}: {error}") from None
+        return cls._configured(config, "tt", _OPTIONS, {"tt_ranks": 32}, device=device, dtype=dtype)
 
     @classmethod
     def from_pretrained(
@@ -388,7 +375,7 @@ def _look_up(
         cores += own
         counts.append(len(own))
         rows.append(bag.num_embeddings)
-        modes.append(_MODES[bag.mode])
+        modes.append(POOLING_MODES[bag.mode])
         padding.append(-1 if bag.padding_idx is None else bag.padding_idx)
     if per_sample_weights is not None:
         check_weighted(bag.mode for bag in bags)

@@ -3,8 +3,7 @@
 `recsys_opt.reference` says in plain torch what each op computes; `csrc/library.cpp` holds the schemas.
 """
 
-from recsys_opt.ops.dense import adagrad_, dense_bag, rowwise_adagrad_rows_, sgd_rows_
-from recsys_opt.ops.dense_update import DenseUpdate, dense_bag_updating
+from recsys_opt.ops.dense import adagrad_, dense_bag, dense_bag_updating, rowwise_adagrad_rows_, sgd_rows_
 from recsys_opt.ops.hot_rows import (
     hot_rows_bag,
     hot_rows_count_,
@@ -13,8 +12,8 @@ from recsys_opt.ops.hot_rows import (
 )
 from recsys_opt.ops.interaction import dot_interaction
 from recsys_opt.ops.library import CUDA_LIBRARY, LIBRARY, has_cuda_kernel
-from recsys_opt.ops.tiered import tiered_ask_ahead, tiered_bag
-from recsys_opt.ops.tiered_update import TieredUpdate, tiered_bag_updating
+from recsys_opt.ops.row_update import RowUpdate
+from recsys_opt.ops.tiered import tiered_ask_ahead, tiered_bag, tiered_bag_updating
 from recsys_opt.ops.tt import tt_embedding_bag
 from recsys_opt.ops.tt_prefix import tt_prefix_bag
 from recsys_opt.ops.tt_settings import (
@@ -35,9 +34,8 @@ __all__ = [
     "TT_ALGORITHMS",
     "TT_BOUNDS_CHECKS",
     "BoundsReport",
-    "DenseUpdate",
+    "RowUpdate",
     "TTUpdate",
-    "TieredUpdate",
     "adagrad_",
     "dense_bag",
     "dense_bag_updating",

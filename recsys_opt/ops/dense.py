@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recsys_opt.ops.library import fake
+from recsys_opt.ops.row_update import RowUpdate, UpdatingBag
 
 
 def dense_bag(
@@ -25,6 +26,23 @@ def dense_bag(
     flags = [int(m) for m in mean]
     result: Tensor = torch.ops.recsys_opt.dense_bag(weights, indices, offsets, per_sample_weights, flags)
     return result
+
+
+_UPDATING = UpdatingBag("dense_bag", rows=("weights",))
+
+
+def dense_bag_updating(
+    weights: Sequence[Tensor],
+    indices: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    mean: Sequence[bool],
+    update: RowUpdate,
+) -> Tensor:
+    """`dense_bag` whose backward pass updates the tables (`reference.dense_bag_backward_update`)."""
+    if not torch.is_grad_enabled():
+        return dense_bag(weights, indices, offsets, per_sample_weights, mean)
+    return _UPDATING((weights,), (), indices, offsets, per_sample_weights, mean, update)
 
 
 # The gradients as one op, so that torch.compile has nothing to look into: their sizes depend on the offsets.
@@ -176,3 +194,19 @@ def _(
     eps: float,
 ) -> None:
     return None
+
+
+@fake("recsys_opt::dense_bag_backward_update")
+def _(
+    grad: Tensor,
+    weights: list[Tensor],
+    states: list[Tensor],
+    indices: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    mean: list[int],
+    factors_grad: bool,
+    algorithm: int,
+    hyperparameters: Tensor,
+) -> Tensor:
+    return grad.new_empty(indices.shape[0] if factors_grad else 0)

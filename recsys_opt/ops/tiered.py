@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from recsys_opt.ops.library import eager_op, fake
+from recsys_opt.ops.row_update import RowUpdate, UpdatingBag
 
 _LOOK_UP = eager_op("tiered_bag")
+_UPDATING = UpdatingBag("tiered_bag", rows=("hot", "cold"), others=("remaps",))
 
 
 def tiered_bag(
@@ -38,6 +40,22 @@ def tiered_bag(
     with torch._C._AutoDispatchBelowAutograd():  # 10 us of bookkeeping less
         output = _LOOK_UP(hot, cold, remaps, indices, offsets, per_sample_weights, flags)[0]
     return output
+
+
+def tiered_bag_updating(
+    hot: Sequence[Tensor],
+    cold: Sequence[Tensor],
+    remaps: Sequence[Tensor],
+    indices: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    mean: Sequence[bool],
+    update: RowUpdate,
+) -> Tensor:
+    """`tiered_bag` whose backward pass updates the tables (`reference_tiered.tiered_bag_backward_update`)."""
+    if not torch.is_grad_enabled():
+        return tiered_bag(hot, cold, remaps, indices, offsets, per_sample_weights, mean)
+    return _UPDATING((hot, cold), (remaps,), indices, offsets, per_sample_weights, mean, update)
 
 
 def tiered_ask_ahead(
@@ -222,6 +240,24 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
             grad, hot, cold, positions, offsets, factors
         )
     return grads[:tables], grads[tables:], [None] * tables, None, None, factor_grad, None
+
+
+@fake("recsys_opt::tiered_bag_backward_update")
+def _(
+    grad: Tensor,
+    hot: list[Tensor],
+    cold: list[Tensor],
+    hot_states: list[Tensor],
+    cold_states: list[Tensor],
+    positions: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    mean: list[int],
+    factors_grad: bool,
+    algorithm: int,
+    hyperparameters: Tensor,
+) -> Tensor:
+    return grad.new_empty(positions.shape[0] if factors_grad else 0)
 
 
 torch.library.register_autograd("recsys_opt::tiered_bag", _backward, setup_context=_context)

@@ -38,7 +38,8 @@ _UPDATE = eager_op("tt_lookup_update")
 _ADAM = TT_ALGORITHMS["adam"]
 
 
-def _count_step(update: TTUpdate) -> None:
+def count_step(update: Any) -> None:
+    """Before an update: Adam's number of steps."""
     if update.algorithm == _ADAM:
         update.hyperparameters[-1] += 1
 
@@ -52,7 +53,7 @@ def _update_cores(
     update: TTUpdate,
 ) -> Tensor | None:
     """Updates the cores; returns the gradient of the per-sample weights where they need one."""
-    _count_step(update)
+    count_step(update)
     indices, offsets, cores = batch
     weights_grads: Tensor = torch.ops.recsys_opt.tt_embedding_bag_backward_update.default(
         grad,
@@ -109,7 +110,7 @@ class EagerUpdatingLookup(torch.autograd.Function):
                 grad, (ids, bounds, cores), options_of(tables), factors, weights_grad, update
             )
         else:
-            _count_step(update)
+            count_step(update)
             moved = versions != [core._version for core in cores]  # by another lookup's update
             found = _UPDATE(
                 kept, grad, weights_grad, moved, update.states, update.algorithm, update.hyperparameters

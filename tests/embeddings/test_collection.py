@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from recsys_opt import TableConfig
 from recsys_opt.embeddings import registry
+from recsys_opt.embeddings.bag_arguments import to_bags
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.collection import EmbeddingCollection
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
@@ -18,7 +19,7 @@ class ScaledEmbeddingBag(DenseEmbeddingBag):
     def forward(
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
-        return 2 * super().forward(input, offsets, per_sample_weights)
+        return 2 * DenseEmbeddingBag.forward_group([self], *to_bags(input, offsets, per_sample_weights))
 
     def materialize(self) -> Tensor:
         return 2 * super().materialize()
