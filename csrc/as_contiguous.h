@@ -5,10 +5,25 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
+
 namespace recsys_opt {
 
 inline torch::stable::Tensor as_contiguous(const torch::stable::Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// Each of these tensors, or optional tensors.
+inline void make_contiguous(torch::stable::Tensor& tensor) {
+  tensor = as_contiguous(tensor);
+}
+inline void make_contiguous(std::optional<torch::stable::Tensor>& tensor) {
+  if (tensor) tensor = as_contiguous(*tensor);
+}
+template <typename... Tensors>
+  requires(sizeof...(Tensors) > 1)
+void make_contiguous(Tensors&... tensors) {
+  (make_contiguous(tensors), ...);
 }
 
 }  // namespace recsys_opt

@@ -1,9 +1,10 @@
 #pragma once
-// Calls f(T{}) with the C++ type of a float32 or float64 tensor.
+// Calls with the C++ type of a tensor's numbers.
 #include <torch/csrc/stable/tensor.h>
 
 namespace recsys_opt {
 
+// Calls f(T{}) for float32 or float64.
 template <typename F>
 void dispatch_floating(const char* op, torch::headeronly::ScalarType type, F&& f) {
   using torch::headeronly::ScalarType;
@@ -13,6 +14,14 @@ void dispatch_floating(const char* op, torch::headeronly::ScalarType type, F&& f
     f(float{});
   else
     f(double{});
+}
+
+// Calls f(const T*) with the numbers of an int32 or int64 tensor, e.g. ids; returns what it does.
+template <typename F>
+decltype(auto) with_integers(const torch::stable::Tensor& tensor, F&& f) {
+  if (tensor.scalar_type() == torch::headeronly::ScalarType::Int)
+    return f(tensor.const_data_ptr<int32_t>());
+  return f(tensor.const_data_ptr<int64_t>());
 }
 
 }  // namespace recsys_opt

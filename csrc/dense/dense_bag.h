@@ -83,6 +83,24 @@ inline void check_dense_bag_offsets(const int64_t* offsets, int64_t bags, int64_
                   " is outside the ", ids, " indices");
 }
 
+// The checked offsets of contiguous arguments; null where there is one id per bag.
+inline const int64_t* offsets_of(const std::optional<torch::stable::Tensor>& offsets,
+                                 const DenseBagShape& s, const char* op = "dense_bag") {
+  if (!offsets) return nullptr;
+  const auto* found = offsets->const_data_ptr<int64_t>();
+  check_dense_bag_offsets(found, s.tables * s.batch, s.ids, op);
+  return found;
+}
+
+// grad is that of out, with the dtype of the rows, named in messages.
+inline void check_upstream(const char* op, const torch::stable::Tensor& grad,
+                           const torch::stable::Tensor& rows, const DenseBagShape& s,
+                           const char* name = "weights") {
+  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == s.batch && grad.size(1) == s.columns &&
+                      grad.scalar_type() == rows.scalar_type(),
+                  op, ": grad must be [", s.batch, ", ", s.columns, "] with the ", name, "' dtype");
+}
+
 // d out / d per_sample_weights, [N]; grad is that of out.
 torch::stable::Tensor dense_bag_factor_gradients_cpu(torch::stable::Tensor grad,
                                                      std::vector<torch::stable::Tensor> weights,

@@ -21,9 +21,8 @@ using torch::stable::Tensor;
 }
 
 template <typename T, typename Id>
-void forward(const std::vector<Tensor>& weights, const Tensor& indices, const int64_t* offsets,
+void forward(const std::vector<Tensor>& weights, const Id* ids, const int64_t* offsets,
              const T* factors, const std::vector<int64_t>& mean, const DenseBagShape& s, T* out) {
-  const Id* ids = indices.const_data_ptr<Id>();
   std::vector<PooledRows<T>> tables;
   for (int64_t t = 0; t < s.tables; ++t)
     tables.push_back(PooledRows<T>::stored(weights[t].const_data_ptr<T>(), s.rows[t], s.dims[t]));
@@ -53,22 +52,16 @@ void forward(const std::vector<Tensor>& weights, const Tensor& indices, const in
 Tensor dense_bag_cpu(std::vector<Tensor> weights, Tensor indices, std::optional<Tensor> offsets,
                      std::optional<Tensor> per_sample_weights, std::vector<int64_t> mean) {
   const DenseBagShape s = check_dense_bag_args(weights, indices, offsets, per_sample_weights, mean);
-  indices = as_contiguous(indices);
-  if (offsets) offsets = as_contiguous(*offsets);
-  if (per_sample_weights) per_sample_weights = as_contiguous(*per_sample_weights);
-  const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
-  if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids);
+  make_contiguous(indices, offsets, per_sample_weights);
+  const int64_t* bounds = offsets_of(offsets, s);
   Tensor out = torch::stable::new_empty(weights[0], {s.batch, s.columns});
   dispatch_floating("dense_bag_cpu", weights[0].scalar_type(), [&](auto zero) {
     using scalar_t = decltype(zero);
     const scalar_t* factors =
         per_sample_weights ? per_sample_weights->const_data_ptr<scalar_t>() : nullptr;
-    if (indices.scalar_type() == ScalarType::Int)
-      forward<scalar_t, int32_t>(weights, indices, bounds, factors, mean, s,
-                                 out.mutable_data_ptr<scalar_t>());
-    else
-      forward<scalar_t, int64_t>(weights, indices, bounds, factors, mean, s,
-                                 out.mutable_data_ptr<scalar_t>());
+    with_integers(indices, [&](const auto* ids) {
+      forward(weights, ids, bounds, factors, mean, s, out.mutable_data_ptr<scalar_t>());
+    });
   });
   return out;
 }
@@ -80,15 +73,9 @@ Tensor dense_bag_row_gradients_cpu(Tensor grad, std::vector<Tensor> weights, Ten
                                    std::optional<Tensor> per_sample_weights,
                                    std::vector<int64_t> mean) {
   const DenseBagShape s = check_dense_bag_args(weights, indices, offsets, per_sample_weights, mean);
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == s.batch && grad.size(1) == s.columns &&
-                      grad.scalar_type() == weights[0].scalar_type(),
-                  "dense_bag_row_gradients: grad must be [", s.batch, ", ", s.columns,
-                  "] with the weights' dtype");
-  grad = as_contiguous(grad);
-  if (offsets) offsets = as_contiguous(*offsets);
-  if (per_sample_weights) per_sample_weights = as_contiguous(*per_sample_weights);
-  const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
-  if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids);
+  check_upstream("dense_bag_row_gradients", grad, weights[0], s);
+  make_contiguous(grad, offsets, per_sample_weights);
+  const int64_t* bounds = offsets_of(offsets, s);
   const auto start = [&](int64_t bag) { return bounds ? bounds[bag] : bag; };
   // first[t] is where table t's rows begin in the output.
   std::vector<int64_t> first(s.tables + 1, 0);
@@ -126,15 +113,10 @@ Tensor dense_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> weights, 
                                       std::optional<Tensor> offsets, Tensor per_sample_weights) {
   const std::vector<int64_t> mean(weights.size(), 0);
   const DenseBagShape s = check_dense_bag_args(weights, indices, offsets, per_sample_weights, mean);
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == s.batch && grad.size(1) == s.columns &&
-                      grad.scalar_type() == weights[0].scalar_type(),
-                  "dense_bag_factor_gradients: grad must be [", s.batch, ", ", s.columns,
-                  "] with the weights' dtype");
-  grad = as_contiguous(grad);
-  indices = as_contiguous(torch::stable::to(indices, ScalarType::Long));
-  if (offsets) offsets = as_contiguous(*offsets);
-  const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
-  if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids);
+  check_upstream("dense_bag_factor_gradients", grad, weights[0], s);
+  indices = torch::stable::to(indices, ScalarType::Long);
+  make_contiguous(grad, indices, offsets);
+  const int64_t* bounds = offsets_of(offsets, s);
   const int64_t* ids = indices.const_data_ptr<int64_t>();
   for (int64_t t = 0; t < s.tables; ++t) {
     const int64_t first = t * s.batch, last = first + s.batch;

@@ -15,6 +15,12 @@
 
 namespace recsys_opt {
 
+inline void check_factors_grad(const char* op, bool wanted,
+                               const std::optional<torch::stable::Tensor>& per_sample_weights) {
+  STD_TORCH_CHECK(!wanted || per_sample_weights.has_value(), op,
+                  ": there are no per_sample_weights to have a gradient");
+}
+
 struct DenseUpdateArgs {
   tt::Algorithm algorithm;
   int64_t states_per_table;
@@ -28,31 +34,20 @@ inline DenseUpdateArgs check_dense_update_args(const torch::stable::Tensor& grad
                                                int64_t algorithm,
                                                const torch::stable::Tensor& hyperparameters,
                                                const DenseBagShape& s) {
-  using torch::headeronly::ScalarType;
-  constexpr int64_t kStates[] = {0, 1, 1, 2};
-  STD_TORCH_CHECK(algorithm >= 0 && algorithm <= 3, "dense_bag_backward_update: algorithm ",
-                  algorithm, " is not 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad) or 3 (Adam)");
-  DenseUpdateArgs u{static_cast<tt::Algorithm>(algorithm), kStates[algorithm], {}};
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == s.batch && grad.size(1) == s.columns &&
-                      grad.scalar_type() == weights[0].scalar_type(),
-                  "dense_bag_backward_update: grad must be [", s.batch, ", ", s.columns,
-                  "] with the weights' dtype");
-  STD_TORCH_CHECK(
-      hyperparameters.scalar_type() == ScalarType::Double && hyperparameters.dim() == 1 &&
-          hyperparameters.is_contiguous() && hyperparameters.numel() == tt::kHyperparameters,
-      "dense_bag_backward_update: hyperparameters must be ", static_cast<int>(tt::kHyperparameters),
-      " float64 numbers: lr, eps, beta1, beta2, weight_decay, step");
+  const char* op = "dense_bag_backward_update";
+  const auto rule = tt::check_rule(op, algorithm, hyperparameters);
+  DenseUpdateArgs u{rule.algorithm, rule.states, {}};
+  check_upstream(op, grad, weights[0], s);
   const int64_t per_table = u.states_per_table;
-  STD_TORCH_CHECK(static_cast<int64_t>(states.size()) == s.tables * per_table,
-                  "dense_bag_backward_update: ", s.tables, " tables need ", s.tables * per_table,
-                  " states, got ", states.size());
+  STD_TORCH_CHECK(static_cast<int64_t>(states.size()) == s.tables * per_table, op, ": ", s.tables,
+                  " tables need ", s.tables * per_table, " states, got ", states.size());
   for (int64_t t = 0; t < s.tables; ++t) {
     int64_t owner = 0;
     while (owner < t && (weights[t].numel() == 0 ||
                          weights[owner].const_data_ptr() != weights[t].const_data_ptr()))
       ++owner;
-    STD_TORCH_CHECK(s.rows[owner] == s.rows[t] && s.dims[owner] == s.dims[t],
-                    "dense_bag_backward_update: weights[", owner, "] and weights[", t,
+    STD_TORCH_CHECK(s.rows[owner] == s.rows[t] && s.dims[owner] == s.dims[t], op, ": weights[",
+                    owner, "] and weights[", t,
                     "] begin at the same number, but are not the same table");
     u.owner.push_back(owner);
     const bool rowwise = u.algorithm == tt::Algorithm::kRowwiseAdagrad;
@@ -61,11 +56,11 @@ inline DenseUpdateArgs check_dense_update_args(const torch::stable::Tensor& grad
       const torch::stable::Tensor& state = states[t * per_table + k];
       STD_TORCH_CHECK(state.is_contiguous() && state.numel() == numel &&
                           state.scalar_type() == weights[0].scalar_type(),
-                      "dense_bag_backward_update: state ", k, " of table ", t, " must be ", numel,
+                      op, ": state ", k, " of table ", t, " must be ", numel,
                       " contiguous numbers of the weights' dtype, got ", state.numel());
       STD_TORCH_CHECK(
           state.const_data_ptr() == states[owner * per_table + k].const_data_ptr() || owner == t,
-          "dense_bag_backward_update: weights[", owner, "] and weights[", t,
+          op, ": weights[", owner, "] and weights[", t,
           "] are one table, but have not the same states");
     }
   }

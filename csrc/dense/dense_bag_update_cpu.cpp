@@ -48,14 +48,9 @@ Tensor dense_bag_backward_update_cpu(Tensor grad, std::vector<Tensor> weights,
   const DenseBagShape s = check_dense_bag_args(weights, indices, offsets, per_sample_weights, mean);
   const DenseUpdateArgs args =
       check_dense_update_args(grad, weights, states, algorithm, hyperparameters, s);
-  STD_TORCH_CHECK(!factors_grad || per_sample_weights.has_value(),
-                  "dense_bag_backward_update: there are no per_sample_weights to have a gradient");
-  grad = as_contiguous(grad);
-  indices = as_contiguous(indices);
-  if (offsets) offsets = as_contiguous(*offsets);
-  if (per_sample_weights) per_sample_weights = as_contiguous(*per_sample_weights);
-  const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
-  if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids);
+  check_factors_grad("dense_bag_backward_update", factors_grad, per_sample_weights);
+  make_contiguous(grad, indices, offsets, per_sample_weights);
+  const int64_t* bounds = offsets_of(offsets, s);
   // The factors' gradients are about the rows as they were.
   Tensor result = factors_grad ? dense_bag_factor_gradients_cpu(grad, weights, indices, offsets,
                                                                 *per_sample_weights)
@@ -70,10 +65,7 @@ Tensor dense_bag_backward_update_cpu(Tensor grad, std::vector<Tensor> weights,
                                               factors, mean, grad.const_data_ptr<scalar_t>()};
       update_tables(batch, weights, states, args, hyperparameters);
     };
-    if (indices.scalar_type() == ScalarType::Int)
-      run(indices.const_data_ptr<int32_t>());
-    else
-      run(indices.const_data_ptr<int64_t>());
+    with_integers(indices, run);
   });
   return result;
 }

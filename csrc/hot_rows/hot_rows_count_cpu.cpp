@@ -6,6 +6,7 @@
 #include <map>
 
 #include "as_contiguous.h"
+#include "dispatch.h"
 #include "hot_rows/hot_rows.h"
 #include "hot_rows/offsets_cpu.h"
 
@@ -57,8 +58,7 @@ void hot_rows_count_cpu(std::vector<Tensor> hot_counts, std::vector<Tensor> coun
                         int64_t stride, int64_t phase) {
   const Shape s = check_count(hot_counts, counts, candidates, indices, slots, offsets,
                               num_embeddings, stride, phase);
-  indices = as_contiguous(indices);
-  if (offsets) offsets = as_contiguous(*offsets);
+  make_contiguous(indices, offsets);
   const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
   if (bounds) check_offsets("hot_rows_count_", bounds, s);
   const int32_t* slot = slots.const_data_ptr<int32_t>();
@@ -91,10 +91,7 @@ void hot_rows_count_cpu(std::vector<Tensor> hot_counts, std::vector<Tensor> coun
     for (const int64_t t : group) {
       const int64_t begin = phase + (bounds ? bounds[t * s.batch] : t * s.batch);
       const int64_t end = bounds ? bounds[(t + 1) * s.batch] : (t + 1) * s.batch;
-      if (indices.scalar_type() == ScalarType::Int)
-        call(tables[t], indices.const_data_ptr<int32_t>(), begin, end);
-      else
-        call(tables[t], indices.const_data_ptr<int64_t>(), begin, end);
+      with_integers(indices, [&](const auto* ids) { call(tables[t], ids, begin, end); });
     }
   };
   torch::stable::parallel_for(

@@ -89,8 +89,7 @@ void hot_rows_count_cuda(std::vector<Tensor> hot_counts, std::vector<Tensor> cou
   if (s.ids == 0) return;
   const OnDevice device(indices);
   const Bounds bounds = Bounds::begin(device.index());
-  indices = torch::stable::contiguous(indices);
-  if (offsets) offsets = torch::stable::contiguous(*offsets);
+  make_contiguous(indices, offsets);
   const int64_t blocks = std::min(kMostBlocks, blocks_for((s.ids + stride - 1) / stride));
   // All are counted before any is proposed: features may share a table.
   for (const bool proposing : {false, true})

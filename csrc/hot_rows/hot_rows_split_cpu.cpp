@@ -104,8 +104,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hot_rows_split_cpu(Tensor indices,
                                                               std::vector<int64_t> num_embeddings,
                                                               std::vector<int64_t> padding_idx) {
   const Shape s = check_split(indices, offsets, keys, directories, num_embeddings, padding_idx);
-  indices = as_contiguous(indices);
-  if (offsets) offsets = as_contiguous(*offsets);
+  make_contiguous(indices, offsets);
   const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
   if (bounds) check_offsets("hot_rows_split", bounds, s);
   std::vector<Table> tables;

@@ -148,8 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hot_rows_split_cuda(Tensor indices,
       .with("directories", directories);
   const OnDevice device(indices);
   const Bounds bounds = Bounds::begin(device.index());
-  indices = torch::stable::contiguous(indices);
-  if (offsets) offsets = torch::stable::contiguous(*offsets);
+  make_contiguous(indices, offsets);
   Tensor slots = torch::stable::new_empty(indices, {s.ids}, ScalarType::Int);
   Tensor cold_indices = torch::stable::new_empty(indices, {s.ids});
   Tensor cold_offsets = torch::stable::new_zeros(indices, {s.bags() + 1}, ScalarType::Long);

@@ -2,6 +2,7 @@
 // What the CUDA kernels of hot rows share.
 #include <algorithm>
 
+#include "as_contiguous.h"
 #include "hot_rows/hot_rows.h"
 #include "one_device.h"
 #include "tt/tt_bounds_cuda.cuh"

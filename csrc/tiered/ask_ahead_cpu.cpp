@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "as_contiguous.h"
+#include "dispatch.h"
 #include "tiered/tiered_bag.h"
 
 namespace recsys_opt::tiered {
@@ -17,14 +18,12 @@ namespace {
 template <typename Id>
 std::vector<int64_t> cold_rows(const Id* ids, const Tensor& remap, int64_t rows, int64_t hot_rows,
                                int64_t begin, int64_t end) {
-  const bool narrow = remap.scalar_type() == ScalarType::Int;
   std::vector<int64_t> found;
   for (int64_t k = begin; k < end; ++k) {
     int64_t position = ids[k];
     if (position < 0 || position >= rows) continue;
     if (remap.numel() > 0)
-      position = narrow ? remap.const_data_ptr<int32_t>()[position]
-                        : remap.const_data_ptr<int64_t>()[position];
+      position = with_integers(remap, [&](const auto* map) { return int64_t{map[position]}; });
     if (position >= hot_rows && position < rows) found.push_back(position - hot_rows);
   }
   std::sort(found.begin(), found.end());
@@ -62,10 +61,8 @@ void tiered_ask_ahead_cpu(std::vector<Tensor> hot, std::vector<Tensor> cold,
   STD_TORCH_CHECK(cold_states.size() % s.tables == 0, op, ": ", cold_states.size(),
                   " cold states for ", s.tables, " tables");
   const auto per_table = static_cast<int64_t>(cold_states.size()) / s.tables;
-  indices = as_contiguous(indices);
-  if (offsets) offsets = as_contiguous(*offsets);
-  const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
-  if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids, op);
+  make_contiguous(indices, offsets);
+  const int64_t* bounds = offsets_of(offsets, s, op);
   for (int64_t t = 0; t < s.tables; ++t) {
     const int64_t count = s.rows[t] - s.hot_rows[t];
     if (!mapped[t] || count == 0) continue;
@@ -74,9 +71,7 @@ void tiered_ask_ahead_cpu(std::vector<Tensor> hot, std::vector<Tensor> cold,
     const auto find = [&](const auto* ids) {
       return cold_rows(ids, remaps[t], s.rows[t], s.hot_rows[t], begin, end);
     };
-    const std::vector<int64_t> rows = indices.scalar_type() == ScalarType::Int
-                                          ? find(indices.const_data_ptr<int32_t>())
-                                          : find(indices.const_data_ptr<int64_t>());
+    const std::vector<int64_t> rows = with_integers(indices, find);
     const auto ask = [&](const Tensor& tensor) {
       const int64_t element = tensor.scalar_type() == ScalarType::Double ? 8 : 4;
       if (tensor.numel() > 0)

@@ -18,8 +18,7 @@
 // Features may share a table: they then have the same tensors.
 #include <limits>
 
-#include "dense/dense_bag.h"
-#include "tt/tt_embedding_bag.h"
+#include "dense/dense_bag_update.h"
 
 namespace recsys_opt::tiered {
 
@@ -64,6 +63,19 @@ inline TieredShape check_tiered_args(const char* op, const std::vector<Tensor>& 
   return s;
 }
 
+// The same of the gradients of the factors; weighted bags are summed.
+inline TieredShape check_tiered_factor_args(const char* op, const Tensor& grad,
+                                            const std::vector<Tensor>& hot,
+                                            const std::vector<Tensor>& cold,
+                                            const Tensor& positions,
+                                            const std::optional<Tensor>& offsets,
+                                            const Tensor& per_sample_weights) {
+  const std::vector<int64_t> summed(hot.size(), 0);
+  TieredShape s = check_tiered_args(op, hot, cold, positions, offsets, per_sample_weights, summed);
+  check_upstream(op, grad, hot[0], s, "rows");
+  return s;
+}
+
 // Whether any table has a remap.
 inline bool check_remaps(const char* op, const std::vector<Tensor>& remaps, const TieredShape& s) {
   STD_TORCH_CHECK(static_cast<int64_t>(remaps.size()) == s.tables, op, ": ", s.tables,
@@ -91,31 +103,28 @@ inline bool check_remaps(const char* op, const std::vector<Tensor>& remaps, cons
 //   cold_states[t * S + s]  [C_t, D_t]; row-wise [C_t], in host memory
 //   hyperparameters         [6] float64: lr, eps, beta1, beta2, weight_decay, step
 struct TieredUpdateArgs {
+  TieredShape shape;
   tt::Algorithm algorithm;
   int64_t states_per_table;
   std::vector<int64_t> owner;  // [tables] the first feature with the same table
 };
 
-// The only place where the arguments of the update are checked, after check_tiered_args.
-inline TieredUpdateArgs check_tiered_update_args(const Tensor& grad, const std::vector<Tensor>& hot,
-                                                 const std::vector<Tensor>& cold,
-                                                 const std::vector<Tensor>& hot_states,
-                                                 const std::vector<Tensor>& cold_states,
-                                                 int64_t algorithm, const Tensor& hyperparameters,
-                                                 const TieredShape& s) {
-  const char* op = "tiered_bag_backward_update";
-  constexpr int64_t kStates[] = {0, 1, 1, 2};
-  STD_TORCH_CHECK(algorithm >= 0 && algorithm <= 3, op, ": algorithm ", algorithm,
-                  " is not 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad) or 3 (Adam)");
-  TieredUpdateArgs u{static_cast<tt::Algorithm>(algorithm), kStates[algorithm], {}};
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == s.batch && grad.size(1) == s.columns &&
-                      grad.scalar_type() == hot[0].scalar_type(),
-                  op, ": grad must be [", s.batch, ", ", s.columns, "] with the rows' dtype");
-  STD_TORCH_CHECK(hyperparameters.scalar_type() == ScalarType::Double &&
-                      hyperparameters.dim() == 1 && hyperparameters.is_contiguous() &&
-                      hyperparameters.numel() == tt::kHyperparameters,
-                  op, ": hyperparameters must be ", static_cast<int>(tt::kHyperparameters),
-                  " float64 numbers: lr, eps, beta1, beta2, weight_decay, step");
+// The only place where the arguments of the update are checked.
+inline TieredUpdateArgs check_tiered_update_args(
+    const char* op, const Tensor& grad, const std::vector<Tensor>& hot,
+    const std::vector<Tensor>& cold, const std::vector<Tensor>& hot_states,
+    const std::vector<Tensor>& cold_states, const Tensor& positions,
+    const std::optional<Tensor>& offsets, const std::optional<Tensor>& per_sample_weights,
+    const std::vector<int64_t>& mean, bool factors_grad, int64_t algorithm,
+    const Tensor& hyperparameters) {
+  TieredUpdateArgs u{
+      check_tiered_args(op, hot, cold, positions, offsets, per_sample_weights, mean), {}, 0, {}};
+  const TieredShape& s = u.shape;
+  const auto rule = tt::check_rule(op, algorithm, hyperparameters);
+  u.algorithm = rule.algorithm;
+  u.states_per_table = rule.states;
+  check_upstream(op, grad, hot[0], s, "rows");
+  check_factors_grad(op, factors_grad, per_sample_weights);
   const int64_t per_table = u.states_per_table;
   for (const auto* states : {&hot_states, &cold_states})
     STD_TORCH_CHECK(static_cast<int64_t>(states->size()) == s.tables * per_table, op, ": ",

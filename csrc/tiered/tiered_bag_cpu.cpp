@@ -18,6 +18,16 @@ namespace {
 constexpr int64_t kRemapsAhead = 128;  // lookups whose remaps are asked for ahead
 
 template <typename T>
+std::vector<PooledRows<T>> tables_of(const std::vector<Tensor>& hot,
+                                     const std::vector<Tensor>& cold, const TieredShape& s) {
+  std::vector<PooledRows<T>> tables;
+  for (int64_t t = 0; t < s.tables; ++t)
+    tables.push_back({hot[t].const_data_ptr<T>(), cold[t].const_data_ptr<T>(), s.hot_rows[t],
+                      s.rows[t], s.dims[t]});
+  return tables;
+}
+
+template <typename T>
 struct Lookup {
   const TieredShape& shape;
   std::vector<PooledRows<T>> tables;
@@ -48,8 +58,8 @@ bool find_positions(const Tensor& remap, const Id* ids, int64_t rows, int64_t be
     return false;
   };
   if (remap.numel() > 0) {
-    if (remap.scalar_type() == ScalarType::Int) return find(remap.const_data_ptr<int32_t>());
-    if constexpr (sizeof(Position) == 8) return find(remap.const_data_ptr<int64_t>());
+    if constexpr (sizeof(Position) == 8) return with_integers(remap, find);
+    return find(remap.const_data_ptr<int32_t>());
   }
   // Ids that are positions, beside tables that have remaps.
   for (int64_t k = begin; k < end; ++k) {
@@ -106,9 +116,7 @@ template <typename T, typename Id>
   STD_TORCH_CHECK(id >= 0 && id < s.rows[t], "tiered_bag: indices[", k, "] = ", id,
                   " is outside the ", s.rows[t], " rows of table ", t);
   const Tensor& remap = l.remaps[t];
-  const int64_t position = remap.scalar_type() == ScalarType::Int
-                               ? remap.const_data_ptr<int32_t>()[id]
-                               : remap.const_data_ptr<int64_t>()[id];
+  const auto position = with_integers(remap, [&](const auto* map) { return int64_t{map[id]}; });
   STD_TORCH_CHECK(false, "tiered_bag: remaps[", t, "][", id, "] = ", position, " is outside the ",
                   s.rows[t], " rows of the table");
   __builtin_unreachable();
@@ -123,36 +131,26 @@ std::tuple<Tensor, Tensor> tiered_bag_cpu(std::vector<Tensor> hot, std::vector<T
   const TieredShape s =
       check_tiered_args(op, hot, cold, indices, offsets, per_sample_weights, mean);
   const bool remapped = check_remaps(op, remaps, s);
-  indices = as_contiguous(indices);
-  if (offsets) offsets = as_contiguous(*offsets);
-  if (per_sample_weights) per_sample_weights = as_contiguous(*per_sample_weights);
-  const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
-  if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids, op);
+  make_contiguous(indices, offsets, per_sample_weights);
+  const int64_t* bounds = offsets_of(offsets, s, op);
   Tensor out = empty_on_cpu({s.batch, s.columns}, hot[0].scalar_type());
   Tensor positions = empty_on_cpu({remapped ? s.ids : 0}, s.positions());
   dispatch_floating(op, hot[0].scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    Lookup<T> lookup{s,
-                     {},
-                     remaps,
-                     bounds,
-                     per_sample_weights ? per_sample_weights->const_data_ptr<T>() : nullptr,
-                     mean,
-                     out.mutable_data_ptr<T>()};
-    for (int64_t t = 0; t < s.tables; ++t)
-      lookup.tables.push_back({hot[t].const_data_ptr<T>(), cold[t].const_data_ptr<T>(),
-                               s.hot_rows[t], s.rows[t], s.dims[t]});
-    const auto run = [&](const auto* ids) {
-      const int64_t bad =
-          s.positions() == ScalarType::Int
-              ? forward(lookup, ids, remapped ? positions.mutable_data_ptr<int32_t>() : nullptr)
-              : forward(lookup, ids, remapped ? positions.mutable_data_ptr<int64_t>() : nullptr);
+    const Lookup<T> lookup{s,
+                           tables_of<T>(hot, cold, s),
+                           remaps,
+                           bounds,
+                           per_sample_weights ? per_sample_weights->const_data_ptr<T>() : nullptr,
+                           mean,
+                           out.mutable_data_ptr<T>()};
+    with_integers(indices, [&](const auto* ids) {
+      const int64_t bad = with_integers(positions, [&](auto* found) {
+        using Position = std::remove_cvref_t<decltype(*found)>;
+        return forward(lookup, ids, remapped ? positions.mutable_data_ptr<Position>() : nullptr);
+      });
       if (bad != kNoLookup) refuse(lookup, ids, bad);
-    };
-    if (indices.scalar_type() == ScalarType::Int)
-      run(indices.const_data_ptr<int32_t>());
-    else
-      run(indices.const_data_ptr<int64_t>());
+    });
   });
   return {out, positions};
 }
@@ -182,8 +180,7 @@ template <typename T, typename Use>
 void with_positions(const char* op, const TieredShape& s, const Tensor& positions,
                     const std::optional<Tensor>& offsets, const std::optional<Tensor>& factors,
                     const std::vector<int64_t>& mean, const Tensor& grad, const Use& use) {
-  const int64_t* bounds = offsets ? offsets->const_data_ptr<int64_t>() : nullptr;
-  if (bounds) check_dense_bag_offsets(bounds, s.tables * s.batch, s.ids, op);
+  const int64_t* bounds = offsets_of(offsets, s, op);
   const auto run = [&](const auto* ids) {
     const GradientBatch<T, std::remove_cvref_t<decltype(*ids)>> batch{
         s,      ids,
@@ -192,10 +189,7 @@ void with_positions(const char* op, const TieredShape& s, const Tensor& position
     check_update_ids(op, batch);
     use(batch);
   };
-  if (positions.scalar_type() == ScalarType::Int)
-    run(positions.const_data_ptr<int32_t>());
-  else
-    run(positions.const_data_ptr<int64_t>());
+  with_integers(positions, run);
 }
 
 Tensor tiered_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> hot,
@@ -204,20 +198,12 @@ Tensor tiered_bag_factor_gradients_cpu(Tensor grad, std::vector<Tensor> hot,
   const char* op = "tiered_bag_factor_gradients";
   const std::vector<int64_t> mean(hot.size(), 0);
   const TieredShape s =
-      check_tiered_args(op, hot, cold, positions, offsets, per_sample_weights, mean);
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == s.batch && grad.size(1) == s.columns &&
-                      grad.scalar_type() == hot[0].scalar_type(),
-                  op, ": grad must be [", s.batch, ", ", s.columns, "] with the rows' dtype");
-  grad = as_contiguous(grad);
-  positions = as_contiguous(positions);
-  if (offsets) offsets = as_contiguous(*offsets);
+      check_tiered_factor_args(op, grad, hot, cold, positions, offsets, per_sample_weights);
+  make_contiguous(grad, positions, offsets);
   Tensor out = torch::stable::new_zeros(grad, {s.ids});
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    std::vector<PooledRows<T>> tables;
-    for (int64_t t = 0; t < s.tables; ++t)
-      tables.push_back({hot[t].const_data_ptr<T>(), cold[t].const_data_ptr<T>(), s.hot_rows[t],
-                        s.rows[t], s.dims[t]});
+    const auto tables = tables_of<T>(hot, cold, s);
     with_positions<T>(op, s, positions, offsets, std::nullopt, mean, grad, [&](const auto& batch) {
       factor_gradients(batch, tables, out.mutable_data_ptr<T>());
     });
@@ -247,16 +233,11 @@ Tensor tiered_bag_backward_update_cpu(Tensor grad, std::vector<Tensor> hot,
                                       std::vector<int64_t> mean, bool factors_grad,
                                       int64_t algorithm, Tensor hyperparameters) {
   const char* op = "tiered_bag_backward_update";
-  const TieredShape s =
-      check_tiered_args(op, hot, cold, positions, offsets, per_sample_weights, mean);
-  const TieredUpdateArgs args = check_tiered_update_args(grad, hot, cold, hot_states, cold_states,
-                                                         algorithm, hyperparameters, s);
-  STD_TORCH_CHECK(!factors_grad || per_sample_weights.has_value(), op,
-                  ": there are no per_sample_weights to have a gradient");
-  grad = as_contiguous(grad);
-  positions = as_contiguous(positions);
-  if (offsets) offsets = as_contiguous(*offsets);
-  if (per_sample_weights) per_sample_weights = as_contiguous(*per_sample_weights);
+  const TieredUpdateArgs args =
+      check_tiered_update_args(op, grad, hot, cold, hot_states, cold_states, positions, offsets,
+                               per_sample_weights, mean, factors_grad, algorithm, hyperparameters);
+  const TieredShape& s = args.shape;
+  make_contiguous(grad, positions, offsets, per_sample_weights);
   // The factors' gradients are about the rows as they were.
   Tensor result = factors_grad ? tiered_bag_factor_gradients_cpu(grad, hot, cold, positions,
                                                                  offsets, *per_sample_weights)

@@ -128,9 +128,7 @@ std::tuple<Tensor, Tensor> tiered_bag_cuda(std::vector<Tensor> hot, std::vector<
   check_pinned(op, "cold", cold);
   const OnDevice device(hot[0]);
   const Bounds bounds = Bounds::begin(device.index());
-  indices = torch::stable::contiguous(indices);
-  if (offsets) offsets = torch::stable::contiguous(*offsets);
-  if (per_sample_weights) per_sample_weights = torch::stable::contiguous(*per_sample_weights);
+  make_contiguous(indices, offsets, per_sample_weights);
   Tensor out = torch::stable::new_empty(hot[0], {s.batch, s.columns});
   Tensor positions = torch::stable::new_empty(hot[0], {remapped ? s.ids : 0}, s.positions());
   if (s.batch == 0) return {out, positions};
@@ -141,13 +139,7 @@ std::tuple<Tensor, Tensor> tiered_bag_cuda(std::vector<Tensor> hot, std::vector<
     for (int64_t t = 0; t < s.tables; ++t)
       if (remaps[t].numel() > 0) list.all[t].remap = numbers(remaps[t]);
     const Tables tables = list.on_device(hot[0], device);
-    const Batch batch{numbers(indices),
-                      hot_rows::bags(offsets, s.ids),
-                      per_sample_weights ? per_sample_weights->const_data_ptr() : nullptr,
-                      s.ids,
-                      s.tables,
-                      s.batch,
-                      s.columns};
+    const Batch batch = batch_of(indices, offsets, per_sample_weights, s);
     constexpr int64_t kWidth = 16 / sizeof(T);
     int lanes = 1;
     while (lanes < tt::kWarp && lanes * kWidth < widest) lanes *= 2;
@@ -172,10 +164,7 @@ Tensor tiered_bag_factor_gradients_cuda(Tensor grad, std::vector<Tensor> hot,
   const char* op = "tiered_bag_factor_gradients";
   const std::vector<int64_t> mean(hot.size(), 0);
   const TieredShape s =
-      check_tiered_args(op, hot, cold, positions, offsets, per_sample_weights, mean);
-  STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == s.batch && grad.size(1) == s.columns &&
-                      grad.scalar_type() == hot[0].scalar_type(),
-                  op, ": grad must be [", s.batch, ", ", s.columns, "] with the rows' dtype");
+      check_tiered_factor_args(op, grad, hot, cold, positions, offsets, per_sample_weights);
   OneDevice(op, "grad", grad)
       .with("hot", hot)
       .with("positions", positions)
@@ -184,18 +173,14 @@ Tensor tiered_bag_factor_gradients_cuda(Tensor grad, std::vector<Tensor> hot,
   check_pinned(op, "cold", cold);
   const OnDevice device(grad);
   tt::raise_noted_errors(device.index());
-  grad = torch::stable::contiguous(grad);
-  positions = torch::stable::contiguous(positions);
-  if (offsets) offsets = torch::stable::contiguous(*offsets);
+  make_contiguous(grad, positions, offsets);
   Tensor out = torch::stable::new_zeros(grad, {s.ids});
   if (s.batch == 0) return out;
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     TableList list = tables_of(hot, cold, mean, s, false);
     const Tables tables = list.on_device(grad, device);
-    const Batch batch{
-        numbers(positions), hot_rows::bags(offsets, s.ids), nullptr, s.ids, s.tables, s.batch,
-        s.columns};
+    const Batch batch = batch_of(positions, offsets, std::nullopt, s);
     launch(factor_gradients<T>, Grid{blocks_for(s.batch), s.tables}, kThreads, 0, device.stream(),
            tables, batch, grad.const_data_ptr<T>(), out.mutable_data_ptr<T>());
   });

@@ -298,12 +298,10 @@ Tensor tiered_bag_backward_update_cuda(Tensor grad, std::vector<Tensor> hot,
                                        std::vector<int64_t> mean, bool factors_grad,
                                        int64_t algorithm, Tensor hyperparameters) {
   const char* op = "tiered_bag_backward_update";
-  const TieredShape s =
-      check_tiered_args(op, hot, cold, positions, offsets, per_sample_weights, mean);
-  const TieredUpdateArgs args = check_tiered_update_args(grad, hot, cold, hot_states, cold_states,
-                                                         algorithm, hyperparameters, s);
-  STD_TORCH_CHECK(!factors_grad || per_sample_weights.has_value(), op,
-                  ": there are no per_sample_weights to have a gradient");
+  const TieredUpdateArgs args =
+      check_tiered_update_args(op, grad, hot, cold, hot_states, cold_states, positions, offsets,
+                               per_sample_weights, mean, factors_grad, algorithm, hyperparameters);
+  const TieredShape& s = args.shape;
   STD_TORCH_CHECK(s.ids <= std::numeric_limits<int32_t>::max() &&
                       s.tables * s.batch <= std::numeric_limits<int32_t>::max(),
                   op, ": ", s.ids, " ids in ", s.tables * s.batch,
@@ -319,10 +317,7 @@ Tensor tiered_bag_backward_update_cuda(Tensor grad, std::vector<Tensor> hot,
   check_pinned(op, "cold_states", cold_states);
   const OnDevice device(grad);
   tt::raise_noted_errors(device.index());
-  grad = torch::stable::contiguous(grad);
-  positions = torch::stable::contiguous(positions);
-  if (offsets) offsets = torch::stable::contiguous(*offsets);
-  if (per_sample_weights) per_sample_weights = torch::stable::contiguous(*per_sample_weights);
+  make_contiguous(grad, positions, offsets, per_sample_weights);
   // The factors' gradients are about the rows as they were.
   Tensor result = factors_grad ? tiered_bag_factor_gradients_cuda(grad, hot, cold, positions,
                                                                   offsets, *per_sample_weights)
@@ -342,13 +337,7 @@ Tensor tiered_bag_backward_update_cuda(Tensor grad, std::vector<Tensor> hot,
     }
   }
   const Tables tables = list.on_device(grad, device);
-  const Batch batch{numbers(positions),
-                    hot_rows::bags(offsets, s.ids),
-                    per_sample_weights ? per_sample_weights->const_data_ptr() : nullptr,
-                    s.ids,
-                    s.tables,
-                    s.batch,
-                    s.columns};
+  const Batch batch = batch_of(positions, offsets, per_sample_weights, s);
   dispatch_floating(op, grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const int64_t width = std::max<int64_t>(1, *std::max_element(s.dims.begin(), s.dims.end()));

@@ -67,6 +67,18 @@ struct Batch {
   int64_t tables, batch, columns;
 };
 
+// ids: indices or positions; all contiguous.
+inline Batch batch_of(const Tensor& ids, const std::optional<Tensor>& offsets,
+                      const std::optional<Tensor>& factors, const TieredShape& s) {
+  return {numbers(ids),
+          hot_rows::bags(offsets, s.ids),
+          factors ? factors->const_data_ptr() : nullptr,
+          s.ids,
+          s.tables,
+          s.batch,
+          s.columns};
+}
+
 // --- host functions of tiered_bag_cuda.cu ---
 
 // The tables of a call; where there are many, in a tensor that must live as long as the launches.

@@ -5,18 +5,10 @@
 
 namespace recsys_opt::tiered {
 
-bool translate(const int32_t* ids, const int32_t* remap, int64_t rows, int64_t begin, int64_t end,
-               int32_t* positions);
-bool translate(const int64_t* ids, const int32_t* remap, int64_t rows, int64_t begin, int64_t end,
-               int32_t* positions);
-bool translate(const int32_t* ids, const int32_t* remap, int64_t rows, int64_t begin, int64_t end,
-               int64_t* positions);
-bool translate(const int64_t* ids, const int32_t* remap, int64_t rows, int64_t begin, int64_t end,
-               int64_t* positions);
-bool translate(const int32_t* ids, const int64_t* remap, int64_t rows, int64_t begin, int64_t end,
-               int64_t* positions);
-bool translate(const int64_t* ids, const int64_t* remap, int64_t rows, int64_t begin, int64_t end,
-               int64_t* positions);
+template <typename Id, typename Remap,
+          typename Position>  // int32_t or int64_t; Position holds Remap
+bool translate(const Id* ids, const Remap* remap, int64_t rows, int64_t begin, int64_t end,
+               Position* positions);
 
 // Asks for the remaps of the lookups [begin, end): of a large table they are misses in every cache,
 // as its rows are.

@@ -2,13 +2,11 @@
 #include "tiered/translate.h"
 
 namespace recsys_opt::tiered {
-namespace {
 
 // Without branches, so that a processor that gathers does.
 template <typename Id, typename Remap, typename Position>
-ALWAYS_INLINE bool translate_body(const Id* __restrict ids, const Remap* __restrict remap,
-                                  int64_t rows, int64_t begin, int64_t end,
-                                  Position* __restrict positions) {
+SIMD_CLONES bool translate(const Id* __restrict ids, const Remap* __restrict remap, int64_t rows,
+                           int64_t begin, int64_t end, Position* __restrict positions) {
   const auto limit = static_cast<uint64_t>(rows);
   uint64_t outside = 0;
   for (int64_t k = begin; k < end; ++k) {
@@ -21,31 +19,13 @@ ALWAYS_INLINE bool translate_body(const Id* __restrict ids, const Remap* __restr
   return outside == 0;
 }
 
-}  // namespace
-
-SIMD_CLONES bool translate(const int32_t* ids, const int32_t* remap, int64_t rows, int64_t begin,
-                           int64_t end, int32_t* positions) {
-  return translate_body(ids, remap, rows, begin, end, positions);
-}
-SIMD_CLONES bool translate(const int64_t* ids, const int32_t* remap, int64_t rows, int64_t begin,
-                           int64_t end, int32_t* positions) {
-  return translate_body(ids, remap, rows, begin, end, positions);
-}
-SIMD_CLONES bool translate(const int32_t* ids, const int32_t* remap, int64_t rows, int64_t begin,
-                           int64_t end, int64_t* positions) {
-  return translate_body(ids, remap, rows, begin, end, positions);
-}
-SIMD_CLONES bool translate(const int64_t* ids, const int32_t* remap, int64_t rows, int64_t begin,
-                           int64_t end, int64_t* positions) {
-  return translate_body(ids, remap, rows, begin, end, positions);
-}
-SIMD_CLONES bool translate(const int32_t* ids, const int64_t* remap, int64_t rows, int64_t begin,
-                           int64_t end, int64_t* positions) {
-  return translate_body(ids, remap, rows, begin, end, positions);
-}
-SIMD_CLONES bool translate(const int64_t* ids, const int64_t* remap, int64_t rows, int64_t begin,
-                           int64_t end, int64_t* positions) {
-  return translate_body(ids, remap, rows, begin, end, positions);
-}
+using Narrow = int32_t;
+using Wide = int64_t;
+template bool translate(const Narrow*, const Narrow*, int64_t, int64_t, int64_t, Narrow*);
+template bool translate(const Wide*, const Narrow*, int64_t, int64_t, int64_t, Narrow*);
+template bool translate(const Narrow*, const Narrow*, int64_t, int64_t, int64_t, Wide*);
+template bool translate(const Wide*, const Narrow*, int64_t, int64_t, int64_t, Wide*);
+template bool translate(const Narrow*, const Wide*, int64_t, int64_t, int64_t, Wide*);
+template bool translate(const Wide*, const Wide*, int64_t, int64_t, int64_t, Wide*);
 
 }  // namespace recsys_opt::tiered

@@ -217,20 +217,29 @@ inline int64_t check_owner(const std::vector<Table>& tables, const std::vector<T
   return owner;
 }
 
+struct CheckedRule {
+  Algorithm algorithm;
+  int64_t states;  // of each thing that is updated
+};
+
+inline CheckedRule check_rule(const char* op, int64_t algorithm, const Tensor& hyperparameters) {
+  constexpr int64_t kStates[] = {0, 1, 1, 2};
+  STD_TORCH_CHECK(algorithm >= 0 && algorithm <= 3, op, ": algorithm ", algorithm,
+                  " is not 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad) or 3 (Adam)");
+  STD_TORCH_CHECK(hyperparameters.scalar_type() == ScalarType::Double &&
+                      hyperparameters.dim() == 1 && hyperparameters.is_contiguous() &&
+                      hyperparameters.numel() == kHyperparameters,
+                  op, ": hyperparameters must be ", static_cast<int>(kHyperparameters),
+                  " float64 numbers: lr, eps, beta1, beta2, weight_decay, step");
+  return {static_cast<Algorithm>(algorithm), kStates[algorithm]};
+}
+
 // The only place where the arguments of the fused update are checked, after check_arguments.
 inline UpdateArguments check_update(const Arguments& args, const std::vector<Tensor>& cores,
                                     const std::vector<Tensor>& states, int64_t algorithm,
                                     const Tensor& hyperparameters) {
-  constexpr int64_t kStates[] = {0, 1, 1, 2};
-  STD_TORCH_CHECK(algorithm >= 0 && algorithm <= 3, "tt_embedding_bag_backward_update: algorithm ",
-                  algorithm, " is not 0 (SGD), 1 (Adagrad), 2 (row-wise Adagrad) or 3 (Adam)");
-  UpdateArguments update{static_cast<Algorithm>(algorithm), kStates[algorithm], {}};
-  STD_TORCH_CHECK(hyperparameters.scalar_type() == ScalarType::Double &&
-                      hyperparameters.dim() == 1 && hyperparameters.is_contiguous() &&
-                      hyperparameters.numel() == kHyperparameters,
-                  "tt_embedding_bag_backward_update: hyperparameters must be ",
-                  static_cast<int>(kHyperparameters),
-                  " float64 numbers: lr, eps, beta1, beta2, weight_decay, step");
+  const auto rule = check_rule("tt_embedding_bag_backward_update", algorithm, hyperparameters);
+  UpdateArguments update{rule.algorithm, rule.states, {}};
   STD_TORCH_CHECK(states.size() == cores.size() * update.states_per_core,
                   "tt_embedding_bag_backward_update: ", cores.size(), " cores need ",
                   cores.size() * update.states_per_core, " states, got ", states.size());
