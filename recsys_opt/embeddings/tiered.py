@@ -280,13 +280,16 @@ class TieredEmbeddingBag(GroupedRepresentation, FusesUpdate):
         *,
         hot_rows: int | None = None,
         ranking: Ranking | None = None,
-    ) -> None:
+        beside: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> list[tuple[Tensor, Tensor]]:
         """Moves rows to where another split or another ranking has them; none loses its weights or its state.
 
         hot_rows, ranking  as the constructor's; None: as it is. An empty ranking: in the order of ids
+        beside  tensors with as many rows as `hot` and `cold`, which an optimizer keeps
+        returns  those, moved as the rows are
 
         `hot` and `cold` are new parameters afterwards: an optimizer that holds the old ones must be made
-        anew. Until the call ends there are both, in memory or files.
+        anew, or moved by `retier_with_optimizer`. Until the call ends there are both, in memory or files.
         """
         hot_rows = self.hot_rows if hot_rows is None else hot_rows
         _check_hot_rows(hot_rows, self.num_embeddings)
@@ -295,18 +298,29 @@ class TieredEmbeddingBag(GroupedRepresentation, FusesUpdate):
             remap, ids = ranks_of(ranking, self.num_embeddings)
             remap = remap.to(self.remap.device)
         elif hot_rows == self.hot_rows:
-            return
+            return list(beside)
+        moved = [self._moved(pair, hot_rows, ids) for pair in beside]
         pairs = [("hot", "cold")]
         pairs += [(f"_hot_state_{s}", f"_cold_state_{s}") for s in range(self._states_per_tier)]
         for hot_name, cold_name in pairs:
-            hot, cold = getattr(self, hot_name), getattr(self, cold_name)
-            fresh_hot = hot.new_zeros(hot_rows, *hot.shape[1:])
-            cold_shape = (self.num_embeddings - hot_rows, *cold.shape[1:])
-            fresh_cold = self._tier.zeros(cold_shape, cold.dtype, hot.device)
-            move_rows((hot, cold, self.remap), (fresh_hot, fresh_cold), ids)
-            for name, fresh, old in ((hot_name, fresh_hot, hot), (cold_name, fresh_cold, cold)):
-                self._put(name, nn.Parameter(fresh, old.requires_grad) if name in ("hot", "cold") else fresh)
+            old = getattr(self, hot_name), getattr(self, cold_name)
+            for name, was, fresh in zip(
+                (hot_name, cold_name), old, self._moved(old, hot_rows, ids), strict=True
+            ):
+                self._put(name, nn.Parameter(fresh, was.requires_grad) if name in ("hot", "cold") else fresh)
         self.remap = remap
+        return moved
+
+    def _moved(
+        self, tiers: tuple[Tensor, Tensor], hot_rows: int, ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """A hot and a cold tensor for another split, with the rows of these."""
+        hot, cold = tiers
+        fresh_hot = hot.new_zeros(hot_rows, *hot.shape[1:])
+        cold_shape = (self.num_embeddings - hot_rows, *cold.shape[1:])
+        fresh_cold = self._tier.zeros(cold_shape, cold.dtype, self.hot.device)
+        move_rows((hot, cold, self.remap), (fresh_hot, fresh_cold), ids)
+        return fresh_hot, fresh_cold
 
     def _put(self, name: str, tensor: Tensor) -> None:
         if isinstance(tensor, nn.Parameter):

@@ -31,6 +31,7 @@ from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.embeddings.fused_update import FusedUpdate, FusesUpdate
 from recsys_opt.embeddings.hot_store import HotRows
 from recsys_opt.embeddings.tiered import TieredEmbeddingBag
+from recsys_opt.embeddings.tiered_rows import Ranking
 from recsys_opt.embeddings.tt_update import FusesCoreUpdate
 from recsys_opt.errors import InputError
 
@@ -196,6 +197,15 @@ class ModelOptimizer:
                 )
             own.copy_(state[name])
         self._generations.clear()
+
+    def retier(self, model: nn.Module, table: TieredEmbeddingBag, hot_rows: int, ranking: Ranking) -> None:
+        """`TieredEmbeddingBag.retier` of one of the model's tables, whose states here move with its rows."""
+        name = next(name for name, module in model.named_modules() if module is table)
+        tiers = f"{name}.hot", f"{name}.cold"
+        held = [(self._state[tiers[0]], self._state[tiers[1]])] if tiers[0] in self._state else []
+        for pair in table.retier(hot_rows=hot_rows, ranking=ranking, beside=held):
+            self._state |= dict(zip(tiers, pair, strict=True))
+        self._parameters = parameters_by_kind(model)
 
     def _forget_replaced_rows(self) -> None:
         """A row that has come into a store starts without state, as a dense table's rows do."""

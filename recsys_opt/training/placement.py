@@ -26,6 +26,7 @@ from recsys_opt.plan import Plan
 from recsys_opt.progress import Progress, SilentProgress
 from recsys_opt.tables import TableConfig
 from recsys_opt.training.config import CompressionConfig, PlacementConfig, TrainingConfig
+from recsys_opt.training.optimizers import ModelOptimizer
 
 
 def with_plan(config: TrainingConfig, dataset: Dataset) -> TrainingConfig:
@@ -77,8 +78,16 @@ def tiered_tables(tables: Sequence[TableConfig], placement: PlacementConfig) -> 
     ]
 
 
-def place_rows(model: DLRM, placement: PlacementConfig, progress: Progress | None = None) -> None:
-    """Moves the rows of a model's tables to where the settled plan has them, with their optimizer's state."""
+def place_rows(
+    model: DLRM,
+    placement: PlacementConfig,
+    progress: Progress | None = None,
+    optimizer: ModelOptimizer | None = None,
+) -> None:
+    """Moves the rows of a model's tables to where the settled plan has them, with their optimizer's state.
+
+    optimizer  the model's; needed where it has states of rows itself (`table_update` = "stored")
+    """
     progress = progress or SilentProgress()
     configs = model.embeddings.configs
     rankings = _rankings(configs, placement)
@@ -87,7 +96,11 @@ def place_rows(model: DLRM, placement: PlacementConfig, progress: Progress | Non
         table = model.embeddings.table(config.name)
         if not isinstance(table, TieredEmbeddingBag):
             raise InputError(f"table {config.name} is no tiered table; a plan places all tables of a model")
-        table.retier(hot_rows=placement.hot_rows[config.name], ranking=rankings(config))
+        hot_rows = placement.hot_rows[config.name]
+        if optimizer is None:
+            table.retier(hot_rows=hot_rows, ranking=rankings(config))
+        else:
+            optimizer.retier(model, table, hot_rows, rankings(config))
         progress.advance(config.num_embeddings, table=config.name)
     progress.finish()
 

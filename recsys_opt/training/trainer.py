@@ -322,12 +322,7 @@ class _Training:
         now = self.config.placement
         if not now.hot_rows or is_placed(checkpoint.config.get("placement", {}), now):
             return False
-        if self.config.optimizer.table_update == "stored":  # the optimizer has the rows' state, by position
-            raise InputError(
-                f"{self.run.path} stores gradients (table_update), so that its rows cannot move to where "
-                f"{now.plan} has them; go on without --plan"
-            )
-        place_rows(self.model, now, self.progress)
+        place_rows(self.model, now, self.progress, self.optimizer)
         return True
 
     def _compatible_checkpoint(self) -> Checkpoint | None:

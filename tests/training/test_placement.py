@@ -136,12 +136,26 @@ def test_a_run_that_goes_on_with_another_plan_moves_its_rows(dataset, statistics
     assert lines(tmp_path / "run") == lines(tmp_path / "whole")
     for a, b in zip(tables_of(tmp_path / "run"), tables_of(tmp_path / "whole"), strict=True):
         assert torch.equal(a, b)
-    stored = replaced(planned(plans[0], config), {"optimizer": OptimizerConfig(table_update="stored")})
-    interrupt(monkeypatch, 9, stored, dataset, tmp_path / "stored")
-    with pytest.raises(InputError, match=r"stores gradients \(table_update\), so that its rows cannot move"):
-        train(
-            replaced(stored, {"placement": moved.placement}), dataset.path, tmp_path / "stored", resume=True
-        )
+
+
+@pytest.mark.parametrize("algorithm", ["sgd", "adagrad"])
+def test_states_of_stored_gradients_move_too(dataset, statistics, tmp_path, monkeypatch, algorithm):
+    """The trainer's optimizer holds them, by position."""
+    plans = [
+        write_plan(tmp_path / f"{k}.json", statistics, hot_rows)
+        for k, hot_rows in enumerate([SPLIT, (0, 60, 300, 10)])
+    ]
+    optimizer = OptimizerConfig(algorithm, table_update="stored")
+    config = replaced(SHORT, {"checkpoint_every_s": 0.0, "optimizer": optimizer})
+    whole = train(planned(plans[0], config), dataset.path, tmp_path / "whole")
+    interrupt(monkeypatch, 9, planned(plans[0], config), dataset, tmp_path / "run")
+    interrupt(monkeypatch, 14, planned(plans[1], config), dataset, tmp_path / "run", resume=True)
+    result = train(planned(plans[0], config), dataset.path, tmp_path / "run", resume=True)
+    assert result.test == whole.test
+    file = Path("checkpoint") / "optimizer.safetensors"
+    assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    for a, b in zip(tables_of(tmp_path / "run"), tables_of(tmp_path / "whole"), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_weights_are_taken_over_from_and_into_other_tables(dataset, statistics, tmp_path):

@@ -254,11 +254,12 @@ def _exchange(
     send = _Here.of(before).read(from_row[leaving], columns, like)
     if weight != 1.0:
         send *= weight
-    received = like.new_empty(len(coming), columns.stop - columns.start)
+    width = int(columns.stop - columns.start)
+    received = like.new_empty(len(coming), width)
     distributed.all_to_all_single(received, send, counts[1], counts[0])
     _Here.of(after).write(to_row[coming], into, received, add=after.rowwise)
     others = len(leaving) - int(counts[0][me])
-    return others * (columns.stop - columns.start) * like.element_size()
+    return others * width * like.element_size()
 
 
 def _gather(old: _Side, before: Whole, copy: Tensor) -> int:
