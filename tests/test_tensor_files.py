@@ -1,3 +1,10 @@
+import itertools
+import multiprocessing
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from recsys_opt.errors import InputError
+from recsys_opt.files import atomic_path
 from recsys_opt.tensor_files import TensorWriter, map_tensors, read_into, read_tensors, write_tensors
 
 TYPES = [
@@ -79,3 +87,32 @@ def test_reading_into_a_model_refuses_what_does_not_fit(tmp_path):
         read_tensors(path)
     with pytest.raises(InputError, match=r"type torch\.complex64"):
         write_tensors(path, {"x": torch.zeros(1, dtype=torch.complex64)})
+
+
+def _write_for_ever(path: Path) -> None:
+    """One file after the other in the place of the last, each of one number."""
+    for number in itertools.count(1):
+        kinds = {name: (torch.int64, (3000, 20)) for name in ("weight", "state")}
+        with atomic_path(path) as temporary, TensorWriter(temporary, kinds) as writer:
+            for _ in range(2 * 30):
+                writer.write(torch.full((100, 20), number))
+
+
+def test_a_kill_leaves_the_old_file_or_the_new(tmp_path):
+    """As save_tables writes a plan's tables: a migration by file is killed at any moment."""
+    path, found = tmp_path / "tables.safetensors", set()
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        process = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(path,))
+        process.start()
+        while not path.exists():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0.01, 0.05))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        tensors = load_file(path)
+        numbers = torch.cat([tensors["weight"], tensors["state"]]).unique()
+        assert len(numbers) == 1
+        found.add(int(numbers))
+    assert max(found) > 1

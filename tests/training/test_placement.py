@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -270,3 +271,57 @@ def test_the_command_survives_a_kill(dataset, statistics, tmp_path, capsys):
     ended = json.loads(capsys.readouterr().out)
     assert ended["test"] == whole["test"]
     assert all(torch.equal(a, b) for a, b in zip(tables_of(run), tables_of(tmp_path / "whole"), strict=True))
+
+
+def _go_on_with(plan: str, data: Path, run: Path) -> None:
+    torch.set_num_threads(1)
+    config = replaced(CONFIG, {"epochs": 1, "batch_size": 50, "checkpoint_every_s": 0.02})
+    train(planned(plan, config), data, run, resume=True)
+
+
+@pytest.mark.slow
+def test_kills_while_rows_move_change_nothing(tmp_path):
+    """kill -9 at random moments of runs that each go on with the other plan: what is on the disk is whole,
+    by the old plan or by the new, and the end is that of the run that never moved."""
+    data = make_dataset(tmp_path / "dataset", rows=12_000)
+    ids = np.concatenate([np.load(data.path / f"{part}_sparse.npy") for part in "ab"])
+    tables = [
+        TableStatistics.from_ids(n, rows, ids[:, c])
+        for c, (n, rows) in enumerate(zip(NAMES, COLUMNS, strict=True))
+    ]
+    AccessStatistics.of(tables).save(tmp_path / "stats.npz")
+    splits = [SPLIT, (0, 60, 300, 10)]
+    plans = [
+        write_plan(tmp_path / f"{k}.json", tmp_path / "stats.npz", split) for k, split in enumerate(splits)
+    ]
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__, "torch.utils.tensorboard"])  # importing takes longest
+
+    def start(plan: str, run: Path) -> multiprocessing.process.BaseProcess:
+        process = processes.Process(target=_go_on_with, args=(plan, data.path, run))
+        process.start()
+        return process
+
+    whole = start(plans[0], tmp_path / "whole")
+    whole.join()
+    assert whole.exitcode == 0
+    rng, run, kills, seen = np.random.default_rng(1), tmp_path / "run", 0, set()
+    for attempt in range(8):
+        before, process = RunFolder(run).checkpoint_folder(), start(plans[attempt % 2], run)
+        # Some of them get as far as their first checkpoint.
+        while attempt % 3 == 0 and RunFolder(run).checkpoint_folder() == before and process.is_alive():
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0.0, 0.15))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        found = load_model(run).embeddings
+        seen.add(tuple(found.table(name).hot_rows for name in NAMES))
+    assert kills >= 6
+    assert seen == set(splits)
+    last = start(plans[1], run)
+    last.join()
+    assert last.exitcode == 0
+    assert lines(run) == lines(tmp_path / "whole")
+    for a, b in zip(tables_of(run), tables_of(tmp_path / "whole"), strict=True):
+        assert torch.equal(a, b)
