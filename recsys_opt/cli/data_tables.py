@@ -18,6 +18,7 @@ EXAMPLE = "\n  ".join(
     (
         "recsys-opt data tables kaggle/ --memory-budget 20MB",
         "recsys-opt data tables --tables 856 --batch 4096 --out trace/",
+        "recsys-opt data tables --tables 856 --batch 4096 --day 1 --drift 0.2 --out next/",
     )
 )
 # Of generated tables only; a dataset brings its own.
@@ -28,6 +29,8 @@ GENERATED = {
     "embedding_dim": 64,
     "seed": 0,
     "shrink": 1,
+    "day": 0,
+    "drift": 0.1,
     "out": None,
     "record": None,
 }
@@ -61,6 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="an N-th of the rows: 65536 / N samples have the reuse of the published 65536 (default 1)",
+    )
+    generated.add_argument(
+        "--day", type=int, metavar="D", help="lookups of a later day of the same tables (default 0)"
+    )
+    generated.add_argument(
+        "--drift",
+        type=float,
+        metavar="SHARE",
+        help="of a table's rows, those that change places with others from a day to the next (default 0.1)",
     )
     generated.add_argument("--seed", type=int, help="default 0")
     generated.add_argument("--record", type=Path, metavar="JSON", help="also write the reuse, as a record")
@@ -111,6 +123,7 @@ def _make_trace(args: argparse.Namespace) -> Outcome:
         measure_reuse,
         write_traces,
     )
+    from recsys_opt.data.trace_drift import Drift
 
     traces = TableTraces(
         tables=args.tables,
@@ -118,6 +131,7 @@ def _make_trace(args: argparse.Namespace) -> Outcome:
         seed=args.seed,
         embedding_dim=args.embedding_dim,
         shrink=args.shrink,
+        drift=Drift(args.day, args.drift),
     )
     with ConsoleProgress() as progress:
         if args.out is None:

@@ -7,7 +7,7 @@ import hashlib
 import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.plan_diff import table_moves
@@ -24,6 +24,8 @@ from recsys_opt.quantities import byte_size
 from recsys_opt.report.page import megabytes, milliseconds
 
 MIN_GAIN = "1%"
+Decision = Literal["move", "retier", "keep"]
+"""The new plan; the old one with its thresholds set anew, no table moves; the old one."""
 
 
 def add_from_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +47,8 @@ def add_from_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--min-gain",
         metavar="SHARE",
-        help="of the iteration's time that must be saved, or the old plan is kept: 2%%, 0.02 "
-        f"(default {MIN_GAIN}%)",
+        help="of the iteration's time that moves between devices must save, or tables stay where they are; "
+        f"that new thresholds must save, or the old plan is kept: 2%%, 0.02 (default {MIN_GAIN}%)",
     )
     group.add_argument(
         "--from-stats", type=Path, metavar="NPZ", help="statistics of the plan that runs, if they have moved"
@@ -86,9 +88,9 @@ def run_from(args: argparse.Namespace, old: Plan, inputs: PlanInputs) -> Outcome
     least = _share("--min-gain", args.min_gain or MIN_GAIN)
     found = replan(here, statistics, inputs, move_limit=limit)
     took = time.perf_counter() - start
-    kept = found.gain(found.best.seconds) < least
+    decision, chosen = _decide(found, least)
     files = {"from": {"path": str(args.old), "sha256": hashlib.sha256(args.old.read_bytes()).hexdigest()}}
-    plan = old if kept else found.best.plan.with_inputs(files)
+    plan = old if chosen is None else chosen.plan.with_inputs(files)
     if args.out is not None:
         plan.save(args.out)
     if args.html is not None:
@@ -107,7 +109,14 @@ def run_from(args: argparse.Namespace, old: Plan, inputs: PlanInputs) -> Outcome
         *_trade_off(found),
         "",
     ]
-    if kept:
+    if decision == "retier":
+        lines.append(
+            clipped(
+                f"tables stay where they are: moves would save another "
+                f"{1 - found.best.seconds / plan.seconds:.2%}, less than the {least:.2%} asked for"
+            )
+        )
+    if decision == "keep":
         lines.append(
             clipped(
                 f"kept the old plan: {found.gain(found.best.seconds):.2%} of its time could be saved, less "
@@ -131,7 +140,19 @@ def run_from(args: argparse.Namespace, old: Plan, inputs: PlanInputs) -> Outcome
         lines.append(
             clipped("bandwidths are assumed, not measured: recsys-opt bench hardware measures a machine")
         )
-    return Outcome("\n".join(lines), _result(found, kept, least, took, args.out))
+    return Outcome("\n".join(lines), _result(found, decision, least, took, args.out))
+
+
+def _decide(found: Replanned, least: float) -> tuple[Decision, Candidate | None]:
+    """What is worth its while: moves between devices must save `least` of the time that thresholds set anew
+    take, these of the old plan's time; None is the old plan."""
+    limit, stay = found.trade_off[0]
+    if limit > 0:
+        stay = found.best  # pins ask for moves
+    chosen = found.best if found.best.seconds <= (1 - least) * stay.seconds else stay
+    if found.gain(chosen.seconds) < least:
+        return "keep", None
+    return ("move" if chosen.between_devices_bytes else "retier"), chosen
 
 
 def _summary(found: Replanned, old: Path) -> list[str]:
@@ -175,7 +196,9 @@ def _percent(share: float) -> str:
     return "any" if math.isinf(share) else f"{100 * share:.3g} %"
 
 
-def _result(found: Replanned, kept: bool, least: float, took: float, out: Path | None) -> dict[str, Any]:
+def _result(
+    found: Replanned, decision: Decision, least: float, took: float, out: Path | None
+) -> dict[str, Any]:
     def one(candidate: Candidate) -> dict[str, Any]:
         return {
             "seconds": candidate.seconds,
@@ -187,7 +210,7 @@ def _result(found: Replanned, kept: bool, least: float, took: float, out: Path |
         }
 
     return {
-        "kept": kept,
+        "decision": decision,
         "min_gain": least,
         "move_limit_bytes": None if math.isinf(found.move_limit) else found.move_limit,
         "model_bytes": found.model_bytes,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import recsys_opt._synth as _synth
+from recsys_opt.data.trace_drift import Drift
 from recsys_opt.errors import InputError, RecsysOptError
 from recsys_opt.files import FolderLock, atomic_path, write_json
 from recsys_opt.progress import Progress, SilentProgress
@@ -45,6 +46,7 @@ PUBLISHED_LOOKUPS = 887e6
 MAX_TABLE_ROWS = 40_000_000
 POOLING_SPREAD = 1.2
 SKEW_SPREAD = 0.4
+_BATCHES_PER_DAY = 1 << 32
 
 
 def reuse_rates() -> tuple[Array, Array]:
@@ -121,8 +123,13 @@ class TableTraces:
         seed: int = 0,
         embedding_dim: int = 64,
         shrink: int = 1,
+        drift: Drift | None = None,
     ) -> None:
-        """shrink  tables with so many times fewer rows: 65,536 / shrink samples have the published reuse"""
+        """The tables, on a day.
+
+        shrink  tables with so many times fewer rows: 65,536 / shrink samples have the published reuse
+        drift   which day the lookups are of, and how far it is from day 0; the tables are the same every day
+        """
         for what, value, least, most in (
             ("tables", tables, 1, 100_000),
             ("batch_size", batch_size, 1, 1 << 31),
@@ -134,7 +141,8 @@ class TableTraces:
                 raise InputError(f"{what} = {value}; it must be between {least} and {most}")
         self.batch_size = batch_size
         self.seed = seed
-        self.specs = _draw_specs(tables, seed, embedding_dim, shrink)
+        self.drift = drift or Drift()
+        self.specs = _on_day(_draw_specs(tables, seed, embedding_dim, shrink), self.drift, seed)
         self._native = [
             _synth.TraceTable(
                 spec.config.num_embeddings,
@@ -150,12 +158,26 @@ class TableTraces:
 
     def lengths(self, table: int, batch: int) -> NDArray[np.int32]:
         """Ids per sample [batch_size]."""
-        return self._native[table].lengths(batch, self.batch_size)
+        return self._native[table].lengths(self._batch(batch), self.batch_size)
 
     def lookups(self, table: int, batch: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """(lengths [batch_size], values [their sum]) of one table in one batch."""
         lengths = self.lengths(table, batch)
-        return lengths, self._native[table].values(batch, int(lengths.sum()))
+        values = self._native[table].values(self._batch(batch), int(lengths.sum()))
+        return lengths, self.drift.rows(values, self.specs[table].config.num_embeddings, self.seed, table)
+
+    def _batch(self, batch: int) -> int:
+        return batch + self.drift.day * _BATCHES_PER_DAY
+
+
+def _on_day(specs: list[TraceSpec], drift: Drift, seed: int) -> list[TraceSpec]:
+    """With as many lookups as the day has."""
+    found = []
+    for spec, factor in zip(specs, drift.lookups(seed, len(specs)), strict=True):
+        ids = spec.coverage * spec.pooling_factor * float(factor)
+        covered = min(spec.coverage, ids)
+        found.append(replace(spec, coverage=covered, pooling_factor=ids / covered) if drift.day else spec)
+    return found
 
 
 def _draw_specs(tables: int, seed: int, embedding_dim: int, shrink: int) -> list[TraceSpec]:
@@ -262,6 +284,8 @@ def write_traces(
             "batches": batches,
             "lookups": lookups,
             "seed": traces.seed,
+            "day": traces.drift.day,
+            "drift": traces.drift.share if traces.drift.day else 0.0,
             "tables": [
                 {
                     "name": spec.config.name,

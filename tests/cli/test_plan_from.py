@@ -16,7 +16,7 @@ def folder(tmp_path_factory):
     """Two days' statistics, and the plan of the first."""
     path = tmp_path_factory.mktemp("from")
     for day in (0, 1):
-        statistics(day, SIZES, 3, 0.3, 5000).save(path / f"day{day}.npz")
+        statistics(day, SIZES, 6, 0.3, 5000).save(path / f"day{day}.npz")
     make = ["plan", path / "day0.npz", "--embedding-dim", 16, "--hardware", HARDWARE, "--batch-size", 4096]
     assert main([str(a) for a in (*make, "--effort", 0.05, "--out", path / "old.json")]) == 0
     return path
@@ -46,7 +46,7 @@ def test_replan(folder, capsys):
     assert "<svg" in (folder / "new.html").read_text()
     code, text, _ = run(capsys, "plan", folder / "day1.npz", *flags, "--json")
     found = json.loads(text)
-    assert not found["kept"]
+    assert found["decision"] == "move"
     assert found["plan"]["between_devices_bytes"] <= found["move_limit_bytes"] == 0.05 * found["model_bytes"]
     assert found["old"]["seconds"] > found["plan"]["seconds"] >= found["plan"]["bound_seconds"]
     assert [t["limit_bytes"] for t in found["trade_off"]][-1] is None
@@ -72,7 +72,25 @@ def test_too_little_gain_keeps_the_old_plan(folder, capsys):
     assert "less than the 99.00% asked for" in text
     assert Plan.load(kept) == Plan.load(folder / "old.json")
     code, text, _ = run(capsys, "plan", folder / "day0.npz", "--from", folder / "old.json", "--json")
-    assert json.loads(text)["kept"]  # nothing has changed
+    assert json.loads(text)["decision"] == "keep"  # nothing has changed
+
+
+def test_moves_that_gain_little_are_left_out(folder, capsys, tmp_path):
+    """New thresholds are worth it, moves between devices are not."""
+    flags = ["--from", folder / "old.json", "--move-limit", "5%", "--out", tmp_path / "stay.json"]
+    _, text, _ = run(capsys, "plan", folder / "day1.npz", *flags, "--json")
+    found = json.loads(text)
+    stay = found["trade_off"][0]
+    over = 1 - found["plan"]["seconds"] / stay["seconds"]
+    assert found["decision"] == "move"
+    assert over < stay["gain"]
+    flags += ["--min-gain", str((over + stay["gain"]) / 2)]
+    code, text, _ = run(capsys, "plan", folder / "day1.npz", *flags)
+    assert code == 0
+    assert "tables stay where they are: moves would save another" in text
+    _, text, _ = run(capsys, "plan", "diff", folder / "old.json", tmp_path / "stay.json", "--json")
+    moved = json.loads(text)
+    assert moved["between_devices_bytes"] == 0 < moved["between_tiers_bytes"]
 
 
 def test_statistics_elsewhere(folder, capsys, tmp_path):
