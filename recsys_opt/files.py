@@ -61,23 +61,59 @@ def write_json(path: Path, format_name: str, version: int, content: Mapping[str,
     write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
+_KINDS = {
+    "recsys_opt.access_statistics": ("access statistics", "recsys-opt stats DATA --out stats.npz"),
+    "recsys_opt.dataset": ("a dataset", "recsys-opt data prepare or data synth"),
+    "recsys_opt.hardware": ("hardware", "recsys-opt bench hardware"),
+    "recsys_opt.measurement": ("a record of measurements", "recsys-opt bench"),
+    "recsys_opt.plan": ("a plan", "recsys-opt plan STATS --out plan.json"),
+    "recsys_opt.plan_pieces": ("a plan for other programs", "recsys-opt plan export json"),
+    "recsys_opt.run": ("a training run", "recsys-opt train DATA --out RUN"),
+    "recsys_opt.statistics": ("a profile of generated data", "recsys-opt data calibrate"),
+    "recsys_opt.tables": ("a trace's tables", "recsys-opt data tables --out TRACE"),
+    "recsys_opt.torchrec_plan": ("a plan for TorchRec", "recsys-opt plan export torchrec"),
+}
+"""Format -> (what such a file holds, the command that writes one), for messages."""
+
+
 def read_json(path: Path, format_name: str, version: int) -> dict[str, Any]:
     """Reads a file of `write_json`; refuses another format or version, naming the one it wants."""
+    kind, maker = _KINDS.get(format_name, (f"a {format_name} file", ""))
+    make = f"{maker} writes one" if maker else "name the file that was meant"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not whole, readable JSON: {error}") from None
-    if not isinstance(document, dict) or document.get("format") != format_name:
-        found = document.get("format") if isinstance(document, dict) else type(document).__name__
-        raise InputError(f"{path} is not a {format_name} file: its format is {found!r}")
+        raise InputError(f"{path} does not exist; {make}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; name the file in it that holds {kind}") from None
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}; mend that, or name another file that holds {kind}"
+        ) from None
+    if content.startswith(b"PK"):
+        raise InputError(f"{path} holds numpy arrays, such as access statistics, not {kind}; {make}")
+    try:
+        document: Any = json.loads(content.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        why = "it is empty" if not content.strip() else str(error)
+        raise InputError(f"{path} is not whole, readable JSON ({why}), so not {kind}; {make}") from None
+    found = document.get("format") if isinstance(document, dict) else None
+    if found != format_name:
+        is_, _ = _KINDS.get(
+            str(found), (f"of the format {found!r}" if found else "JSON of another program", "")
+        )
+        raise InputError(f"{path} is {is_}, not {kind} (format {format_name}); {make}")
     if document.get("version") != version:
         raise InputError(
             f"{path} has version {document.get('version')!r} of {format_name}; this recsys_opt reads version "
-            f"{version}: make it again, or use the recsys_opt that wrote it"
+            f"{version}: use the recsys_opt that wrote it, or make it again"
+            + (f" ({maker})" if maker else "")
         )
-    return document
+    return dict(document)
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"it holds {text}, which is no number")
 
 
 class FolderLock:

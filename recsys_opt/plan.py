@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from recsys_opt.documents import from_document
 from recsys_opt.errors import InputError
 from recsys_opt.files import read_json, write_json
 from recsys_opt.tables import TableConfig
@@ -199,6 +200,9 @@ class Plan:
     """Input ("statistics", "hardware") -> {"path", "sha256"}."""
 
     def __post_init__(self) -> None:
+        for name in ("num_devices", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} = {getattr(self, name)}; it must be at least 1")
         names: set[str] = set()
         for table in self.tables:
             if table.name in names:
@@ -243,14 +247,12 @@ class Plan:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], where: str = "the plan") -> Plan:
-        """The inverse of `to_json`."""
-        content = {f.name: document[f.name] for f in fields(cls) if f.name in document}
+        """The inverse of `to_json`; other keys at the top are left out."""
+        own = {f.name: document[f.name] for f in fields(cls) if f.name in document}
         try:
-            content["tables"] = tuple(TablePlan(**table) for table in content["tables"])
-            content["devices"] = tuple(DeviceLoad(**device) for device in content.get("devices", ()))
-            return cls(**content)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{where} is not a plan that can be read ({error!r}); make it again") from None
+            return from_document(cls, own, where)
+        except InputError as error:
+            raise InputError(f"{error}; make the plan again with recsys-opt plan") from None
 
     def save(self, path: Path | str) -> None:
         """Writes plan.json whole."""

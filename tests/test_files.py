@@ -14,13 +14,49 @@ def test_json_round_trip_and_refusals(tmp_path: Path):
     assert read_json(path, "thing", 3)["x"] == [1, 2]
     with pytest.raises(InputError, match="version 3 of thing; this recsys_opt reads version 2"):
         read_json(path, "thing", 2)
-    with pytest.raises(InputError, match="not a other file"):
+    with pytest.raises(InputError, match=r"a\.json is of the format 'thing', not a other file"):
         read_json(path, "other", 3)
-    path.write_text(path.read_text()[:10])
-    with pytest.raises(InputError, match="not whole, readable JSON"):
-        read_json(path, "thing", 3)
-    with pytest.raises(InputError, match="does not exist"):
-        read_json(tmp_path / "b.json", "thing", 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "does not exist"),
+        (b"", "(it is empty)"),
+        (b'{"format": "recsys_opt.plan", "ver', "not whole, readable JSON (Unterminated string"),
+        (b"\xff\xfe", "not whole, readable JSON"),
+        (b"[" * 100_000, "not whole, readable JSON"),
+        (b'{"format": "recsys_opt.plan", "version": 1, "x": NaN}', "it holds NaN, which is no number"),
+        (b"PK\x03\x04", "holds numpy arrays, such as access statistics, not a plan"),
+        (b"[1]", "is JSON of another program, not a plan (format recsys_opt.plan)"),
+        (b'{"format": "recsys_opt.dataset", "version": 1}', "is a dataset, not a plan"),
+        (
+            b'{"format": "recsys_opt.plan", "version": 2}',
+            "use the recsys_opt that wrote it, or make it again",
+        ),
+    ],
+)
+def test_what_is_no_plan_is_told_with_what_makes_one(tmp_path: Path, content: bytes | None, told: str):
+    path = tmp_path / "plan.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_json(path, "recsys_opt.plan", 1)
+    assert str(path) in str(error.value)
+    assert told in str(error.value)
+    assert "recsys-opt plan STATS --out plan.json" in str(error.value)
+
+
+def test_a_folder_and_a_file_without_permission_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(InputError, match="is a folder; name the file in it that holds a plan"):
+        read_json(tmp_path, "recsys_opt.plan", 1)
+
+    def refused(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)  # root may read everything
+    with pytest.raises(InputError, match=r"x\.json cannot be read: Permission denied; mend that"):
+        read_json(tmp_path / "x.json", "recsys_opt.plan", 1)
 
 
 def test_json_refuses_nan(tmp_path: Path):

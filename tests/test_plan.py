@@ -83,10 +83,16 @@ def test_bad_files(tmp_path):
     document = json.loads(path.read_text())
     for broken, message in (
         ({**document, "version": 2}, "version 2 .* reads version 1"),
-        ({**document, "format": "recsys_opt.profile"}, "is not a recsys_opt.plan file"),
-        ({k: v for k, v in document.items() if k != "tables"}, "not a plan that can be read"),
-        ({**document, "tables": [{"name": "a"}]}, "not a plan that can be read"),
-        ({**document, "tables": 3}, "not a plan that can be read"),
+        ({**document, "format": "recsys_opt.profile"}, "is of the format 'recsys_opt.profile', not a plan"),
+        ({k: v for k, v in document.items() if k != "tables"}, "has no 'tables'.*; make the plan again"),
+        ({**document, "tables": [{"name": "a"}]}, r"tables\[0\] has no 'num_embeddings'"),
+        ({**document, "tables": [{**document["tables"][0], "hot_rows": ["4"]}]}, "hot_rows.0. = '4'"),
+        ({**document, "tables": 3}, "plan.json: tables = 3; it must be a list"),
+        ({**document, "hardware": None}, "hardware = None; it must be an object"),
+        ({**document, "inputs": {"statistics": 3}}, "'statistics'. = 3; it must be an object"),
+        ({**document, "num_devices": 0}, "num_devices = 0; it must be at least 1"),
+        ({**document, "batch_size": "9"}, "batch_size = '9'; it must be a whole number"),
+        ({**document, "devices": [{}]}, "devices.0. has no 'fast_seconds'"),
     ):
         path.write_text(json.dumps(broken))
         with pytest.raises(InputError, match=message):

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from recsys_opt.data.access_statistics import AccessStatistics
 from recsys_opt.data.plan_ranking import Ranking, plan_ranking, plan_statistics
 from recsys_opt.data.table_traces import FILE_NAME, FORMAT, VERSION
+from recsys_opt.documents import from_document
 from recsys_opt.errors import InputError
 from recsys_opt.files import read_json
 from recsys_opt.plan import Plan
@@ -36,13 +36,8 @@ def read_tables(path: Path) -> list[TableConfig]:
     known = ("name", "num_embeddings", "embedding_dim", "feature_names", "pooling")
     made = []
     for at, entry in enumerate(entries):
-        try:
-            made.append(TableConfig(**{key: entry[key] for key in known if key in entry}))
-        except (TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path}: entry {at} of 'tables' is not a table ({error}); give name, num_embeddings and "
-                "embedding_dim"
-            ) from None
+        own = {key: entry[key] for key in known if key in entry} if isinstance(entry, dict) else entry
+        made.append(from_document(TableConfig, own, f"{path}: tables[{at}]"))
     return made
 
 
@@ -120,10 +115,8 @@ def settings_of(plan: Plan) -> PlanSettings:
             f"the plan was not made by recsys_opt's solver: its settings have {unknown[0]!r}, which it does "
             "not know"
         )
-    values: dict[str, Any] = {**plan.settings, "batch_size": plan.batch_size}
-    if "shardings" in values:
-        values["shardings"] = tuple(values["shardings"])
-    return PlanSettings(**values)
+    document = {**plan.settings, "batch_size": plan.batch_size}
+    return from_document(PlanSettings, document, "the plan: settings")
 
 
 def orders_between(before: Plan, after: Plan, ranking_before: Ranking, ranking_after: Ranking) -> Orders:
