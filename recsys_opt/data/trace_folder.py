@@ -13,6 +13,9 @@ from recsys_opt.errors import InputError
 from recsys_opt.files import read_json
 from recsys_opt.tables import TableConfig
 
+_OPEN_ARRAYS = 4096
+"""That are mapped at once; a process may have some 65,000 mappings."""
+
 
 class TraceFolder:
     """A trace folder, opened for reading; arrays are memory-mapped, shapes and types are checked."""
@@ -47,25 +50,15 @@ class TraceFolder:
                 "tables; a trace has at least one of each"
             )
         self._starts: dict[int, NDArray[np.int64]] = {}
+        self._open: dict[tuple[int, str], NDArray[Any]] = {}
 
     def lengths(self, batch: int) -> NDArray[np.int32]:
         """[tables, batch_size] ids of each sample."""
-        shape = (len(self.tables), self.batch_size)
-        lengths: NDArray[np.int32] = self._map(self.file(batch, "lengths"), np.int32, shape)
-        return lengths
+        return self._opened(batch, "lengths")
 
     def values(self, batch: int) -> NDArray[np.int64]:
         """[lookups] ids, table after table, sample after sample."""
-        path, count = self.file(batch, "values"), int(self.starts(batch)[-1])
-        if not count:  # numpy cannot map a file without numbers
-            return np.zeros(0, dtype=np.int64)
-        values: NDArray[np.int64] = self._map(path, np.int64, None)
-        if len(values) != count:
-            raise InputError(
-                f"{self.file(batch, 'lengths')} says {count} ids, but {path.name} has {len(values)}; "
-                "make the trace again"
-            )
-        return values
+        return self._opened(batch, "values")
 
     def lookups(self, table: int, batch: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """(lengths [batch_size], values [their sum]) of one table in one batch."""
@@ -89,6 +82,29 @@ class TraceFolder:
     def file(self, batch: int, kind: str) -> Path:
         """`kind` is "lengths" or "values"."""
         return self.path / f"batch_{batch}_{kind}.npy"
+
+    def _opened(self, batch: int, kind: str) -> NDArray[Any]:
+        """An array of a batch, mapped and checked at its first use: table by table, it is asked for often."""
+        if (batch, kind) not in self._open:
+            if len(self._open) >= _OPEN_ARRAYS:
+                self._open.clear()
+            self._open[batch, kind] = self._lengths(batch) if kind == "lengths" else self._values(batch)
+        return self._open[batch, kind]
+
+    def _lengths(self, batch: int) -> NDArray[Any]:
+        return self._map(self.file(batch, "lengths"), np.int32, (len(self.tables), self.batch_size))
+
+    def _values(self, batch: int) -> NDArray[Any]:
+        path, count = self.file(batch, "values"), int(self.starts(batch)[-1])
+        if not count:  # numpy cannot map a file without numbers
+            return np.zeros(0, dtype=np.int64)
+        values = self._map(path, np.int64, None)
+        if len(values) != count:
+            raise InputError(
+                f"{self.file(batch, 'lengths')} says {count} ids, but {path.name} has {len(values)}; "
+                "make the trace again"
+            )
+        return values
 
     def _map(self, path: Path, dtype: type[np.generic], shape: tuple[int, ...] | None) -> NDArray[Any]:
         """shape  None: any of one dimension"""
