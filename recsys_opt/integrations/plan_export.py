@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recsys_opt.data.access_statistics import AccessStatistics
+from recsys_opt.data.plan_ranking import plan_statistics, statistics_path
 from recsys_opt.errors import InputError
 from recsys_opt.files import read_json, write_json
 from recsys_opt.integrations.plan_layout import PlanLayout, check_widths, features_of
@@ -49,9 +50,19 @@ def export_plan(plan: Plan, path: Path | str, form: Form, statistics: Path | str
         "sharding": layout.sharding(),
         "tables": _tables(layout),
         "remap": remap,
-        "plan": plan.to_json(),
+        "plan": _beside(plan, path).to_json(),
     }
     write_json(path, FORMATS[form], VERSION, content)
+
+
+def _beside(plan: Plan, path: Path) -> Plan:
+    """The plan with earlier statistics, by which some of its tables are striped, as seen from the export."""
+    earlier = {}
+    for name in {t.striped_by for t in plan.tables if t.striped_by}:
+        there = statistics_path(plan, name)
+        plan_statistics(plan, name, there)
+        earlier[name] = {**plan.inputs[name], "path": os.path.relpath(there.resolve(), path.resolve().parent)}
+    return plan.with_inputs(earlier)
 
 
 def read_export(

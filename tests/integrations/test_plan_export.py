@@ -10,6 +10,7 @@ import pytest
 
 from recsys_opt.cli import plan_export
 from recsys_opt.data.access_statistics import AccessStatistics, TableStatistics
+from recsys_opt.data.plan_ranking import plan_ranking
 from recsys_opt.errors import InputError
 from recsys_opt.integrations.plan_export import export_plan, read_export
 from recsys_opt.integrations.plan_layout import PlanLayout
@@ -78,6 +79,29 @@ def test_an_export_moves_with_its_statistics(plan: Plan, tmp_path: Path):
     assert read_export(tmp_path / "there" / "p.json", tmp_path / "elsewhere.npz")[1].samples == 40
     with pytest.raises(InputError, match=r"there/stats.npz do not exist; say where they are"):
         read_export(tmp_path / "there" / "p.json")
+
+
+def test_an_export_moves_with_the_statistics_of_its_stripes(plan: Plan, tmp_path: Path):
+    earlier = statistics(1)
+    earlier.save(tmp_path / "earlier.npz")
+    said = {"path": str(tmp_path / "earlier.npz"), "sha256": earlier.sha256}
+    striped = dataclasses.replace(
+        plan,
+        tables=(dataclasses.replace(TABLES[0], striped_by="day1"), *TABLES[1:]),
+        inputs={**plan.inputs, "day1": said},
+    )
+    export_plan(striped, tmp_path / "p.json", "torchrec")
+    (tmp_path / "there").mkdir()
+    for name in ("p.json", "stats.npz", "earlier.npz"):
+        (tmp_path / name).rename(tmp_path / "there" / name)
+    again, found = read_export(tmp_path / "there" / "p.json")
+    order = plan_ranking(again, found, folder=tmp_path / "there")("a")
+    dealt = rank_order(earlier.table("a").ranking(), 10)
+    assert [set(order[s::2]) for s in (0, 1)] == [set(dealt[s::2]) for s in (0, 1)]
+    with pytest.raises(
+        InputError, match=r"earlier.npz, which the plan deals rows to stripes by, does not exist"
+    ):
+        export_plan(striped, tmp_path / "p.json", "torchrec", tmp_path / "there" / "stats.npz")
 
 
 def test_statistics_that_mean_other_rows_are_refused(plan: Plan, tmp_path: Path):

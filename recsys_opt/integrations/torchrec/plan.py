@@ -34,7 +34,8 @@ class PlannedEmbeddingBagCollection(EmbeddingBagCollectionInterface):  # type: i
     """A plan's tables in the place of an EmbeddingBagCollection.
 
     plan         plan.json
-    rankings     table -> its rows, hottest first, as in the statistics that the plan was made from
+    rankings     table -> its rows in the order by which the plan counts them: `plan_ranking`, of the statistics
+                 that it was made from
     is_weighted  whether the KeyedJaggedTensor's weights multiply the rows; of tables with sum pooling only
     device       of the tables until DistributedModelParallel makes the sharded ones: "meta" spares the memory
 
@@ -45,6 +46,8 @@ class PlannedEmbeddingBagCollection(EmbeddingBagCollectionInterface):  # type: i
     Example, under torchrun::
 
         plan = Plan.load("plan.json")
+        ranking = plan_ranking(plan, AccessStatistics.load("stats.npz"))
+        rankings = {t.name: ranking(t.name) for t in plan.tables}
         remap = PlanRemap(plan, rankings)                   # in the data loader
         model = MyModel(PlannedEmbeddingBagCollection(plan, rankings, device=torch.device("meta")))
         apply_optimizer_in_backward(RowWiseAdagrad, tier_parameters(model), {"lr": 0.02})

@@ -25,7 +25,7 @@ class PlanRemap:
     other keys do not see it. Weights go with their ids. Ids of replicated tables stay what they are. All
     features are done together: one gather from the ranks (4 bytes a row of the tables) and one sort by key.
 
-        remap = PlanRemap(plan, statistics.rankings())
+        remap = PlanRemap(plan, rankings)  # as PlannedEmbeddingBagCollection's
         pooled = model(dense, remap(batch.sparse_features))
     """
 
