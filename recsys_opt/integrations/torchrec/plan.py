@@ -34,8 +34,7 @@ class PlannedEmbeddingBagCollection(EmbeddingBagCollectionInterface):  # type: i
     """A plan's tables in the place of an EmbeddingBagCollection.
 
     plan         plan.json
-    rankings     table -> its rows in the order by which the plan counts them: `plan_ranking`, of the statistics
-                 that it was made from
+    rankings     table -> its rows in the order in which the plan counts them (`plan_ranking`)
     is_weighted  whether the KeyedJaggedTensor's weights multiply the rows; of tables with sum pooling only
     device       of the tables until DistributedModelParallel makes the sharded ones: "meta" spares the memory
 
