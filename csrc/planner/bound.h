@@ -20,29 +20,40 @@
 
 namespace recsys_opt::planner {
 
-// What all tables come to at a price, each in its cheapest way whose piece takes `limit` seconds at
+// Seconds of each option's piece with as much of a device's fast tier as it can use; infinity where
+// no device has room for it.
+struct LeastSeconds {
+  double fast_bytes;            // of the device with most
+  std::vector<double> average;  // [options] over a table's stripes
+  std::vector<double> hottest;  // [options] of the stripe with the hottest row
+
+  explicit LeastSeconds(const Problem& problem);
+  // No device has more of the fast tier than it has: a piece that would take more at the price
+  // takes all of it.
+  Split capped(const Split& split, int32_t option) const {
+    return split.fast_bytes > fast_bytes ? Split{fast_bytes, average[option]} : split;
+  }
+};
+
+// What all tables come to at a price, each in its cheapest way whose pieces take `limit` seconds at
 // most.
 struct Pooled {
   double weight;  // seconds + price * fast bytes
   double fast_bytes;
 };
-Pooled pooled_weight(const Problem& problem, const PricedClasses& at,
-                     const std::vector<double>& least, double limit);
-
-// Seconds of each option's piece with as much of a device's fast tier as it can use; infinity where
-// no device has room for it.
-std::vector<double> least_seconds(const Problem& problem);
+Pooled pooled_weight(const Problem& problem, const PricedClasses& at, const LeastSeconds& least,
+                     double limit);
 
 struct Bound {
   double seconds = 0;
   double price = 0;  // seconds per byte of the fast tier at which it holds
 };
 
-// `known`: the time of some plan, which the bound does not exceed; infinity if none is known.
-Bound pooled_bound(const Problem& problem, const std::vector<double>& least, double known);
+Bound pooled_bound(const Problem& problem, const LeastSeconds& least);
 
-// Starts from the pooled bound; at most `rounds` columns.
-Bound pattern_bound(const Problem& problem, const std::vector<double>& least, const Bound& pooled,
+// Starts from the pooled bound; at most `rounds` columns. `known`: the time of some plan, which the
+// bound does not exceed.
+Bound pattern_bound(const Problem& problem, const LeastSeconds& least, const Bound& pooled,
                     double known, int rounds);
 
 }  // namespace recsys_opt::planner

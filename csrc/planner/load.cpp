@@ -6,88 +6,93 @@
 
 namespace recsys_opt::planner {
 
-std::vector<double> price_grid(const Problem& p, double expected) {
+std::vector<double> price_grid(const Problem& p, double expected, double seconds) {
+  constexpr double kNext = 1e-5;  // to nothing
   double high = 0;
   for (const Option& o : p.options) {
     if (o.tiers == Tiers::kSplit) high = std::max(high, saving(o, p.tables[o.table].rate.front()));
   }
-  const double low = high * 1e-13;
-  std::vector<double> prices{std::numeric_limits<double>::infinity()};
+  std::vector<double> prices{high * 1.001};
   if (high > 0) {
-    const double middle = expected > low && expected < high ? expected : std::sqrt(low * high);
+    const double fast = *std::max_element(p.devices.fast_bytes.begin(), p.devices.fast_bytes.end());
+    double low = std::max(kNext * seconds / std::max(fast, 1.0), high * 1e-13);
+    if (expected > 0) low = std::min(low, expected / 2);
     for (double price = high; price > low;) {
       prices.push_back(price);
-      const double away = std::abs(std::log2(price / middle));
-      price /= expected > 0 && away < 1.5 ? 1.06 : away < 5 ? 1.3 : 2.0;
+      const double away = expected > 0 ? std::abs(std::log2(price / expected)) : 0;
+      // The expected price itself is on the grid.
+      const double next = price / (expected > 0 && away < 1.5  ? 1.06
+                                   : expected <= 0 || away < 5 ? 1.3
+                                                               : 2.0);
+      price = price > expected * (1 + 1e-9) && next < expected ? expected : next;
     }
+    prices.push_back(0);
   }
-  prices.push_back(0);
   return prices;
 }
 
-Profiles::Profiles(const Problem& p, const std::vector<double>& prices)
-    : problem_(p), at_(prices.size(), PricedClasses(p)), profiles_(p.options.size()) {
-  for (size_t l = 0; l < prices.size(); ++l) at_[l].set(prices[l]);
+Profiles::Profiles(const Problem& p, std::vector<double> prices)
+    : problem_(p), prices_(std::move(prices)), at_(prices_.size(), PricedClasses(p)) {
+  for (size_t l = 0; l < prices_.size(); ++l) at_[l].set(prices_[l]);
+  int32_t count = 0;
+  for (const Option& o : p.options) {
+    first_.push_back(count);
+    stripes_.push_back(static_cast<int32_t>(o.parts));
+    count += std::min(stripes_.back(), kStripes);
+  }
+  profiles_.resize(count);
 }
 
-const Profile& Profiles::of(int32_t option) {
-  Profile& profile = profiles_[option];
-  if (!profile.bytes.empty()) return profile;
+const Profile& Profiles::make(int32_t option, int32_t kind) {
+  Profile& profile = profiles_[first_[option] + kind];
   const Option& o = problem_.options[option];
-  // Of stripes, the first: it has the hottest row.
   const Curve& whole = problem_.tables[o.table];
-  const Curve c = o.parts > 1 ? whole.stripe(0, static_cast<int64_t>(o.parts)) : whole;
-  profile.total_bytes = c.rows.back() * o.bytes_per_row;
-  for (const PricedClasses& at : at_) {
-    const Split s = at.split(o, c);
-    profile.bytes.push_back(static_cast<float>(s.fast_bytes));
-    profile.seconds.push_back(static_cast<float>(s.seconds));
+  const Curve stripe =
+      o.parts > 1 ? whole.stripe(kind, stripes_[option]) : Curve(nullptr, nullptr, 0);
+  const Curve& rows = o.parts > 1 ? stripe : whole;
+  profile.total_bytes = rows.rows.back() * o.bytes_per_row;
+  if (o.tiers == Tiers::kFast) profile.must_be_fast = profile.total_bytes;
+  profile.weight.reserve(prices_.size());
+  int64_t cells = o.tiers == Tiers::kFast ? rows.cells() : 0;
+  for (size_t l = 0; l < prices_.size(); ++l) {
+    if (o.tiers == Tiers::kSplit) {
+      const double least = at_[l].rate(o);
+      while (cells < rows.cells() && rows.rate[cells] >= least) ++cells;
+    }
+    const Split s = split_curve(rows, o, cells);
+    profile.weight.push_back(s.seconds + prices_[l] * s.fast_bytes);
   }
   return profile;
 }
 
-Load::Load(int32_t levels, double fast_bytes, double total_bytes)
-    : bytes_(levels, 0.0), sums_(levels, 0.0), fast_(fast_bytes), capacity_(total_bytes) {}
+Load::Load(const std::vector<double>& prices, double fast_bytes, double total_bytes)
+    : fast_(fast_bytes), capacity_(total_bytes), level_(static_cast<int32_t>(prices.size()) - 1) {
+  for (double price : prices) value_.push_back(-price * fast_bytes);
+}
 
 void Load::add(const Profile& piece) {
-  for (size_t l = 0; l < bytes_.size(); ++l) {
-    bytes_[l] += piece.bytes[l];
-    sums_[l] += piece.seconds[l];
-  }
+  for (size_t l = 0; l < value_.size(); ++l) value_[l] += piece.weight[l];
   total_ += piece.total_bytes;
+  must_ += piece.must_be_fast;
   settle();
 }
 
 void Load::remove(const Profile& piece) {
-  for (size_t l = 0; l < bytes_.size(); ++l) {
-    bytes_[l] -= piece.bytes[l];
-    sums_[l] -= piece.seconds[l];
-  }
+  for (size_t l = 0; l < value_.size(); ++l) value_[l] -= piece.weight[l];
   total_ -= piece.total_bytes;
+  must_ -= piece.must_be_fast;
   settle();
 }
 
 void Load::settle() {
-  seconds_ = seconds_with(nullptr);
+  int32_t level = 0;
+  seconds_ = climb([](int32_t) { return 0.0; }, &level);
+  level_ = level;
 }
 
-double Load::seconds_with(const Profile* more) const {
-  const double infinity = std::numeric_limits<double>::infinity();
-  const double total = total_ + (more ? more->total_bytes : 0);
-  if (total > capacity_) return infinity;
-  const auto bytes = [&](int32_t l) { return bytes_[l] + (more ? more->bytes[l] : 0.0f); };
-  const auto seconds = [&](int32_t l) { return sums_[l] + (more ? more->seconds[l] : 0.0f); };
-  const double room = fast_ * (1 + 1e-6) + 1;  // rounding of the profiles
-  int32_t low = 0, high = static_cast<int32_t>(bytes_.size()) - 1;
-  if (bytes(high) <= room) return seconds(high);
-  if (bytes(low) > room) return infinity;  // pieces that must be fast
-  while (high - low > 1) {
-    const int32_t middle = (low + high) / 2;
-    (bytes(middle) <= room ? low : high) = middle;
-  }
-  const double below = bytes(low), above = bytes(high);
-  const double share = std::min((room - below) / (above - below), 1.0);
-  return seconds(low) + share * (seconds(high) - seconds(low));
+double Load::seconds_with(const Profile& more) const {
+  if (!has_room(more)) return std::numeric_limits<double>::infinity();
+  return climb([&](int32_t l) { return more.weight[l]; });
 }
 
 }  // namespace recsys_opt::planner

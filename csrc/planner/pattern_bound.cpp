@@ -197,7 +197,7 @@ class Master {
 
 // Prices at which the tables, each in its cheapest way, would fill a device's part of the fast tier
 // to these shares; and the pooled bound's.
-Weights prices(const Problem& p, const std::vector<double>& least, double pooled) {
+Weights prices(const Problem& p, const LeastSeconds& least, double pooled) {
   constexpr std::array<double, kPrices - 1> kShares{0.3, 0.6, 1.0, 1.6, 1e9};
   double fast = 0;
   for (double bytes : p.devices.fast_bytes) fast += bytes;
@@ -225,8 +225,8 @@ Weights prices(const Problem& p, const std::vector<double>& least, double pooled
 
 }  // namespace
 
-Bound pattern_bound(const Problem& p, const std::vector<double>& least, const Bound& pooled,
-                    double known, int rounds) {
+Bound pattern_bound(const Problem& p, const LeastSeconds& least, const Bound& pooled, double known,
+                    int rounds) {
   const double devices = p.devices.count();
   const double fast = *std::max_element(p.devices.fast_bytes.begin(), p.devices.fast_bytes.end());
   const size_t tables = p.tables.size();
@@ -236,15 +236,16 @@ Bound pattern_bound(const Problem& p, const std::vector<double>& least, const Bo
   for (int k = 0; k < kPrices; ++k) at[k].set(price[k]);
   for (size_t t = 0; t < tables; ++t) {
     for (int32_t o = p.first_option[t]; o < p.first_option[t + 1]; ++o) {
-      if (least[o] > known) continue;  // such a plan would be no better than the known one
+      if (least.hottest[o] > known) continue;  // such a plan would be no better than the known one
       const Option& option = p.options[o];
       Item& item = items[t].emplace_back(Item{{}, static_cast<double>(option.pieces)});
       // Of stripes, the last: no device has less with a piece of it.
       const auto stripes = static_cast<int64_t>(option.parts);
       const Curve piece = stripes > 1 ? p.tables[t].stripe(stripes - 1, stripes) : p.tables[t];
+      const double full = seconds_at_bytes(piece, option, fast);
       for (int k = 0; k < kPrices; ++k) {
-        const Split s = at[k].split(option, piece);
-        item.weight[k] = s.seconds + price[k] * s.fast_bytes;
+        const Split split = at[k].split(option, piece);
+        item.weight[k] = at[k].weight(split.fast_bytes > fast ? Split{fast, full} : split);
       }
     }
     if (items[t].empty()) return {known, pooled.price};

@@ -38,7 +38,8 @@ Curve Curve::part(const double* counts) const {
     found.rate.push_back(rate[i]);
     found.rows.push_back(found.rows.back() + n);
     found.lookups.push_back(found.lookups.back() + n * rate[i]);
-    found.distinct.push_back(found.distinct.back() - n * std::expm1(-rate[i]));
+    const double of_cell = n / (rows[i + 1] - rows[i]);
+    found.distinct.push_back(found.distinct.back() + of_cell * (distinct[i + 1] - distinct[i]));
   }
   return found;
 }
@@ -46,10 +47,6 @@ Curve Curve::part(const double* counts) const {
 int64_t Curve::cells_at_least(double least) const {
   return std::partition_point(rate.begin(), rate.end(), [=](double r) { return r >= least; }) -
          rate.begin();
-}
-
-Split split_at_cell(const Problem& problem, const Option& o, int64_t cells) {
-  return split_curve(problem.tables[o.table], o, cells, o.parts);
 }
 
 Split split_curve(const Curve& c, const Option& o, int64_t cells, double parts) {
@@ -60,15 +57,14 @@ Split split_curve(const Curve& c, const Option& o, int64_t cells, double parts) 
   return {c.rows[cells] / parts * o.bytes_per_row, o.communication + seconds / parts};
 }
 
-double seconds_at_bytes(const Problem& problem, const Option& o, double fast_bytes) {
-  const Curve& c = problem.tables[o.table];
-  if (o.tiers == Tiers::kFast) return split_at_cell(problem, o, c.cells()).seconds;
-  if (o.tiers == Tiers::kSlow) return split_at_cell(problem, o, 0).seconds;
-  const double rows = std::min(fast_bytes / o.bytes_per_row * o.parts, c.rows.back());
+double seconds_at_bytes(const Curve& c, const Option& o, double fast_bytes, double parts) {
+  if (o.tiers == Tiers::kFast) return split_curve(c, o, c.cells(), parts).seconds;
+  if (o.tiers == Tiers::kSlow) return split_curve(c, o, 0, parts).seconds;
+  const double rows = std::min(fast_bytes / o.bytes_per_row * parts, c.rows.back());
   const int64_t cell = std::upper_bound(c.rows.begin(), c.rows.end(), rows) - c.rows.begin() - 1;
-  const double whole = split_at_cell(problem, o, cell).seconds;
+  const double whole = split_curve(c, o, cell, parts).seconds;
   if (cell >= c.cells()) return whole;
-  const double in_cell = (rows - c.rows[cell]) / o.parts * o.bytes_per_row;
+  const double in_cell = (rows - c.rows[cell]) / parts * o.bytes_per_row;
   return whole - in_cell * saving(o, c.rate[cell]);
 }
 

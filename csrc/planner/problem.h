@@ -9,6 +9,7 @@
 // price per byte splits all pieces of a device (RecShard, ASPLOS 2022, solves a MILP for it).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -79,13 +80,12 @@ struct Split {
   double fast_bytes, seconds;
 };
 
-// With the first `cells` cells in the fast tier, of a piece that is the average of the table's
-// stripes.
-Split split_at_cell(const Problem& problem, const Option& option, int64_t cells);
-// The same of a piece with the rows of `curve`.
+// With the first `cells` cells in the fast tier, of a piece with the rows of `curve`, or with one
+// of every `parts` of them.
 Split split_curve(const Curve& curve, const Option& option, int64_t cells, double parts = 1);
 // With `fast_bytes` in the fast tier; the last cell is cut.
-double seconds_at_bytes(const Problem& problem, const Option& option, double fast_bytes);
+double seconds_at_bytes(const Curve& curve, const Option& option, double fast_bytes,
+                        double parts = 1);
 // Seconds that a byte of the fast tier saves when it holds a row of this rate.
 double saving(const Option& option, double rate);
 // The rate from which on a row is worth `price` seconds a byte (0: all are, infinity: none is).
@@ -97,13 +97,15 @@ class PricedClasses {
   explicit PricedClasses(const Problem& problem);
   void set(double price);
   double price() const { return price_; }
+  std::size_t classes() const { return rate_.size(); }
+  // The rate from which on rows of the option are fast.
+  double rate(const Option& option) const { return rate_[option.cost_class]; }
   Split split(const Option& option) const;
   // Of a piece with the rows of `curve`.
   Split split(const Option& option, const Curve& curve, double parts = 1) const;
   // Communication, seconds and price * fast bytes.
-  double weight(const Option& option) const {
-    const Split s = split(option);
-    return s.seconds + (price_ > 0 ? price_ * s.fast_bytes : 0.0);
+  double weight(const Split& split) const {
+    return split.seconds + (price_ > 0 ? price_ * split.fast_bytes : 0.0);
   }
 
  private:

@@ -15,26 +15,39 @@ constexpr size_t kMostOptions = 12;
 constexpr size_t kMostOut = 24;
 // For this share of the trials, small tables may be cut only in ways that cost little more than the
 // cheapest.
-constexpr double kTight = 1.02, kTightShare = 0.9, kSmall = 0.4;
+constexpr double kTight = 1.005, kTightShare = 0.9, kSmall = 0.4;
 constexpr double kTypical = 1.4;  // see cost_on
-constexpr int kOthers =
-    4;  // devices that a table may move to besides those that tables were taken from
+// Devices that a table may move to besides those that tables were taken from.
+constexpr int kOthers = 4;
 constexpr double kSteep = 60;  // see penalty
 // Temperatures of the acceptance, as shares of the slowest device's time.
 constexpr uint64_t kFew = 64;  // tables
 constexpr double kHotFew = 0.15, kHot = 1e-3, kCold = 1e-5;
+// Shares of the steps that even out two devices, and that cut a table in another way; and how often
+// devices are evened out after a step of the other kinds, at most.
+constexpr double kEven = 0.2, kOtherwise = 0.6;
+constexpr uint64_t kEvenTimes = 16;
 
 }  // namespace
 
-Search::Search(const Problem& p, const std::vector<double>& least, double price, double bound,
-               uint64_t seed)
+Search::Search(const Problem& p, const LeastSeconds& least, const Bound& bound, uint64_t seed)
     : problem_(p),
-      profiles_(p, price_grid(p, price)),
-      price_(price),
-      at_price_(p),
+      price_(bound.price),
+      profiles_(p, price_grid(p, bound.price, bound.seconds)),
       state_(seed * 0x9E3779B97F4A7C15ull + 1) {
   const size_t tables = p.tables.size();
-  at_price_.set(price);
+  PricedClasses at(p);
+  at.set(price_);
+  const auto weight_of = [&](int32_t o) {
+    return at.weight(least.capped(at.split(p.options[o]), o));
+  };
+  const auto& prices = profiles_.prices();
+  price_level_ =
+      static_cast<int32_t>(std::min_element(prices.begin(), prices.end(),
+                                            [&](double a, double b) {
+                                              return std::abs(a - price_) < std::abs(b - price_);
+                                            }) -
+                           prices.begin());
   options_.resize(tables);
   dearness_.resize(tables);
   small_.resize(tables);
@@ -42,10 +55,10 @@ Search::Search(const Problem& p, const std::vector<double>& least, double price,
   for (size_t t = 0; t < tables; ++t) {
     std::vector<std::pair<double, int32_t>> found;
     for (int32_t o = p.first_option[t]; o < p.first_option[t + 1]; ++o) {
-      if (std::isinf(least[o])) continue;
+      if (std::isinf(least.average[o])) continue;
       if (!p.pinned[t].empty() && p.options[o].pieces > static_cast<int32_t>(p.pinned[t].size()))
         continue;
-      found.push_back({at_price_.weight(p.options[o]) * p.options[o].pieces, o});
+      found.push_back({weight_of(o) * p.options[o].pieces, o});
     }
     std::sort(found.begin(), found.end());
     // Among them one that need not be fast: there may be no room for another that must.
@@ -59,15 +72,16 @@ Search::Search(const Problem& p, const std::vector<double>& least, double price,
         split = split || first_split;
       }
     }
-    const double capacity = (bound + price * p.devices.fast_bytes[0]);
-    small_[t] =
-        !found.empty() && at_price_.weight(p.options[found.front().second]) < kSmall * capacity;
+    const double capacity = bound.seconds + price_ * p.devices.fast_bytes[0];
+    small_[t] = !found.empty() && weight_of(found.front().second) < kSmall * capacity;
     weight_[t] = found.empty() ? 0 : found.front().first;
   }
   all_.resize(p.devices.count());
   std::iota(all_.begin(), all_.end(), 0);
   now_.option.assign(tables, -1);
   now_.devices.resize(tables);
+  device_step_.assign(all_.size(), -1);
+  table_step_.assign(tables, -1);
   best_.seconds = kInfinity;
 }
 
@@ -86,115 +100,188 @@ double Search::penalty(double seconds) const {
   return x + std::exp(kSteep * (x - 1)) / kSteep;
 }
 
+double Search::power(double seconds) const {
+  double x = seconds / reference_;
+  for (int doubling = 0; doubling < 5; ++doubling) x *= x;  // the 32nd power
+  return x;
+}
+
 // Nearly the slowest device's time, as a share of the best so far; others that are slow count a
 // little.
 double Search::height() const {
   double sum = 0;
-  for (const Load& load : loads_) {
-    double x = load.seconds() / reference_;
-    for (int doubling = 0; doubling < 5; ++doubling) x *= x;  // the 32nd power
-    sum += x;
-  }
+  for (const Load& load : loads_) sum += power(load.seconds());
   return std::pow(sum, 1.0 / 32);
 }
 
-double Search::slowest() const {
-  double most = 0;
-  for (const Load& load : loads_) most = std::max(most, load.seconds());
-  return most;
+int32_t Search::slowest_device() const {
+  size_t most = 0;
+  for (size_t d = 1; d < loads_.size(); ++d) {
+    if (loads_[d].seconds() > loads_[most].seconds()) most = d;
+  }
+  return static_cast<int32_t>(most);
+}
+
+// ---- what a step changes, and how it is taken back
+
+void Search::begin() {
+  ++step_;
+  saved_device_count_ = saved_table_count_ = 0;
+}
+
+void Search::touch(int32_t d) {
+  if (device_step_[d] == step_) return;
+  device_step_[d] = step_;
+  if (saved_device_count_ == saved_devices_.size()) {
+    saved_devices_.push_back({d, loads_[d], on_[d]});
+  } else {
+    SavedDevice& saved = saved_devices_[saved_device_count_];
+    saved.device = d;
+    saved.load = loads_[d];
+    saved.on = on_[d];
+  }
+  ++saved_device_count_;
+}
+
+void Search::touch_table(int32_t t) {
+  if (table_step_[t] == step_) return;
+  table_step_[t] = step_;
+  if (saved_table_count_ == saved_tables_.size()) {
+    saved_tables_.push_back({t, now_.option[t], now_.devices[t]});
+  } else {
+    SavedTable& saved = saved_tables_[saved_table_count_];
+    saved.table = t;
+    saved.option = now_.option[t];
+    saved.devices = now_.devices[t];
+  }
+  ++saved_table_count_;
+}
+
+void Search::revert() {
+  for (size_t i = 0; i < saved_device_count_; ++i) {
+    SavedDevice& saved = saved_devices_[i];
+    std::swap(loads_[saved.device], saved.load);
+    std::swap(on_[saved.device], saved.on);
+  }
+  for (size_t i = 0; i < saved_table_count_; ++i) {
+    SavedTable& saved = saved_tables_[i];
+    now_.option[saved.table] = saved.option;
+    std::swap(now_.devices[saved.table], saved.devices);
+  }
+}
+
+void Search::leave(int32_t d, Spot spot) {
+  touch(d);
+  touch_table(spot.table);
+  loads_[d].remove(profiles_.of(now_.option[spot.table], spot.piece));
+  if (replicated(now_.option[spot.table])) return;
+  auto& on = on_[d];
+  on.erase(
+      std::find_if(on.begin(), on.end(), [&](const Spot& s) { return s.table == spot.table; }));
+}
+
+void Search::enter(int32_t d, Spot spot) {
+  touch(d);
+  touch_table(spot.table);
+  loads_[d].add(profiles_.of(now_.option[spot.table], spot.piece));
+  if (!replicated(now_.option[spot.table])) on_[d].push_back(spot);
+  now_.devices[spot.table][spot.piece] = d;
 }
 
 void Search::take_out(int32_t t) {
-  const Profile& piece = profiles_.of(now_.option[t]);
-  for (int32_t d : now_.devices[t]) {
-    loads_[d].remove(piece);
-    on_[d].erase(std::find(on_[d].begin(), on_[d].end(), t));
-  }
+  touch_table(t);
+  for (size_t i = 0; i < now_.devices[t].size(); ++i)
+    leave(now_.devices[t][i], {t, static_cast<int32_t>(i)});
   now_.option[t] = -1;
   now_.devices[t].clear();
 }
 
 void Search::put_in(int32_t t, int32_t option, const std::vector<int32_t>& devices) {
-  const Profile& piece = profiles_.of(option);
-  const double weight = priced_ ? at_price_.weight(problem_.options[option]) : 0.0;
-  for (int32_t d : devices) {
-    loads_[d].add(piece);
-    load_weight_[d] += weight;
-    on_[d].push_back(t);
-  }
+  touch_table(t);
   now_.option[t] = option;
-  now_.devices[t] = devices;
+  now_.devices[t].resize(devices.size());
+  for (size_t i = 0; i < devices.size(); ++i) enter(devices[i], {t, static_cast<int32_t>(i)});
 }
+
+// ---- placing tables
 
 // What a piece adds to the penalty of a device; of one that goes to every device, at the slope of a
 // typical one.
-double Search::cost_on(int32_t d, int32_t option, const Profile& piece) {
+double Search::cost_on(int32_t d, const Profile& piece, bool everywhere) {
   ++trials_;
-  const bool everywhere = problem_.options[option].place == Place::kEverywhere;
-  if (!priced_) {
-    const double after = loads_[d].seconds_with(&piece), before = loads_[d].seconds();
-    return everywhere ? kTypical * (after - before) / reach_ : penalty(after) - penalty(before);
+  const Load& load = loads_[d];
+  double before, after;
+  if (priced_) {  // as if the device's fast tier were full at the expected price
+    if (!load.has_room(piece)) return kInfinity;
+    const double full = price_ * problem_.devices.fast_bytes[d];
+    const double scale = reach_ / (reach_ + full);
+    before = (load.seconds_at(price_level_) + full) * scale;
+    after = before + piece.weight[price_level_] * scale;
+  } else {
+    before = load.seconds();
+    after = load.seconds_with(piece);
   }
-  if (!loads_[d].has_room(piece)) return kInfinity;
-  const double scale = reach_ / (reach_ + price_ * problem_.devices.fast_bytes[d]);
-  const double before = load_weight_[d] * scale,
-               more = at_price_.weight(problem_.options[option]) * scale;
-  return everywhere ? kTypical * more / reach_ : penalty(before + more) - penalty(before);
+  return everywhere ? kTypical * (after - before) / reach_ : penalty(after) - penalty(before);
 }
 
 // Takes the option as the choice if the best devices for its pieces make it cheaper than the choice
-// so far.
+// so far. Of stripes, the hottest goes where there is most time left.
 void Search::consider(int32_t t, int32_t option, double noise) {
   const Option& o = problem_.options[option];
-  const Profile& piece = profiles_.of(option);
   const Devices& devices = problem_.devices;
-  costs_.clear();
+  const Profile& first = profiles_.of(option, 0);
   const std::vector<int32_t>& pinned = problem_.pinned[t];
-  double cost = 0;
-  if (o.place == Place::kAny) {
-    const auto any = static_cast<size_t>(o.pieces) <= open_.size() && pinned.empty();
-    const std::vector<int32_t>& among = !pinned.empty() ? pinned : any ? open_ : all_;
-    const auto candidates = static_cast<int32_t>(among.size());
-    for (int32_t d : among) costs_.push_back({cost_on(d, option, piece), d});
-    if (o.pieces < candidates) {
-      std::nth_element(costs_.begin(), costs_.begin() + (o.pieces - 1), costs_.end());
-      costs_.resize(o.pieces);
-    }
-    for (const auto& [more, d] : costs_) cost += more;
-  } else if (o.place == Place::kEverywhere) {
-    for (int32_t d = 0; d < devices.count(); ++d) {
-      costs_.push_back({0, d});
-      cost += cost_on(d, option, piece);
-    }
-  } else {
+  const bool everywhere = o.place == Place::kEverywhere;
+  costs_.clear();
+  if (o.place == Place::kNode) {
     double least = kInfinity;
     int32_t best = -1;
     for (int32_t node = 0; node < devices.nodes; ++node) {
-      const auto allowed = [&](int32_t d) {
-        return pinned.empty() || std::find(pinned.begin(), pinned.end(), d) != pinned.end();
-      };
       double sum = 0;
       for (int32_t i = 0; i < devices.per_node; ++i) {
         const int32_t d = node * devices.per_node + i;
-        sum += allowed(d) ? cost_on(d, option, piece) : kInfinity;
+        const bool allowed =
+            pinned.empty() || std::find(pinned.begin(), pinned.end(), d) != pinned.end();
+        sum += allowed ? cost_on(d, first, false) : kInfinity;
       }
       if (sum < least) {
         least = sum;
         best = node;
       }
     }
-    cost += least;
     for (int32_t i = 0; best >= 0 && i < devices.per_node; ++i) {
-      costs_.push_back({0, best * devices.per_node + i});
+      const int32_t d = best * devices.per_node + i;
+      costs_.push_back({cost_on(d, first, false), d});
+    }
+    if (best < 0) return;
+  } else {
+    const bool any = static_cast<size_t>(o.pieces) <= open_.size();
+    const std::vector<int32_t>& among = everywhere        ? all_
+                                        : !pinned.empty() ? pinned
+                                        : any             ? open_
+                                                          : all_;
+    for (int32_t d : among) costs_.push_back({cost_on(d, first, everywhere), d});
+    if (static_cast<size_t>(o.pieces) < costs_.size()) {
+      std::nth_element(costs_.begin(), costs_.begin() + (o.pieces - 1), costs_.end());
+      costs_.resize(o.pieces);
     }
   }
+  if (o.parts > 1) {
+    std::sort(costs_.begin(), costs_.end(), [&](const auto& a, const auto& b) {
+      return loads_[a.second].seconds() < loads_[b.second].seconds();
+    });
+    for (int32_t i = 1; i < o.pieces; ++i) {
+      costs_[i].first = cost_on(costs_[i].second, profiles_.of(option, i), everywhere);
+    }
+  }
+  double cost = 0;
+  for (const auto& [more, d] : costs_) cost += more;
   cost *= noise;
   if (cost < choice_.cost) {
     choice_.cost = cost;
     choice_.option = option;
     choice_.devices.clear();
     for (const auto& [more, d] : costs_) choice_.devices.push_back(d);
-    std::sort(choice_.devices.begin(), choice_.devices.end());
   }
 }
 
@@ -214,12 +301,12 @@ bool Search::insert(int32_t t) {
 
 bool Search::place_all(const std::vector<int32_t>& order) {
   open_.clear();
+  begin();
   const Devices& devices = problem_.devices;
   loads_.clear();
   for (int32_t d = 0; d < devices.count(); ++d) {
-    loads_.emplace_back(profiles_.levels(), devices.fast_bytes[d], devices.total_bytes[d]);
+    loads_.emplace_back(profiles_.prices(), devices.fast_bytes[d], devices.total_bytes[d]);
   }
-  load_weight_.assign(devices.count(), 0.0);
   on_.assign(devices.count(), {});
   now_.option.assign(order.size(), -1);
   now_.devices.assign(order.size(), {});
@@ -260,7 +347,7 @@ void Search::construct(double reach, bool priced) {
 }
 
 void Search::keep_if_best() {
-  const double seconds = slowest();
+  const double seconds = loads_[slowest_device()].seconds();
   if (seconds >= best_.seconds) return;
   best_ = now_;
   best_.seconds = seconds;
@@ -276,6 +363,8 @@ void Search::resume() {
     put_in(static_cast<int32_t>(t), from.option[t], from.devices[t]);
 }
 
+// ---- improving
+
 void Search::choose_tables(std::vector<int32_t>* out) {
   out->clear();
   const auto devices = static_cast<uint64_t>(problem_.devices.count());
@@ -288,14 +377,9 @@ void Search::choose_tables(std::vector<int32_t>* out) {
   const int32_t chosen = 1 + static_cast<int32_t>(next() % 4);
   const double share = uniform();
   for (int32_t i = 0; i < chosen; ++i) {
-    int32_t d = static_cast<int32_t>(next() % devices);
-    if (i == 0) {
-      for (uint64_t e = 0; e < devices; ++e) {
-        if (loads_[e].seconds() > loads_[d].seconds()) d = static_cast<int32_t>(e);
-      }
-    }
-    for (int32_t t : on_[d]) {
-      if (uniform() < share) add(t);
+    const auto any = static_cast<int32_t>(next() % devices);
+    for (const Spot& spot : on_[i == 0 ? slowest_device() : any]) {
+      if (uniform() < share) add(spot.table);
     }
   }
   if (uniform() < 0.3) {
@@ -308,15 +392,42 @@ void Search::choose_tables(std::vector<int32_t>* out) {
   if (out->size() > kMostOut) out->resize(kMostOut);
 }
 
+// Takes tables out.
+void Search::ruin() {
+  const auto devices = static_cast<uint64_t>(problem_.devices.count());
+  choose_tables(&out_);
+  order_.clear();
+  open_.clear();
+  for (int32_t t : out_) {
+    order_.push_back({-weight_[t] * (0.6 + 0.8 * uniform()), t});
+    if (now_.devices[t].size() < devices)
+      open_.insert(open_.end(), now_.devices[t].begin(), now_.devices[t].end());
+    take_out(t);
+  }
+  for (int i = 0; i < kOthers; ++i) open_.push_back(static_cast<int32_t>(next() % devices));
+  std::sort(open_.begin(), open_.end());
+  open_.erase(std::unique(open_.begin(), open_.end()), open_.end());
+  std::sort(order_.begin(), order_.end());
+}
+
+// Puts them in again.
+bool Search::recreate() {
+  tight_ = uniform() < kTightShare;
+  const double kind = uniform();
+  noise_ = kind < 0.4 ? 0.0 : kind < 0.7 ? 0.1 : 0.5;
+  for (const auto& [weight, t] : order_) {
+    if (!insert(t)) return false;
+  }
+  return true;
+}
+
 void Search::improve(Effort effort) {
   if (std::isinf(best_.seconds)) return;
+  begin();
   resume();
   const int64_t start = trials_;
   const auto devices = static_cast<uint64_t>(problem_.devices.count());
   const uint64_t tables = problem_.tables.size();
-  std::vector<int32_t> out;
-  std::vector<std::pair<int32_t, std::vector<int32_t>>> before;
-  std::vector<std::pair<double, int32_t>> order;
   reference_ = best_.seconds;
   double current = height();
   while (trials_ - start < effort.trials && best_.seconds > effort.good_enough) {
@@ -324,43 +435,30 @@ void Search::improve(Effort effort) {
     const double done = static_cast<double>(trials_ - start) / static_cast<double>(effort.trials);
     const double hot = tables <= kFew ? kHotFew : kHot;
     const double temperature = hot * std::pow(kCold / hot, done);
-    choose_tables(&out);
-    if (out.empty()) continue;
+    begin();
     reach_ = effort.good_enough + (best_.seconds - effort.good_enough) * uniform();
-    before.clear();
-    order.clear();
-    open_.clear();
-    for (int32_t t : out) {
-      before.push_back({now_.option[t], now_.devices[t]});
-      order.push_back({-weight_[t] * (0.6 + 0.8 * uniform()), t});
-      if (now_.devices[t].size() < devices)
-        open_.insert(open_.end(), now_.devices[t].begin(), now_.devices[t].end());
-      take_out(t);
+    const double kind = devices > 1 ? uniform() : 1.0;
+    if (kind < kEven) {
+      if (!repartition(slowest_device(), static_cast<int32_t>(next() % devices))) continue;
+      current = height();
+      keep_if_best();
+      continue;
     }
-    for (int i = 0; i < kOthers; ++i) open_.push_back(static_cast<int32_t>(next() % devices));
-    std::sort(open_.begin(), open_.end());
-    open_.erase(std::unique(open_.begin(), open_.end()), open_.end());
-    std::sort(order.begin(), order.end());
-    tight_ = uniform() < kTightShare;
-    const double kind = uniform();
-    noise_ = kind < 0.4 ? 0.0 : kind < 0.7 ? 0.1 : 0.5;
-    bool whole = true;
-    for (const auto& [weight, t] : order) {
-      if (!insert(t)) {
-        whole = false;
-        break;
-      }
+    bool whole;
+    if (kind < kEven + kOtherwise) {
+      whole = cut_otherwise();
+    } else {
+      ruin();
+      whole = recreate();
     }
+    if (whole && saved_device_count_ > 1) even_out(static_cast<int>(next() % kEvenTimes));
     const double after = whole ? height() : kInfinity;
     if (after <= current - temperature * std::log(std::max(uniform(), 1e-300))) {
       current = after;
       keep_if_best();
-      continue;
+    } else {
+      revert();
     }
-    for (int32_t t : out) {
-      if (now_.option[t] >= 0) take_out(t);
-    }
-    for (size_t i = 0; i < out.size(); ++i) put_in(out[i], before[i].first, before[i].second);
   }
 }
 

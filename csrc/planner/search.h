@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "planner/bound.h"
 #include "planner/load.h"
 #include "planner/problem.h"
 
@@ -17,7 +18,7 @@ namespace recsys_opt::planner {
 
 struct Assignment {
   std::vector<int32_t> option;                // [tables]
-  std::vector<std::vector<int32_t>> devices;  // [tables] of each piece, ascending
+  std::vector<std::vector<int32_t>> devices;  // [tables] of each piece
   double seconds = 0;                         // of the slowest device
   int32_t unplaced = -1;  // a table that no device had room for; -1: all are placed
 };
@@ -29,9 +30,7 @@ struct Effort {
 
 class Search {
  public:
-  // `price`: of a byte of the fast tier, as the bound has it.
-  Search(const Problem& problem, const std::vector<double>& least, double price, double bound,
-         uint64_t seed);
+  Search(const Problem& problem, const LeastSeconds& least, const Bound& bound, uint64_t seed);
 
   // Places all tables anew. `reach`: the time that devices should end within.
   // `priced`: by weights (seconds + price * fast bytes), as if every device's fast tier were full
@@ -46,42 +45,92 @@ class Search {
     int32_t option;
     std::vector<int32_t> devices;
   };
+  struct Spot {
+    int32_t table, piece;
+  };
+  // A change of what two devices hold: the first gives `from`, takes `to` (null: nothing).
+  struct Flip {
+    int32_t table, from_piece, to_piece;
+    const Profile *from, *to;
+    double weight(int32_t level) const {
+      return (to ? to->weight[level] : 0.0) - (from ? from->weight[level] : 0.0);
+    }
+  };
 
   bool insert(int32_t table);
   void consider(int32_t table, int32_t option, double noise);
   void take_out(int32_t table);
   void put_in(int32_t table, int32_t option, const std::vector<int32_t>& devices);
+  void leave(int32_t device, Spot spot);
+  void enter(int32_t device, Spot spot);
   bool place_all(const std::vector<int32_t>& order);
-  double cost_on(int32_t device, int32_t option, const Profile& piece);
+  double cost_on(int32_t device, const Profile& piece, bool everywhere);
   double penalty(double seconds) const;
+  double power(double seconds) const;
   double height() const;
   void choose_tables(std::vector<int32_t>* out);
-  double slowest() const;
+  void ruin();
+  bool recreate();
+  void list_dear();
+  bool cut_otherwise();
+  void even_out(int times);
+  void collect_flips(int32_t a, int32_t b);
+  bool repartition(int32_t a, int32_t b);
+  int32_t slowest_device() const;
+  bool replicated(int32_t option) const {
+    const Option& o = problem_.options[option];
+    return o.place == Place::kEverywhere && o.parts == 1;
+  }
   void keep_if_best();
   void resume();
+  void begin();
+  void touch(int32_t device);
+  void touch_table(int32_t table);
+  void revert();
   uint64_t next();
   double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
 
   const Problem& problem_;
+  double price_;  // of a byte of the fast tier, expected
   Profiles profiles_;
+  int32_t price_level_;                        // of the grid: the expected price
   std::vector<std::vector<int32_t>> options_;  // [tables] worth trying, the cheapest first
   std::vector<std::vector<double>> dearness_;  // [tables] weight of each to that of the cheapest
   std::vector<char> small_;                    // [tables]
   bool tight_ = false;
-  std::vector<double> weight_;            // [tables] of the cheapest option
-  std::vector<Load> loads_;               // [devices]
-  std::vector<std::vector<int32_t>> on_;  // [devices] tables
-  std::vector<int32_t> all_, open_;       // devices: all; those that tables may be put on now
+  std::vector<double> weight_;         // [tables] of the cheapest option
+  std::vector<Load> loads_;            // [devices]
+  std::vector<std::vector<Spot>> on_;  // [devices] all but replicas
+  std::vector<int32_t> all_, open_;    // devices: all; those that tables may be put on now
   Assignment now_, best_;
   Choice choice_;
   std::vector<std::pair<double, int32_t>> costs_;
   bool priced_ = false;
-  double price_;
-  PricedClasses at_price_;
-  std::vector<double> load_weight_;  // [devices] while priced
   double reach_ = 0, noise_ = 0, reference_ = 0;
   int64_t trials_ = 0;
   uint64_t state_;
+
+  // What a step has changed, as it was.
+  struct SavedDevice {
+    int32_t device;
+    Load load;
+    std::vector<Spot> on;
+  };
+  struct SavedTable {
+    int32_t table, option;
+    std::vector<int32_t> devices;
+  };
+  int64_t step_ = 0;
+  std::vector<int64_t> device_step_, table_step_;
+  std::vector<SavedDevice> saved_devices_;
+  std::vector<SavedTable> saved_tables_;
+  size_t saved_device_count_ = 0, saved_table_count_ = 0;
+
+  std::vector<int32_t> out_;
+  std::vector<std::pair<double, int32_t>> order_;
+  std::vector<Flip> flips_;
+  std::vector<std::pair<double, int32_t>> dear_;
+  int64_t cuts_ = 0;
 };
 
 }  // namespace recsys_opt::planner

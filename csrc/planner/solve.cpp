@@ -16,17 +16,15 @@ std::vector<std::vector<double>> split_devices(const Problem& p, const Assignmen
 }
 
 Solution solve(const Problem& p, const Limits& limits) {
-  const double infinity = std::numeric_limits<double>::infinity();
-  const std::vector<double> least = least_seconds(p);
-  Bound bound = pooled_bound(p, least, infinity);
+  const LeastSeconds least(p);
+  Bound bound = pooled_bound(p, least);
   Solution solution;
-  Search search(p, least, bound.price, bound.seconds, limits.seed);
+  Search search(p, least, bound, limits.seed);
   search.construct(bound.seconds, true);
   search.construct(bound.seconds, false);
   if (std::isfinite(search.best().seconds)) {
     const auto enough = [&] { return bound.seconds * (1 + limits.gap); };
     search.improve({limits.trials / 4, enough()});
-    if (search.best().seconds > enough()) bound = pooled_bound(p, least, search.best().seconds);
     solution.pooled = bound.seconds;
     if (search.best().seconds > enough() && limits.rounds > 0) {
       bound = pattern_bound(p, least, bound, search.best().seconds, limits.rounds);

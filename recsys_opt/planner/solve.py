@@ -18,10 +18,10 @@ from recsys_opt.planner.problem import PlannedTable, PlanSettings
 
 GOOD_ENOUGH = 5e-4
 """The search ends at this gap."""
-TRIALS = 6_000_000
-"""Of the search with effort 1: one or two seconds."""
-LARGE, TRIALS_PER_TABLE = 64_000, 2_000
-"""From so many tables times devices on: about a millisecond a table in all."""
+TRIALS = 10_000_000
+"""Of the search with effort 1, at most: a second or two."""
+LARGE, TRIALS_PER_TABLE = 64_000, 4_000
+"""From so many tables times devices on: most of a millisecond a table in all."""
 
 
 def make_plan(
@@ -110,7 +110,8 @@ class SolverProblem:
 
 def search_trials(settings: PlanSettings, tables: int, devices: int) -> int:
     """The search's length: how often it asks for a device's time, at most."""
-    return round(settings.effort * (TRIALS if tables * devices <= LARGE else TRIALS_PER_TABLE * tables))
+    trials = TRIALS if tables * devices <= LARGE else min(TRIALS, TRIALS_PER_TABLE * tables)
+    return round(settings.effort * trials)
 
 
 def _rounds(tables: int, devices: int) -> int:
