@@ -65,8 +65,11 @@ const Profile& Profiles::make(int32_t option, int32_t kind) {
   return profile;
 }
 
+// A hair more than there is: sums of what comes and goes are rounded.
 Load::Load(const std::vector<double>& prices, double fast_bytes, double total_bytes)
-    : fast_(fast_bytes), capacity_(total_bytes), level_(static_cast<int32_t>(prices.size()) - 1) {
+    : fast_(fast_bytes * (1 + 1e-12) + 1e-3),
+      capacity_(total_bytes * (1 + 1e-12) + 1e-3),
+      level_(static_cast<int32_t>(prices.size()) - 1) {
   for (double price : prices) value_.push_back(-price * fast_bytes);
 }
 
@@ -88,6 +91,7 @@ void Load::settle() {
   int32_t level = 0;
   seconds_ = climb([](int32_t) { return 0.0; }, &level);
   level_ = level;
+  if (!has_room(0, 0)) seconds_ = std::numeric_limits<double>::infinity();
 }
 
 double Load::seconds_with(const Profile& more) const {

@@ -27,14 +27,14 @@ constexpr int kLookedAt = 48;  // tables at each step of a path
 
 // Every price at which some cell enters the fast tier, where these are few: a device's time is then
 // exact. Else the usual grid.
-std::vector<double> prices_of(const Problem& p, double expected) {
-  std::vector<double> found{std::numeric_limits<double>::infinity(), 0.0};
+std::vector<double> prices_of(const Problem& p, double expected, double seconds) {
+  std::vector<double> found{0.0};
   for (const Option& o : p.options) {
     if (o.tiers != Tiers::kSplit) continue;
-    for (double rate : p.tables[o.table].rate) found.push_back(saving(o, rate) * (1 - 1e-9));
+    for (double rate : p.tables[o.table].rate) found.push_back(saving(o, rate));
     std::sort(found.begin(), found.end(), std::greater<>());
     found.erase(std::unique(found.begin(), found.end()), found.end());
-    if (found.size() > kMostPrices) return price_grid(p, expected);
+    if (found.size() > kMostPrices) return price_grid(p, expected, seconds);
   }
   return found;
 }
@@ -59,7 +59,7 @@ Curve piece_rows(const Problem& p, const Moves& moves, int32_t option, size_t pi
 Replan::Replan(const Problem& p, const Moves& moves, double price, double bound, uint64_t seed)
     : problem_(p),
       moves_(moves),
-      prices_(prices_of(p, price)),
+      prices_(prices_of(p, price, bound)),
       at_(prices_.size(), PricedClasses(p)),
       profiles_(p.options.size()),
       bound_(bound),
@@ -77,7 +77,7 @@ Replan::Replan(const Problem& p, const Moves& moves, double price, double bound,
       const auto most =
           p.pinned[t].empty() ? p.devices.count() : static_cast<int32_t>(p.pinned[t].size());
       if (p.options[o].pieces > most) continue;
-      found.push_back({at_price.weight(p.options[o]) * p.options[o].pieces, o});
+      found.push_back({at_price.weight(at_price.split(p.options[o])) * p.options[o].pieces, o});
     }
     model_bytes_ += least_bytes;
     std::sort(found.begin(), found.end());
@@ -94,14 +94,13 @@ Replan::Replan(const Problem& p, const Moves& moves, double price, double bound,
       }
     }
     weight_.push_back(found.empty() ? 0 : found.front().first);
-    small_.push_back(!found.empty() &&
-                     at_price.weight(p.options[found.front().second]) < kSmall * capacity);
+    small_.push_back(!found.empty() && at_price.weight(at_price.split(
+                                           p.options[found.front().second])) < kSmall * capacity);
   }
   all_.resize(p.devices.count());
   std::iota(all_.begin(), all_.end(), 0);
   for (int32_t d = 0; d < p.devices.count(); ++d) {
-    loads_.emplace_back(static_cast<int32_t>(prices_.size()), p.devices.fast_bytes[d],
-                        p.devices.total_bytes[d]);
+    loads_.emplace_back(prices_, p.devices.fast_bytes[d], p.devices.total_bytes[d]);
   }
   on_.resize(p.devices.count());
   now_.option.assign(tables, -1);
@@ -123,14 +122,11 @@ const Profile& Replan::profile(int32_t option, size_t piece) {
   const size_t at = exact ? piece % static_cast<size_t>(o.parts) : 0;
   if (of_option.empty()) of_option.resize(exact ? static_cast<size_t>(o.parts) : 1);
   Profile& found = of_option[at];
-  if (!found.bytes.empty()) return found;
+  if (!found.weight.empty()) return found;
   const Curve c = piece_rows(problem_, moves_, option, at);
   found.total_bytes = c.rows.back() * o.bytes_per_row;
-  for (const PricedClasses& price : at_) {
-    const Split s = price.split(o, c);
-    found.bytes.push_back(static_cast<float>(s.fast_bytes));
-    found.seconds.push_back(static_cast<float>(s.seconds));
-  }
+  if (o.tiers == Tiers::kFast) found.must_be_fast = found.total_bytes;
+  for (const PricedClasses& price : at_) found.weight.push_back(price.weight(price.split(o, c)));
   return found;
 }
 
@@ -194,8 +190,7 @@ int32_t Replan::slowest_device() const {
 
 double Replan::cost_on(int32_t d, int32_t option, size_t piece) {
   ++trials_;
-  const double after = loads_[d].seconds_with(&profile(option, piece)),
-               before = loads_[d].seconds();
+  const double after = loads_[d].seconds_with(profile(option, piece)), before = loads_[d].seconds();
   return problem_.options[option].place == Place::kEverywhere ? kTypical * (after - before) / reach_
                                                               : penalty(after) - penalty(before);
 }

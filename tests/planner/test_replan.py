@@ -233,7 +233,7 @@ def test_pins_are_kept(days):
 def test_a_plan_that_does_not_fit(days):
     first, second = days
     old = planned(first)
-    small = replace(second.hardware, slow=replace(second.hardware.slow, memory_bytes=120_000))
+    small = replace(second.hardware, slow=replace(second.hardware.slow, memory_bytes=100_000))
     with pytest.raises(InfeasibleError, match="without --from"):
         replan(old, first.statistics, replace(second, hardware=small))
 
