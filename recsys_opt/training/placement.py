@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from recsys_opt.data.access_statistics import AccessStatistics
 from recsys_opt.data.dataset import Dataset, SparseColumn
 from recsys_opt.embeddings.tiered import Rankings, TieredEmbeddingBag, tables_by_rank
 from recsys_opt.embeddings.tiered_rows import Ranking
-from recsys_opt.errors import InputError
+from recsys_opt.errors import InputError, RecsysOptError
 from recsys_opt.models.dlrm import DLRM
 from recsys_opt.plan import Plan
 from recsys_opt.progress import Progress, SilentProgress
@@ -111,6 +112,7 @@ def drawn_in_place(
 ) -> Iterator[None]:
     """In the block, tables are made with their rows where the settled plan has them, table after table."""
     progress = progress or SilentProgress()
+    _check_disk(tables, placement)
     rankings = _rankings(tables, placement)
     made: list[TableConfig] = []
 
@@ -125,6 +127,19 @@ def drawn_in_place(
         yield
     progress.advance(made[-1].num_embeddings, table=made[-1].name)
     progress.finish()
+
+
+def _check_disk(tables: Sequence[TableConfig], placement: PlacementConfig) -> None:
+    """Raises before the first row is drawn, not some minutes later, where the cold rows do not fit."""
+    if placement.cold_dir is None or not Path(placement.cold_dir).is_dir():
+        return  # a folder that is missing is named where the first file is made
+    cold = sum((t.num_embeddings - placement.hot_rows[t.name]) * t.embedding_dim * 4 for t in tables)
+    free = shutil.disk_usage(placement.cold_dir).free
+    if cold > free:
+        raise RecsysOptError(
+            f"the plan leaves {cold:,} bytes of rows to files in {placement.cold_dir}, which has {free:,} "
+            "bytes free; make room, name another folder by --cold-dir, or plan for more fast memory"
+        )
 
 
 def _rankings(tables: Sequence[TableConfig], placement: PlacementConfig) -> Rankings:

@@ -19,7 +19,7 @@ from recsys_opt.data.access_statistics import AccessStatistics
 from recsys_opt.data.access_table import TableStatistics
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.embeddings.tiered import TieredEmbeddingBag
-from recsys_opt.errors import InputError
+from recsys_opt.errors import InputError, RecsysOptError
 from recsys_opt.models.saved import load_model
 from recsys_opt.plan import Plan, TablePlan
 from recsys_opt.run_folder import RunFolder
@@ -234,6 +234,14 @@ def test_plans_that_do_not_fit_are_refused(dataset, statistics, tmp_path):
     with pytest.raises(InputError, match="is about other tables: its C1 has 3 rows, the model's 4"):
         other = planned(str(path), statistics=str(tmp_path / "fewer.npz"))
         train(other, dataset.path, tmp_path / "run")
+
+
+def test_a_disk_too_small_is_named_before_rows_are_drawn(dataset, statistics, tmp_path, monkeypatch):
+    plan = write_plan(tmp_path / "plan.json", statistics)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("usage", (), {"free": 999})())
+    monkeypatch.setattr(TieredEmbeddingBag, "reset_parameters", lambda _: pytest.fail("rows were drawn"))
+    with pytest.raises(RecsysOptError, match=r"bytes of rows to files in .*, which has 999 bytes free; make"):
+        train(planned(plan, cold_dir=str(tmp_path)), dataset.path, tmp_path / "run")
 
 
 def test_a_run_with_a_plan_and_one_without_do_not_go_on_as_each_other(dataset, statistics, tmp_path):
