@@ -76,6 +76,19 @@ class Replanner {
         trials.size() != limits.size() || !std::is_sorted(limits.begin(), limits.end())) {
       throw std::invalid_argument("planner: guide, trials or limits has the wrong length or order");
     }
+    for (size_t t = 0; t < tables; ++t) {
+      const int32_t o = guide_option[t];
+      const bool own = o >= problem_.first_option[t] && o < problem_.first_option[t + 1];
+      if (!own || static_cast<size_t>(problem_.options[o].pieces) != guide_devices[t].size()) {
+        throw std::invalid_argument("planner: guide_option of table " + std::to_string(t) +
+                                    " is none of its own");
+      }
+      for (int32_t d : guide_devices[t]) {
+        if (d < 0 || d >= problem_.devices.count()) {
+          throw std::invalid_argument("planner: guide_devices names device " + std::to_string(d));
+        }
+      }
+    }
     std::vector<Placement> found;
     std::vector<std::vector<std::vector<double>>> hot_rows;
     {

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recsys_opt.plan import TablePlan
 from recsys_opt.planner.cost import CostModel
-from recsys_opt.planner.options import EVERYWHERE, NODE, Cut, Options
+from recsys_opt.planner.options import NODE, Cut, Options
 from recsys_opt.planner.overlap import CutShape, common_rows, kept_bytes
 from recsys_opt.planner.problem import PlannedTable, PlanSettings
 
@@ -42,13 +42,15 @@ class Ways:
     def find(self, table: int, plan: TablePlan, model: CostModel, *, dealt: bool) -> int:
         """The option that is a table's place; -1 where it is not among them."""
         a, options = self.options.arrays, self.options
-        place = EVERYWHERE if plan.replicated else NODE if model.over_node(plan) else None
-        for o in np.flatnonzero((a["table"] == table) & (self.dealt == dealt)).tolist():
-            cut = options.cuts[options.cut[o]]
-            same = shape_of(cut, model) == CutShape.of(plan)
-            if same and (cut.place == place if place is not None else cut.place != NODE):
-                return int(o)
-        return -1
+        over_node = plan.row_shards > 1 and model.over_node(plan)
+        same = [
+            o
+            for o in np.flatnonzero((a["table"] == table) & (self.dealt == dealt)).tolist()
+            if shape_of(options.cuts[options.cut[o]], model) == CutShape.of(plan)
+        ]
+        # Stripes on the devices of a node are summed there, whichever option put them there.
+        same.sort(key=lambda o: (options.cuts[options.cut[o]].place == NODE) != over_node)
+        return int(same[0]) if same else -1
 
 
 def shape_of(cut: Cut, model: CostModel) -> CutShape:

@@ -55,7 +55,7 @@ def two_days(
     settings = settings or PlanSettings(batch_size=2048, replicate_rows=100, effort=0.05)
     size = sum(sizes) * settings.row_bytes(DIM)
     hardware = Hardware.load(f"h100:nodes={nodes},devices={devices // nodes},uvm={10 * size}")
-    fast = replace(hardware.fast, memory_bytes=int(size * hbm_share / devices), reserved_bytes=0)
+    fast = replace(hardware.fast, memory_bytes=max(int(size * hbm_share / devices), 1), reserved_bytes=0)
     hardware = replace(hardware, fast=fast)
     found = []
     for day in (0, 1):

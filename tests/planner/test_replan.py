@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recsys_opt.data.plan_ranking import plan_ranking
 from recsys_opt.errors import InfeasibleError, InputError
@@ -13,6 +15,7 @@ from recsys_opt.planner.compare import compare_plans, table_move
 from recsys_opt.planner.cost import CostModel
 from recsys_opt.planner.inputs import PlanInputs, orders_between
 from recsys_opt.planner.moves import shape_of
+from recsys_opt.planner.problem import PlanSettings
 from recsys_opt.planner.replan import _Replan, replan
 from recsys_opt.planner.solve import make_plan
 from recsys_opt.ranks import rank_of, rank_order
@@ -128,6 +131,11 @@ def replanned(days):
     return old, replan(old, first.statistics, second, move_limit=30_000)
 
 
+@pytest.fixture(scope="module")
+def old(replanned):
+    return replanned[0]
+
+
 def test_every_plan_holds_and_moves_what_it_says(days, replanned):
     first, second = days
     old, found = replanned
@@ -205,9 +213,8 @@ def test_a_third_day_keeps_the_stripes_of_the_first(tmp_path, days, replanned):
     assert problems(plan, PlanInputs.of(plan).tables, third.hardware, third.settings) == []
 
 
-def test_the_same_statistics_ask_for_nothing(days):
+def test_the_same_statistics_ask_for_nothing(days, old):
     first, _ = days
-    old = planned(first)
     found = replan(old, first.statistics, first, move_limit=0)
     assert found.as_is == pytest.approx(old.seconds)
     assert found.retiered.between_tiers_bytes <= len(SIZES) * 36
@@ -215,9 +222,8 @@ def test_the_same_statistics_ask_for_nothing(days):
     assert not any(t.striped_by for t in found.best.plan.tables)
 
 
-def test_pins_are_kept(days):
+def test_pins_are_kept(days, old):
     first, second = days
-    old = planned(first)
     name = next(t.name for t in old.tables if t.sharding == "table_wise")
     away = (old.table(name).devices[0] + 1) % 4
     pinned = replace(second.settings, pins={name: {"devices": [away]}})
@@ -230,9 +236,8 @@ def test_pins_are_kept(days):
         replan(old, first.statistics, replace(second, settings=pinned), move_limit=size - 1)
 
 
-def test_a_plan_that_does_not_fit(days):
+def test_a_plan_that_does_not_fit(days, old):
     first, second = days
-    old = planned(first)
     small = replace(second.hardware, slow=replace(second.hardware.slow, memory_bytes=100_000))
     with pytest.raises(InfeasibleError, match="without --from"):
         replan(old, first.statistics, replace(second, hardware=small))
@@ -246,14 +251,49 @@ def test_a_plan_that_does_not_fit(days):
         (lambda i: replace(i, settings=replace(i.settings, optimizer="adam")), "optimizer = rowwise_adagrad"),
     ],
 )
-def test_other_tables_or_devices_are_refused(days, change, message):
+def test_other_tables_or_devices_are_refused(days, old, change, message):
     first, second = days
     with pytest.raises(InputError, match=message):
-        replan(planned(first), first.statistics, change(second))
+        replan(old, first.statistics, change(second))
 
 
 @pytest.mark.parametrize("limit", [-1, math.nan])
-def test_bad_limits(days, limit):
+def test_bad_limits(days, old, limit):
     first, second = days
     with pytest.raises(InputError, match="move_limit"):
-        replan(planned(first), first.statistics, second, move_limit=limit)
+        replan(old, first.statistics, second, move_limit=limit)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    sizes=st.lists(st.integers(1, 1500), min_size=1, max_size=7),
+    shape=st.sampled_from([(1, 1), (1, 3), (2, 2), (3, 1)]),
+    hbm_share=st.floats(0.02, 2),
+    drift=st.floats(0, 1),
+    share=st.floats(0, 1.2),
+)
+def test_any_plan_is_replanned_within_its_limit(
+    tmp_path_factory, seed, sizes, shape, hbm_share, drift, share
+):
+    nodes, per_node = shape
+    setting = PlanSettings(batch_size=512, replicate_rows=50, effort=0.003)
+    first, second = two_days(
+        tmp_path_factory.mktemp("days"),
+        sizes,
+        devices=nodes * per_node,
+        nodes=nodes,
+        hbm_share=hbm_share,
+        seed=seed,
+        drift=drift,
+        lookups=300,
+        settings=setting,
+    )
+    old = planned(first)
+    limit = share * sum(sizes) * 36
+    found = replan(old, first.statistics, second, move_limit=limit)
+    assert found.best.between_devices_bytes <= limit + len(sizes)
+    read = PlanInputs.of(found.best.plan)
+    assert problems(found.best.plan, read.tables, read.hardware, read.settings) == []
+    assert 0 < found.best.plan.bound_seconds <= found.best.seconds <= found.retiered.seconds
+    assert found.retiered.seconds <= found.as_is * (1 + 1e-2)  # whole rows against fractions of them

@@ -291,7 +291,7 @@ def _go_on_with(plan: str, data: Path, run: Path) -> None:
 def test_kills_while_rows_move_change_nothing(tmp_path):
     """kill -9 at random moments of runs that each go on with the other plan: what is on the disk is whole,
     by the old plan or by the new, and the end is that of the run that never moved."""
-    data = make_dataset(tmp_path / "dataset", rows=12_000)
+    data = make_dataset(tmp_path / "dataset", rows=9_000)
     ids = np.concatenate([np.load(data.path / f"{part}_sparse.npy") for part in "ab"])
     tables = [
         TableStatistics.from_ids(n, rows, ids[:, c])
@@ -314,7 +314,7 @@ def test_kills_while_rows_move_change_nothing(tmp_path):
     whole.join()
     assert whole.exitcode == 0
     rng, run, kills, seen = np.random.default_rng(1), tmp_path / "run", 0, set()
-    for attempt in range(8):
+    for attempt in range(6):
         before, process = RunFolder(run).checkpoint_folder(), start(plans[attempt % 2], run)
         # Some of them get as far as their first checkpoint.
         while attempt % 3 == 0 and RunFolder(run).checkpoint_folder() == before and process.is_alive():
@@ -325,7 +325,7 @@ def test_kills_while_rows_move_change_nothing(tmp_path):
         kills += process.exitcode == -signal.SIGKILL
         found = load_model(run).embeddings
         seen.add(tuple(found.table(name).hot_rows for name in NAMES))
-    assert kills >= 6
+    assert kills >= 4
     assert seen == set(splits)
     last = start(plans[1], run)
     last.join()
