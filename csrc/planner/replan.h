@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "planner/bound.h"
 #include "planner/load.h"
 #include "planner/problem.h"
 #include "planner/split.h"
@@ -113,6 +114,11 @@ class Replan {
   int64_t trials_ = 0;
   uint64_t state_;
 };
+
+// No plan is faster that cuts its tables in any of these ways, however many bytes it moves. Stripes
+// whose rows are dealt as they are can be better balanced than those by remainders, so that the
+// bounds of bound.h do not hold for them.
+Bound free_bound(const Problem& problem, const Moves& moves);
 
 // No plan that moves at most so many bytes is faster: what the devices hold now takes too long, and
 // of it too little may leave. Of each device's pieces the least bytes are found (fractions allowed)

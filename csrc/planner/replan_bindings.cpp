@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "planner/bindings.h"
 #include "planner/replan.h"
@@ -120,6 +121,13 @@ class Replanner {
     return placements;
   }
 
+  // Seconds, and the price of a byte of the fast tier.
+  std::pair<double, double> free_bound() const {
+    py::gil_scoped_release release;
+    const Bound found = planner::free_bound(problem_, moves_);
+    return {found.seconds, found.price};
+  }
+
   double bound(double most_bytes, double price, double free_bound, double known) const {
     py::gil_scoped_release release;
     return limited_bound(problem_, moves_, price, most_bytes, free_bound, known);
@@ -143,6 +151,7 @@ void bind_replan(py::module_& m) {
       .def("search", &Replanner::search, py::arg("guide_option"), py::arg("guide_devices"),
            py::arg("limits"), py::arg("trials"), py::arg("price"), py::arg("bound"),
            py::arg("seed"))
+      .def("free_bound", &Replanner::free_bound)
       .def("bound", &Replanner::bound, py::arg("most_bytes"), py::arg("price"),
            py::arg("free_bound"), py::arg("known"));
 }

@@ -60,6 +60,21 @@ struct Content {
 
 }  // namespace
 
+Bound free_bound(const Problem& p, const Moves& moves) {
+  LeastSeconds least(p);
+  for (size_t i = 0; i < p.options.size(); ++i) {
+    const Option& o = p.options[i];
+    if (moves.dealt[i].empty() || std::isinf(least.hottest[i])) continue;
+    least.hottest[i] = 0;
+    for (size_t s = 0; s < static_cast<size_t>(o.parts); ++s) {
+      const Curve rows = piece_rows(p, moves, static_cast<int32_t>(i), s);
+      const double bytes = std::min(rows.rows.back() * o.bytes_per_row, least.fast_bytes);
+      least.hottest[i] = std::max(least.hottest[i], seconds_at_bytes(rows, o, bytes));
+    }
+  }
+  return pooled_bound(p, least);
+}
+
 double limited_bound(const Problem& p, const Moves& moves, double price, double most_bytes,
                      double free_bound, double known) {
   const auto devices = static_cast<size_t>(p.devices.count());

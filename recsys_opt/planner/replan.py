@@ -110,9 +110,8 @@ class _Replan:
         self.ways = make_ways(
             make_options(model, inputs.tables), inputs.tables, self.placed, model, self._reranked(statistics)
         )
-        self.problem = SolverProblem(inputs.tables, model, self.ways.options)
-        self.sizes = (inputs.hardware.fast.capacity_bytes, inputs.hardware.slow.capacity_bytes)
-        arguments = self.problem.arguments(*self.sizes)
+        memory = (inputs.hardware.fast.capacity_bytes, inputs.hardware.slow.capacity_bytes)
+        arguments = SolverProblem(inputs.tables, model, self.ways.options).arguments(*memory)
         self.replanner = _planner.Replanner(**arguments, moves=self.ways.arrays)
 
     def run(self, move_limit: float) -> Replanned:
@@ -120,9 +119,10 @@ class _Replan:
         settings = self.inputs.settings
         free = make_plan(self.inputs.tables, self.inputs.hardware, settings, inputs=self._files(()))
         free = renumbered(self.old, free, self.row_bytes, self._orders(free))
-        pooled = self.problem.solve(*self.sizes, trials=0, rounds=0)
-        # Stripes whose rows are dealt as they were can be lighter than any that the other bounds know.
-        bound = min(pooled["bound"] if self.ways.dealt.any() else free.bound_seconds, free.seconds)
+        bound, price = self.replanner.free_bound()
+        if not self.ways.dealt.any():  # then the other bounds hold, too
+            bound = max(bound, free.bound_seconds)
+        bound = min(bound, free.seconds)
         guide = [self.ways.find(t, p, self.model, dealt=False) for t, p in enumerate(free.tables)]
         limits = sorted({share * self.model_bytes for share in SHARES} | {move_limit, math.inf})
         trials = search_trials(settings, len(self.placed), self.old.num_devices)
@@ -131,7 +131,7 @@ class _Replan:
             guide_devices=[list(t.devices) for t in free.tables],
             limits=limits,
             trials=[round(trials * (1 if limit == move_limit else _PART)) for limit in limits],
-            price=pooled["price"],
+            price=price,
             bound=bound,
             seed=settings.seed,
         )
@@ -162,7 +162,7 @@ class _Replan:
         for limit, i in zip(limits, chosen, strict=True):
             seconds, least = plans[i].seconds, bound
             if limit < math.inf:
-                least = self.replanner.bound(limit, pooled["price"], bound, seconds)
+                least = self.replanner.bound(limit, price, bound, seconds)
             certified = replace(plans[i], bound_seconds=min(least, seconds))
             trade_off.append((limit, replace(candidates[i], plan=certified)))
         dealt = [replace(t, striped_by=self.dealt_by.get(t.name, "")) for t in self.placed]
