@@ -22,20 +22,30 @@ constexpr double kExactStripes = 8;
 // Shares of the tries with no price per byte, and with tables that have moved taken out.
 constexpr double kFree = 0.3, kMovedOut = 0.3;
 constexpr double kDear = 1e3;  // a byte's price where no more bytes may move than must
-constexpr size_t kMostPrices = 512;
+constexpr size_t kMostPrices = 1024;
 constexpr int kLookedAt = 48;  // tables at each step of a path
 
 // Every price at which some cell enters the fast tier, where these are few: a device's time is then
-// exact. Else the usual grid.
+// all but exact. Else the usual grid. Loads climb from price to price, so that none may be so near
+// the next, or nothing, that rounding hides which is higher.
 std::vector<double> prices_of(const Problem& p, double expected, double seconds) {
-  std::vector<double> found{0.0};
+  constexpr double kNear = 1e-4;
+  const double fast = *std::max_element(p.devices.fast_bytes.begin(), p.devices.fast_bytes.end());
+  const double low = 1e-6 * seconds / std::max(fast, 1.0);
+  std::vector<double> all;
   for (const Option& o : p.options) {
     if (o.tiers != Tiers::kSplit) continue;
-    for (double rate : p.tables[o.table].rate) found.push_back(saving(o, rate));
-    std::sort(found.begin(), found.end(), std::greater<>());
-    found.erase(std::unique(found.begin(), found.end()), found.end());
-    if (found.size() > kMostPrices) return price_grid(p, expected, seconds);
+    for (double rate : p.tables[o.table].rate) all.push_back(saving(o, rate));
+    std::sort(all.begin(), all.end(), std::greater<>());
+    all.erase(std::unique(all.begin(), all.end()), all.end());
+    if (all.size() > kMostPrices) return price_grid(p, expected, seconds);
   }
+  std::vector<double> found;
+  for (double price : all) {
+    if (price > low && (found.empty() || price < found.back() * (1 - kNear)))
+      found.push_back(price);
+  }
+  found.push_back(0);
   return found;
 }
 

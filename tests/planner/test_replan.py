@@ -96,7 +96,7 @@ class EnumeratedMoves(Enumerated):
 @pytest.mark.parametrize(
     ("seed", "sizes", "devices", "nodes"),
     [
-        (1, (400, 900, 60, 300), 2, 1),
+        (8, (400, 900, 60, 300), 2, 1),
         (2, (700, 80, 300, 500), 2, 1),
         (4, (800, 350), 3, 1),
         (3, (500, 90), 4, 2),
