@@ -39,6 +39,10 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "recsys_opt.cli.bench_placement",
         "plans of ours, of greedy baselines and of TorchRec, held against later lookups",
     ),
+    "replan": (
+        "recsys_opt.cli.bench_replan",
+        "what plans that go on from yesterday's gain, by replay of later lookups",
+    ),
     "replay": ("recsys_opt.cli.bench_replay", "lookups a second that a replay takes through a plan"),
     "stats": ("recsys_opt.cli.bench_stats", "lookups counted a second, beside numpy and polars"),
     "curves": (
