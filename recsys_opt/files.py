@@ -25,15 +25,33 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
+def check_target(path: Path) -> None:
+    """Raises where `atomic_path` could not write, or should not: to be asked before long work too."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file in it")
+    if path.exists() and not path.is_file():  # a device would be replaced, not written to
+        raise InputError(f"{path} is no ordinary file; give the name of one (--json prints on stdout)")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: {folder} is no folder; choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {path}: no permission to write in {folder}; choose another place")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; on success it is fsynced and renamed to `path`, else removed.
+    """A temporary path beside `path`; on success it is fsynced and renamed to `path`, else removed. Makes the
+    folders above it.
 
     The temporary name starts with "." and ends in ".partial", so that leftovers of a killed process are
     recognisable. One writer at a time is assumed (see `FolderLock`).
     """
+    check_target(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with open(partial, "rb+") as f:
             os.fsync(f.fileno())
@@ -43,7 +61,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
         if error.errno is None:
             raise
-        raise RecsysOptError(f"cannot write {path}: {error.strerror}") from error
+        raise RecsysOptError(
+            f"cannot write {path}: {error.strerror}; make room, or choose another place"
+        ) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -1,11 +1,12 @@
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 
 from recsys_opt.errors import InputError, RecsysOptError
-from recsys_opt.files import FolderLock, atomic_path, read_json, write_json
+from recsys_opt.files import FolderLock, atomic_path, check_target, read_json, write_json, write_text
 
 
 def test_json_round_trip_and_refusals(tmp_path: Path):
@@ -109,3 +110,23 @@ def test_a_file_in_the_folder_s_place_is_named(tmp_path: Path):
 def test_json_is_plain(tmp_path: Path):
     write_json(tmp_path / "a.json", "thing", 1, {"x": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"format": "thing", "version": 1, "x": 1}
+
+
+def test_only_ordinary_files_are_replaced(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, told in (
+        (tmp_path / "pipe", "is no ordinary file; give the name of one"),
+        (tmp_path, "is a folder; give the name of a file in it"),
+        (tmp_path / "pipe" / "x", "pipe is no folder; choose another place"),
+    ):
+        with pytest.raises(InputError, match=told), atomic_path(path):
+            pass
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
+    write_text(tmp_path / "a" / "b" / "c", "text")
+    assert (tmp_path / "a" / "b" / "c").read_text() == "text"
+
+
+def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "access", lambda *arguments: False)  # root may write everywhere
+    with pytest.raises(InputError, match="no permission to write in .*; choose another place"):
+        check_target(tmp_path / "x")

@@ -20,7 +20,6 @@ VERSION = 1
 
 def write_record(path: Path, name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> None:
     """Writes a measurement's rows as JSON, with its environment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     circumstances = {**environment(), "core_wait_s": core_wait_s(), **extra}
     write_json(path, FORMAT, VERSION, {"name": name, **circumstances, "rows": [dict(r) for r in rows]})
 
@@ -35,7 +34,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Columns are those of all rows, in the order in which they first occur; pandas reads it with comment="#".
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     for key, value in {**environment(), "core_wait_s": core_wait_s()}.items():

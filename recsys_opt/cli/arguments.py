@@ -13,6 +13,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from recsys_opt.cli.values import output_file
 from recsys_opt.quantities import byte_size, whole_number
 from recsys_opt.training.config import ByteSize, optional_type
 
@@ -43,7 +44,7 @@ def add_record_argument(
     path = None if default is None else Path("benchmarks/results") / default
     parser.add_argument(
         "--record",
-        type=Path,
+        type=output_file,
         metavar="FILE",
         default=path,
         help=f"JSON file for the figures, with machine, date, commit and command{also} (default: "

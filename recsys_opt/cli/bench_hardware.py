@@ -14,7 +14,7 @@ from recsys_opt.bench.record import write_record
 from recsys_opt.cli.arguments import add_record_argument
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress, short_count
-from recsys_opt.quantities import byte_size
+from recsys_opt.cli.values import memory_size, output_file
 
 EXAMPLE = "recsys-opt bench hardware --out hardware.toml --disk /mnt/nvme"
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = Settings()
     parser.add_argument(
         "--out",
-        type=Path,
+        type=output_file,
         default=Path("hardware.toml"),
         metavar="FILE",
         help="what `plan --hardware` reads (%(default)s)",
@@ -44,14 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--file-bytes",
-        type=byte_size,
+        type=memory_size,
         default=default.file_bytes,
         metavar="BYTES",
         help="of this file (%(default)s)",
     )
     parser.add_argument(
         "--memory-bytes",
-        type=byte_size,
+        type=memory_size,
         default=default.memory_bytes,
         metavar="BYTES",
         help="of the table in memory, many times the caches' size (%(default)s)",

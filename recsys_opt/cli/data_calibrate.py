@@ -7,6 +7,7 @@ from pathlib import Path
 
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
+from recsys_opt.cli.values import output_file
 
 EXAMPLE = "recsys-opt data calibrate kaggle_sample.tsv.gz --out statistics.json"
 
@@ -18,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="labelled Criteo rows in time order, drawn from the whole period; text or .gz",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="statistics file to write")
+    parser.add_argument(
+        "--out", type=output_file, required=True, metavar="JSON", help="statistics file to write"
+    )
     parser.add_argument("--name", default="criteo_kaggle", help="the profile's name (default criteo_kaggle)")
     parser.add_argument(
         "--cardinalities",

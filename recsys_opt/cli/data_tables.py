@@ -8,9 +8,9 @@ from pathlib import Path
 from recsys_opt.cli.budget_table import budget_table
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
+from recsys_opt.cli.values import memory_size
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.errors import InputError
-from recsys_opt.quantities import byte_size
 from recsys_opt.training.budget import choose_for_dataset
 from recsys_opt.training.config import RECIPES, recipe
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     budget = parser.add_argument_group("a dataset's tables under a memory budget")
     budget.add_argument(
         "--memory-budget",
-        type=byte_size,
+        type=memory_size,
         metavar="BYTES",
         help="for all embedding tables, e.g. 20MB or 16MiB: which become tensor trains, with which ranks",
     )

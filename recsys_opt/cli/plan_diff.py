@@ -10,6 +10,7 @@ from typing import Any
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.plan_text import clipped, place
 from recsys_opt.cli.progress import short_count
+from recsys_opt.cli.values import at_least
 from recsys_opt.data.plan_ranking import plan_ranking, plan_statistics
 from recsys_opt.errors import InputError
 from recsys_opt.plan import Plan
@@ -33,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write B with its devices, and nodes, renumbered so that the fewest bytes move",
     )
-    parser.add_argument("--top", type=int, default=20, metavar="N", help="tables to print (default 20)")
+    parser.add_argument(
+        "--top", type=at_least(1), default=20, metavar="N", help="tables to print (default 20)"
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from recsys_opt.cli.outcome import Outcome
+from recsys_opt.cli.values import output_file
 from recsys_opt.integrations.plan_export import FORMATS, export_plan
 from recsys_opt.plan import Plan
 
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recsys_opt.integrations.torchrec.load_plan; json: one entry for each piece",
     )
     parser.add_argument("plan", metavar="PLAN", help="plan.json")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
+    parser.add_argument("--out", type=output_file, required=True, metavar="FILE", help="the file to write")
     parser.add_argument(
         "--stats",
         metavar="NPZ",
@@ -63,5 +64,5 @@ def run(args: argparse.Namespace) -> Outcome:
     pieces = sum(1 for table in plan.tables for _ in table.pieces())
     return Outcome(
         f"written: {args.out} ({len(plan.tables)} tables in {pieces} pieces on {plan.num_devices} devices)",
-        {"export": args.out, "form": args.form, "tables": len(plan.tables), "pieces": pieces},
+        {"export": str(args.out), "form": args.form, "tables": len(plan.tables), "pieces": pieces},
     )

@@ -14,6 +14,7 @@ from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.plan_from import add_from_arguments, inputs_of, run_from
 from recsys_opt.cli.plan_text import certificate, clipped, device_lines, kinds, table_lines
 from recsys_opt.cli.plan_text import table_seconds as seconds_of_tables
+from recsys_opt.cli.values import at_least, output_file
 from recsys_opt.errors import InputError, RecsysOptError
 from recsys_opt.plan import Plan, slow_share
 from recsys_opt.planner.baselines import BASELINES, greedy_plan
@@ -48,8 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"hardware.toml, or a preset ({', '.join(PRESETS)}) with changes behind a colon: "
         "h100:nodes=2,devices=8,hbm=24GB,uvm=128GB,reserved=8GB (default {HARDWARE})",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="plan.json to write")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="page to write: curves, thresholds, loads")
+    parser.add_argument("--out", type=output_file, metavar="FILE", help="plan.json to write")
+    parser.add_argument(
+        "--html", type=output_file, metavar="FILE", help="page to write: curves, thresholds, loads"
+    )
     parser.add_argument(
         "--baselines",
         action="store_true",
@@ -62,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="limit of TorchRec's planner; 0 leaves it out (default 120)",
     )
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="tables to print (default 10)")
+    parser.add_argument(
+        "--top", type=at_least(1), default=10, metavar="N", help="tables to print (default 10)"
+    )
     add_from_arguments(parser)
     add_setting_arguments(parser)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress, short_count
+from recsys_opt.cli.values import at_least
 from recsys_opt.data.access_statistics import AccessStatistics
 from recsys_opt.plan import Plan
 from recsys_opt.planner.cost import CostModel
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stats", type=Path, metavar="NPZ", help="the statistics (default: the plan's)")
     parser.add_argument(
         "--threads",
-        type=int,
+        type=at_least(1),
         default=len(os.sched_getaffinity(0)),
         metavar="N",
         help="tables that are replayed at once; each takes 8 bytes a row (%(default)s)",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.plan_text import certificate, clipped, device_lines, kinds, table_lines
+from recsys_opt.cli.values import at_least
 from recsys_opt.plan import Plan
 
 EXAMPLE = "recsys-opt plan show plan.json --top 50"
@@ -15,7 +16,9 @@ EXAMPLE = "recsys-opt plan show plan.json --top 50"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("plan", type=Path, metavar="PLAN", help="plan.json")
-    parser.add_argument("--top", type=int, default=20, metavar="N", help="tables to print (default 20)")
+    parser.add_argument(
+        "--top", type=at_least(1), default=20, metavar="N", help="tables to print (default 20)"
+    )
 
 
 def run(args: argparse.Namespace) -> Outcome:

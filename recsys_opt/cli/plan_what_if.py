@@ -10,6 +10,7 @@ from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.plan_diff import amounts
 from recsys_opt.cli.plan_make import add_setting_arguments, changed_settings
 from recsys_opt.cli.plan_text import certificate, clipped
+from recsys_opt.cli.values import output_file
 from recsys_opt.data.plan_ranking import plan_ranking
 from recsys_opt.errors import InputError
 from recsys_opt.plan import Plan, slow_share
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpus", "--devices", dest="gpus", type=int, metavar="N", help="devices, in nodes as large as now"
     )
     parser.add_argument("--hardware", metavar="HW", help="other hardware altogether, as in plan make")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the new plan.json to write")
+    parser.add_argument("--out", type=output_file, metavar="FILE", help="the new plan.json to write")
     add_setting_arguments(parser)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.cli.stats_table import statistics_table, table_details
+from recsys_opt.cli.values import at_least, memory_size
 from recsys_opt.data.access_count import CountOptions, count_statistics, table_sizes
 from recsys_opt.data.access_statistics import AccessStatistics
 from recsys_opt.data.dataset import FILE_NAME as DATASET_FILE
@@ -19,8 +20,9 @@ from recsys_opt.data.synth import usable_threads
 from recsys_opt.data.table_traces import FILE_NAME as TRACE_FILE
 from recsys_opt.data.trace_source import TraceSource
 from recsys_opt.errors import InputError
+from recsys_opt.files import check_target
 from recsys_opt.integrations.parquet import ParquetSource
-from recsys_opt.quantities import byte_size, whole_number
+from recsys_opt.quantities import whole_number
 
 EXAMPLE = "\n  ".join(
     (
@@ -69,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument(
         "--memory",
-        type=byte_size,
+        type=memory_size,
         default=2_000_000_000,
         metavar="BYTES",
         help="for counters, e.g. 8GB: 8 bytes a row; what does not fit takes more passes (default 2GB)",
@@ -82,20 +84,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="over the input, at most (default 8); of the largest tables that do not fit into them, a random "
         "part of the rows is counted, with the error told",
     )
-    how.add_argument("--threads", type=int, default=0, metavar="N", help="default: one a core")
+    how.add_argument("--threads", type=at_least(1), default=0, metavar="N", help="default: one a core")
     how.add_argument(
         "--overwrite", action="store_true", help="replace --out, and start an interrupted run over"
     )
     how.add_argument("--table", metavar="NAME", help="print one table at length: its histogram and its curve")
     how.add_argument(
-        "--top", type=int, default=26, metavar="N", help="tables to print, largest first (default 26)"
+        "--top", type=at_least(1), default=26, metavar="N", help="tables to print, largest first (default 26)"
     )
 
 
 def run(args: argparse.Namespace) -> Outcome:
     """Counts, merges or shows."""
-    if args.top < 1:
-        raise InputError(f"--top {args.top}: print at least 1 table")
     if args.merge:
         return _merge(args)
     if len(args.inputs) == 1 and args.inputs[0].suffix == ".npz":
@@ -103,7 +103,9 @@ def run(args: argparse.Namespace) -> Outcome:
             raise InputError(f"{args.inputs[0]} is to be shown: leave --out out, or add --merge")
         return _outcome(AccessStatistics.load(args.inputs[0]), args, [f"statistics  {args.inputs[0]}"])
     if args.out is None:
+        find_source(args)  # what is wrong with the input comes first
         raise InputError("give the file to write with --out, e.g. --out stats.npz")
+    check_target(args.out)
     began = time.perf_counter()
     with ConsoleProgress() as progress:
         source = find_source(args)

@@ -65,10 +65,6 @@ def write(content: Content, path: Path) -> None:
         "source": content.source,
         "sha256": content.sha256,
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to the folder {path.parent}: {error.strerror}") from error
     with atomic_path(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         text = json.dumps(about, allow_nan=False).encode()
         _put(archive, "about", np.frombuffer(text, dtype=np.uint8))
@@ -134,20 +130,25 @@ def _put(archive: zipfile.ZipFile, name: str, array: Array) -> None:
 
 def read(path: Path) -> Content:
     """Reads stats.npz, the rankings when they are asked for."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; recsys-opt stats {path} --out stats.npz counts its lookups")
     if not path.is_file():
-        raise InputError(
-            f"{path} {'is no file' if path.exists() else 'does not exist'}; make one with recsys-opt stats "
-            "DATA --out stats.npz"
-        )
+        what = "is no ordinary file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {what}; make one with recsys-opt stats DATA --out stats.npz")
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(path, archive)
     except InputError:
         raise
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; mend that, or {_AGAIN}") from None
     except Exception as error:  # zipfile and numpy have a dozen kinds for damaged bytes
-        raise InputError(
-            f"{path} is not whole, readable access statistics ({error or type(error).__name__}); {_AGAIN}"
-        ) from None
+        with open(path, "rb") as file:
+            begins = file.read(64).lstrip()
+        why = "it is empty" if not begins else error or type(error).__name__
+        if begins.startswith((b"{", b"[")):
+            why = "it is JSON, such as a plan"
+        raise InputError(f"{path} is not whole, readable access statistics ({why}); {_AGAIN}") from None
 
 
 def _read(path: Path, archive: zipfile.ZipFile) -> Content:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys_opt.data.npy import mapped_array
 from recsys_opt.errors import InputError
 from recsys_opt.files import read_json, write_json
 
@@ -153,13 +154,7 @@ class Dataset:
 
     def _map(self, part: Part, kind: str, dtype: type[np.generic], columns: int) -> NDArray[Any]:
         path = array_path(self.path, part.name, kind)
-        try:
-            # numpy cannot map a file of zero rows
-            array: NDArray[Any] = np.load(path, mmap_mode="r" if part.rows else None)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(
-                f"{path} cannot be read as a .npy array: {error}; make the dataset again"
-            ) from None
+        array = mapped_array(path, "make the dataset again", empty=not part.rows)
         if array.dtype != dtype or array.shape != (part.rows, columns):
             raise InputError(
                 f"{path} holds {array.dtype} {array.shape}; {FILE_NAME} says {np.dtype(dtype)} ({part.rows}, "

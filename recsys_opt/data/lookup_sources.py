@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from recsys_opt.data.dataset import Dataset, array_path
+from recsys_opt.data.npy import mapped_array
 from recsys_opt.errors import InputError
 
 Array = NDArray[Any]
@@ -175,11 +175,7 @@ def file_identity(file: Path) -> dict[str, Any]:
 
 
 def _map(file: Path) -> Array:
-    try:
-        array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{file} cannot be read as a .npy array of ids: {error}") from None
-    return array
+    return mapped_array(file, "write the ids again with numpy.save")
 
 
 def _spans(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys_opt.data.npy import mapped_array
 from recsys_opt.data.table_traces import FILE_NAME, FORMAT, VERSION
 from recsys_opt.errors import InputError
 from recsys_opt.files import read_json
@@ -108,12 +109,7 @@ class TraceFolder:
 
     def _map(self, path: Path, dtype: type[np.generic], shape: tuple[int, ...] | None) -> NDArray[Any]:
         """shape  None: any of one dimension"""
-        try:
-            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(
-                f"{path} cannot be read as a .npy array: {error}; make the trace again"
-            ) from None
+        array = mapped_array(path, "make the trace again")
         wanted = f"{np.dtype(dtype)} {'of one dimension' if shape is None else shape}"
         if array.dtype != dtype or (array.ndim != 1 if shape is None else array.shape != shape):
             raise InputError(

@@ -245,7 +245,12 @@ def _read(cls: type[Hardware], path: Path) -> Hardware:
     except IsADirectoryError:
         raise InputError(f"{path} is a folder; name the .toml file in it") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not whole, readable TOML: {error}") from None
+        raise InputError(
+            f"{path} is not whole, readable TOML ({error}), so not hardware; `recsys-opt bench hardware` "
+            f"writes such a file, and there are presets: {', '.join(PRESETS)}"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}; mend that, or name a preset") from None
     if (found := document.pop("format", None)) != FORMAT:
         raise InputError(f'{path}: format = {found!r}; a file of hardware begins with format = "{FORMAT}"')
     if (version := document.pop("version", None)) != VERSION:

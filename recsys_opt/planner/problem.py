@@ -145,6 +145,14 @@ class PlanSettings:
         if not (math.isfinite(self.effort) and self.effort > 0):
             raise InputError(f"effort = {self.effort}; it must be a finite number larger than 0")
         for table, pin in self.pins.items():
+            if not isinstance(pin, Mapping):
+                raise InputError(f"pins of table {table}: {pin!r}; it must be an object: {{'tier': 'fast'}}")
+            devices = pin.get("devices", [0])
+            if not isinstance(devices, (list, tuple)) or not devices or {*map(type, devices)} != {int}:
+                raise InputError(
+                    f"pins of table {table}: devices = {devices!r}; it must be a list of devices, counted "
+                    "from 0, e.g. [0, 1]"
+                )
             if unknown := sorted(set(pin) - {"devices", "sharding", "tier"}):
                 raise InputError(f"pins of table {table}: {unknown[0]!r} is none of devices, sharding, tier")
             if "sharding" in pin and pin["sharding"] not in get_args(Sharding):

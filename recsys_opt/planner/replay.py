@@ -215,7 +215,7 @@ def _replay_table(
                     raise InputError(
                         f"{trace.name}: batch {batch} looks up id {int(ids[bad])} of "
                         f"{trace.features[feature]} (lookup {bad} of {len(ids)}); the table has "
-                        f"{table.num_embeddings} rows"
+                        f"{table.num_embeddings} rows; replay lookups of the tables that were planned"
                     )
         by_home = tiers(seen.reshape(devices, stripes, parts + 1))  # [devices, parts, stripes, 2]
         by_home_new = tiers(new.reshape(devices, stripes, parts + 1))

@@ -33,8 +33,8 @@ def test_a_plan_exchanges_what_whole_tables_do():
 
 
 def test_bad_input_is_named(capsys):
-    with pytest.raises(InputError, match="the plan has 0 devices and 0 tables"):
-        measure(Plan((), 0, 1), 2)
+    with pytest.raises(InputError, match="the plan has 1 devices and 0 tables"):
+        measure(Plan((), 1, 1), 2)
     with pytest.raises(InputError, match="batch_size = 7 is not divisible by 2 devices"):
         measure(split_tables([5], devices=2, embedding_dim=4, hot_share=0.5, batch_size=7), 2)
     assert main(["bench", "torchrec", "--rows", "0"]) == 2

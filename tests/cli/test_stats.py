@@ -77,7 +77,7 @@ def test_many_tables_are_abbreviated(capsys, tmp_path):
         (["{data}", "--rows", "C1", "--out", "{out}"], "--rows NAME=40000000"),
         (["{data}", "--memory", "1kB", "--out", "{out}"], "give more with --passes or --memory"),
         (["{data}/dataset.json", "--out", "{out}"], "no .parquet or .npy files"),
-        (["--merge", "{data}", "--out", "{out}"], "is no file"),
+        (["--merge", "{data}", "--out", "{out}"], "is a folder; recsys-opt stats"),
     ],
 )
 def test_bad_arguments(capsys, tmp_path, data, words, message):
