@@ -128,5 +128,5 @@ def test_only_ordinary_files_are_replaced(tmp_path: Path):
 
 def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "access", lambda *arguments: False)  # root may write everywhere
-    with pytest.raises(InputError, match="no permission to write in .*; choose another place"):
+    with pytest.raises(InputError, match=r"no permission to write in .*; choose another place"):
         check_target(tmp_path / "x")
