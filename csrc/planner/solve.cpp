@@ -5,6 +5,12 @@
 #include <limits>
 
 namespace recsys_opt::planner {
+namespace {
+
+constexpr size_t kFew = 64;  // tables
+constexpr int64_t kRuns = 8;
+
+}  // namespace
 
 std::vector<std::vector<double>> split_devices(const Problem& p, const Assignment& a) {
   return split_devices(p, a.option, a.devices, [&](int32_t o, size_t piece) {
@@ -26,10 +32,18 @@ Solution solve(const Problem& p, const Limits& limits) {
     const auto enough = [&] { return bound.seconds * (1 + limits.gap); };
     search.improve({limits.trials / 4, enough()});
     solution.pooled = bound.seconds;
-    if (search.best().seconds > enough() && limits.rounds > 0) {
-      bound = pattern_bound(p, least, bound, search.best().seconds, limits.rounds);
+    const auto raise = [&] {
+      if (search.best().seconds > enough() && limits.rounds > 0)
+        bound = pattern_bound(p, least, bound, search.best().seconds, limits.rounds);
+    };
+    raise();
+    const double known = search.best().seconds;
+    // With few tables one annealing ends in a valley as often as not.
+    const int64_t runs = p.tables.size() <= kFew ? kRuns : 1;
+    for (int64_t run = 0; run < runs; ++run) {
+      search.improve({(limits.trials - limits.trials / 4) / runs, enough()});
     }
-    search.improve({limits.trials - limits.trials / 4, enough()});
+    if (search.best().seconds < known) raise();  // fewer ways to cut tables are left
     bound.seconds = std::min(bound.seconds, search.best().seconds);
   }
   solution.assignment = search.best();

@@ -116,7 +116,7 @@ def search_trials(settings: PlanSettings, tables: int, devices: int) -> int:
 
 def _rounds(tables: int, devices: int) -> int:
     """Columns of the pattern bound: for few tables, where the pooled bound is weak; many take too long."""
-    return min(400, 20_000 // tables) if tables <= 200 and tables < 24 * devices and devices > 1 else 0
+    return min(4000, 100_000 // tables) if tables <= 200 and tables < 24 * devices and devices > 1 else 0
 
 
 def _why_not(problem: SolverProblem, table: PlannedTable) -> str:
