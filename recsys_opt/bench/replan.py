@@ -87,7 +87,7 @@ def _ways(first: PlanInputs, second: PlanInputs, trace: LookupTrace) -> Iterator
             "replayed_seconds": seconds,
             "predicted_gain": found.gain(found.as_is if one is None else one.seconds),
             "replayed_gain": 1 - seconds / before,
-            "gap": None if one is None else one.plan.gap,
+            "gap": one.plan.gap if one is not None and one.plan.bound_seconds > 0 else None,
             "planning_cpu_seconds": took,
         }
 

@@ -202,8 +202,8 @@ def _result(
     def one(candidate: Candidate) -> dict[str, Any]:
         return {
             "seconds": candidate.seconds,
-            "bound_seconds": candidate.plan.bound_seconds,
-            "gap": candidate.plan.gap,
+            "bound_seconds": candidate.plan.bound_seconds or None,
+            "gap": candidate.plan.gap if candidate.plan.bound_seconds else None,
             "gain": found.gain(candidate.seconds),
             "between_devices_bytes": candidate.between_devices_bytes,
             "between_tiers_bytes": candidate.between_tiers_bytes,
