@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress, short_count
+from recsys_opt.cli.values import whole
 
 if TYPE_CHECKING:
     from recsys_opt.data.synth import SyntheticCriteo
@@ -18,7 +19,7 @@ EXAMPLE = "recsys-opt data synth --rows 1000000 --out synth/ --seed 1"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
-    parser.add_argument("--rows", type=int, required=True, metavar="N", help="rows to generate")
+    parser.add_argument("--rows", type=whole, required=True, metavar="N", help="rows to generate")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="dataset folder to write")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other rows (default 0)")
     parser.add_argument(
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-cardinality",
-        type=int,
+        type=whole,
         metavar="K",
         help="fold the ids of larger tables into K rows (default: the published cardinalities)",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.progress import ConsoleProgress
+from recsys_opt.cli.values import whole
 from recsys_opt.data.synth import SyntheticCriteo, write_dataset
 from recsys_opt.report.comparison import comparison
 from recsys_opt.report.run import write_run_report
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments."""
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: demo/")
     parser.add_argument(
-        "--rows", type=int, default=1_000_000, metavar="N", help="rows to generate (default 1000000)"
+        "--rows", type=whole, default=1_000_000, metavar="N", help="rows to generate (default 1000000)"
     )
     parser.add_argument(
         "--tt-rank", type=int, default=32, metavar="R", help="rank of the tensor trains (default 32)"
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the rows and of the weights (default 0)")
     parser.add_argument(
         "--max-cardinality",
-        type=int,
+        type=whole,
         metavar="K",
         help="fold the ids of larger tables into K rows, for a machine with less than 6 GB of memory "
         "(default: the published cardinalities, 2.2 GB of dense tables)",

@@ -15,7 +15,7 @@ from typing import Any
 
 import recsys_opt
 from recsys_opt.cli.outcome import Outcome
-from recsys_opt.cli.subverbs import add_verb
+from recsys_opt.cli.subverbs import HelpFormatter, add_verb
 from recsys_opt.errors import InfeasibleError, InputError, RecsysOptError
 
 # verb: (module, one line of help). A module is imported only when its verb is asked for. A verb with
@@ -34,10 +34,19 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("recsys_opt.cli.bench", "measure speed, side by side with the alternatives"),
 }
 
+EXAMPLE = """example, each step usable alone (recsys-opt VERB --help has more):
+  recsys-opt demo --max-cardinality 100000 --rows 200000
+  recsys-opt data synth --rows 1000000 --out data/
+  recsys-opt stats data/ --out stats.npz
+  recsys-opt plan stats.npz --embedding-dim 16 --hardware cpu-disk --out plan.json
+  recsys-opt train data/ --plan plan.json --cold-dir . --out run/"""
+
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:
     """The whole parser; only `verb`'s own arguments are filled in."""
-    parser = argparse.ArgumentParser(prog="recsys-opt", description=recsys_opt.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="recsys-opt", description=recsys_opt.__doc__, epilog=EXAMPLE, formatter_class=HelpFormatter
+    )
     parser.add_argument("--version", action="version", version=f"recsys-opt {recsys_opt.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, (module_name, summary) in VERBS.items():

@@ -19,15 +19,15 @@ from recsys_opt.integrations import torchrec as planned
 torch.distributed.init_process_group()
 device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu")
 tables, remap = planned.load_plan("plan.torchrec.json")
-# Tables that the plan replicates have plain gradients: give them to the optimizer of the dense parameters.
+# Replicated tables have plain gradients: give them to the optimizer of the dense parameters.
 apply_optimizer_in_backward(RowWiseAdagrad, planned.tier_parameters(tables), {"lr": 0.02})
 model = DistributedModelParallel(
-    tables,                                 # or a model that holds them in place of its collection
+    tables,  # or a model that holds them in place of its collection
     device=device,
     plan=planned.sharding_plan(tables, device),
     sharders=[planned.TierTablesSharder()],
 )
-for features in batches():                  # KeyedJaggedTensors with the ids as they are in the data
+for features in batches():  # KeyedJaggedTensors with the ids as they are in the data
     pooled = model(remap(features).to(device))
     pooled.values().square().mean().backward()
 planned.save_tables(model, "tables.safetensors")"""

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hardware",
         metavar="HW",
         help=f"hardware.toml, or a preset ({', '.join(PRESETS)}) with changes behind a colon: "
-        "h100:nodes=2,devices=8,hbm=24GB,uvm=128GB,reserved=8GB (default {HARDWARE})",
+        f"h100:nodes=2,devices=8,hbm=24GB,uvm=128GB,reserved=8GB (default {HARDWARE})",
     )
     parser.add_argument("--out", type=output_file, metavar="FILE", help="plan.json to write")
     parser.add_argument(
@@ -69,32 +69,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--top", type=at_least(1), default=10, metavar="N", help="tables to print (default 10)"
     )
     add_from_arguments(parser)
-    add_setting_arguments(parser)
+    add_setting_arguments(parser, PlanSettings())
 
 
-def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds those that become `PlanSettings`."""
-    default = PlanSettings()
-    group = parser.add_argument_group("settings")
+def add_setting_arguments(parser: argparse.ArgumentParser, default: PlanSettings | None = None) -> None:
+    """Adds those that become `PlanSettings`; where no default is named, it is that of a plan."""
+
+    def otherwise(name: str) -> str:
+        return "" if default is None else f" (default {getattr(default, name)})"
+
+    group = parser.add_argument_group("settings" if default else "settings (default: the plan's)")
     group.add_argument(
         "--batch-size",
         type=int,
         metavar="B",
-        help=f"samples of an iteration, over all devices (default {default.batch_size})",
+        help=f"samples of an iteration, over all devices{otherwise('batch_size')}",
     )
     group.add_argument(
         "--optimizer",
         choices=get_args(Optimizer),
-        help=f"its state lies beside the rows (default {default.optimizer})",
+        help=f"its state lies beside the rows{otherwise('optimizer')}",
     )
     group.add_argument(
-        "--weight-bytes", type=int, metavar="N", help=f"of a weight (default {default.weight_bytes})"
+        "--weight-bytes", type=int, metavar="N", help=f"of a weight{otherwise('weight_bytes')}"
     )
     group.add_argument(
         "--shardings",
         type=lambda text: tuple(text.split(",")),
         metavar="A,B",
-        help=f"ways to cut a table that are allowed, of {', '.join(get_args(Sharding))} (all)",
+        help=f"ways to cut a table that are allowed, of {', '.join(get_args(Sharding))}"
+        + (" (all)" if default else ""),
     )
     group.add_argument(
         "--pin",
@@ -104,7 +108,7 @@ def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
         help='e.g. C3={"devices": [0, 1], "sharding": "column_wise", "tier": "fast"}; may be repeated',
     )
     group.add_argument("--effort", type=float, metavar="X", help="of the search; 10 tries ten times as much")
-    group.add_argument("--seed", type=int, help="of the search (default 0)")
+    group.add_argument("--seed", type=int, help=f"of the search{otherwise('seed')}")
 
 
 def changed_settings(settings: PlanSettings, args: argparse.Namespace) -> PlanSettings:

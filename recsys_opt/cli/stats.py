@@ -139,7 +139,10 @@ def find_source(args: argparse.Namespace) -> LookupSource:
     first = inputs[0]
     for path in inputs:
         if not path.exists():
-            raise InputError(f"{path} does not exist")
+            raise InputError(
+                f"{path} does not exist; name what recsys-opt data prepare, data synth or data tables made, "
+                "or files of ids"
+            )
     is_dataset, is_trace = (first / DATASET_FILE).exists(), (first / TRACE_FILE).exists()
     for flag, given, fits in (
         ("--split", args.split is not None, is_dataset),

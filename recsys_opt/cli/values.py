@@ -21,14 +21,19 @@ def output_file(text: str) -> Path:
     return path
 
 
+def whole(text: str) -> int:
+    """A whole number, e.g. 200k."""
+    try:
+        return whole_number(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; it must be a whole number, e.g. 200k") from None
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """A reader of whole numbers that are not smaller."""
 
     def read(text: str) -> int:
-        try:
-            value = whole_number(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r}; it must be a whole number, e.g. 200k") from None
+        value = whole(text)
         if value < least:
             raise argparse.ArgumentTypeError(f"{text}; it must be at least {least}")
         return value

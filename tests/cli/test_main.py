@@ -1,6 +1,8 @@
 import argparse
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,15 +35,14 @@ def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFi
     assert f"recsys-opt {verb}" in text
 
 
-@pytest.mark.parametrize("verb", ["data", "bench"])
+@pytest.mark.parametrize("verb", ["data", "bench", "plan"])
 def test_every_subverb_has_help_with_an_example_and_json(verb: str, capsys: pytest.CaptureFixture[str]):
-    import importlib
-
-    subverbs = importlib.import_module(f"recsys_opt.cli.{verb}").SUBVERBS
-    assert subverbs
-    for name in subverbs:
+    module = importlib.import_module(f"recsys_opt.cli.{verb}")
+    assert module.SUBVERBS
+    for name in module.SUBVERBS:
         text = help_text(capsys, verb, name)
-        assert f"recsys-opt {verb} {name}" in text.split("example:")[1]
+        default = getattr(module, "DEFAULT", None) == name  # it may be left out
+        assert f"recsys-opt {verb} {'' if default else name}" in text.split("example:")[1]
         assert "--json" in text
 
 
@@ -60,9 +61,17 @@ def verb_parsers(verb: str) -> list[argparse.ArgumentParser]:
     return list(leaf_parsers(verbs.choices[verb]))
 
 
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str]):
+    assert "recsys-opt plan stats.npz" in help_text(capsys).split("example")[1]
+
+
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_flag_has_help(verb: str):
+def test_every_flag_has_help(verb: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
     for parser in verb_parsers(verb):
+        text = parser.format_help()
+        assert max(map(len, text.splitlines())) <= 100, text
+        assert not re.search(r"\{[A-Z_]+\}", text)  # a name in a text that was to be filled in
         for action in parser._actions:
             assert action.help, f"{parser.prog} {action.option_strings or action.dest}"
             assert "%" not in action.help.replace("%%", "").replace("%(default)s", "")
