@@ -22,8 +22,8 @@ std::vector<double> price_grid(const Problem& p, double expected, double seconds
       const double away = expected > 0 ? std::abs(std::log2(price / expected)) : 0;
       // The expected price itself is on the grid.
       const double next = price / (expected > 0 && away < 1.5  ? 1.06
-                                   : expected <= 0 || away < 5 ? 1.3
-                                                               : 2.0);
+                                   : expected <= 0 || away < 5 ? 1.12
+                                                               : 1.3);
       price = price > expected * (1 + 1e-9) && next < expected ? expected : next;
     }
     prices.push_back(0);

@@ -115,7 +115,7 @@ def test_the_same_arguments_give_the_same_plan():
 
 
 def test_random_cases_are_near_their_bounds():
-    for seed in (25, 97):  # 824 tables on 128 devices, 64 on 8
+    for seed in (76, 97):  # 913 tables on 128 devices, 64 on 8
         case = random_case(seed)
         plan = make_plan(case.tables, case.hardware, case.settings)
         assert plan.gap <= 0.01, case.name
