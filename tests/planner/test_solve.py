@@ -85,7 +85,8 @@ def test_bound_and_plan_against_highs(seed):
     best, bound = milp(tables, hardware, setting, 8)
     plan = make_plan(tables, hardware, setting)
     assert plan.bound_seconds <= best * (1 + 1e-6)
-    assert bound * (1 - 1e-6) <= plan.seconds <= best * 1.01
+    # HiGHS counts stripes as equal; a plan's differ by a row of each cell.
+    assert bound * (1 - 1e-3) <= plan.seconds <= best * 1.01
 
 
 @settings(max_examples=40, deadline=None)
