@@ -8,7 +8,7 @@ namespace recsys_opt::planner {
 namespace {
 
 constexpr size_t kFew = 64;  // tables
-constexpr int64_t kRuns = 8;
+constexpr int64_t kRuns = 32;
 
 }  // namespace
 
