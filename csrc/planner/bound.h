@@ -4,7 +4,8 @@
 // tables fall apart, each takes its cheapest option, and the sum over tables, less the price of all
 // fast bytes, is a bound on the sum of the devices' times. A device that ends within T holds no
 // piece that takes longer than T by itself; so options with such pieces are left out, and T is the
-// least time that contradicts nothing.
+// least time that contradicts nothing. Nor does a piece have more of the fast tier than one device
+// has, whatever the price.
 //
 // pattern_bound: device by device. At the same price a device that ends within T holds pieces of a
 // total weight (seconds + price * bytes) of at most T + price * its fast bytes: a knapsack. If

@@ -56,7 +56,7 @@ void Search::collect_flips(int32_t a, int32_t b) {
   for (const Spot& spot : on_[a]) add(spot, b, true);
   for (const Spot& spot : on_[b]) add(spot, a, false);
   for (size_t i = 0; i < std::min(kFlips, flips_.size()); ++i) {
-    std::swap(flips_[i], flips_[i + next() % (flips_.size() - i)]);
+    std::swap(flips_[i], flips_[i + random_.next() % (flips_.size() - i)]);
   }
   if (flips_.size() > kFlips) flips_.resize(kFlips);
 }
@@ -159,8 +159,9 @@ void Search::even_out(int times) {
       const int32_t d = saved_devices_[j].device;
       if (loads_[d].seconds() > loads_[slow].seconds()) slow = d;
     }
-    const int32_t other = uniform() < 0.7 ? saved_devices_[next() % saved_device_count_].device
-                                          : static_cast<int32_t>(next() % devices);
+    const int32_t other = random_.uniform() < 0.7
+                              ? saved_devices_[random_.next() % saved_device_count_].device
+                              : static_cast<int32_t>(random_.next() % devices);
     repartition(slow, other);
   }
 }
@@ -183,14 +184,15 @@ void Search::list_dear() {
 // may be too slow then: they are evened out.
 bool Search::cut_otherwise() {
   if (cuts_++ % kListEvery == 0) list_dear();
-  const bool cheaper = !dear_.empty() && uniform() < kCheaper;
-  const int32_t t = cheaper ? dear_[next() % dear_.size()].second
-                            : static_cast<int32_t>(next() % options_.size());
+  const bool cheaper = !dear_.empty() && random_.uniform() < kCheaper;
+  const int32_t t = cheaper ? dear_[random_.next() % dear_.size()].second
+                            : static_cast<int32_t>(random_.next() % options_.size());
   const auto& ways = options_[t];
   if (ways.size() < 2) return false;
   const size_t now = std::find(ways.begin(), ways.end(), now_.option[t]) - ways.begin();
-  const size_t other =
-      cheaper && now > 0 ? next() % now : (now + 1 + next() % (ways.size() - 1)) % ways.size();
+  const size_t other = cheaper && now > 0
+                           ? random_.next() % now
+                           : (now + 1 + random_.next() % (ways.size() - 1)) % ways.size();
   open_.clear();
   take_out(t);
   choice_.cost = std::numeric_limits<double>::infinity();

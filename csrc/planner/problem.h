@@ -41,8 +41,8 @@ enum class Place : int32_t {
 enum class Tiers : int32_t { kSplit = 0, kFast = 1, kSlow = 2 };
 
 // One way to cut a table. Its pieces cost the same, but for the hottest rows: of k stripes the
-// first has the hottest row, the last the k-th hottest. The search counts each as the first, the
-// pattern bound as the last.
+// first has the hottest row, the last the k-th hottest. The search counts them one by one, the
+// pattern bound each as the last, the pooled bound as their average.
 struct Option {
   int32_t table;
   Place place;

@@ -67,7 +67,7 @@ Replan::Replan(const Problem& p, const Moves& moves, double price, double bound,
       at_(prices_.size(), PricedClasses(p)),
       profiles_(p.options.size()),
       bound_(bound),
-      state_(seed * 0x9E3779B97F4A7C15ull + 1) {
+      random_(seed) {
   for (size_t l = 0; l < prices_.size(); ++l) at_[l].set(prices_[l]);
   PricedClasses at_price(p);
   at_price.set(price);
@@ -110,13 +110,6 @@ Replan::Replan(const Problem& p, const Moves& moves, double price, double bound,
   now_.option.assign(tables, -1);
   now_.devices.resize(tables);
   best_.seconds = kInfinity;
-}
-
-uint64_t Replan::next() {  // splitmix64
-  uint64_t z = state_ += 0x9E3779B97F4A7C15ull;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-  return z ^ (z >> 31);
 }
 
 const Profile& Replan::profile(int32_t option, size_t piece) {
@@ -209,7 +202,7 @@ void Replan::match_pieces(int32_t option, double byte_price, std::vector<int32_t
   };
   if (noise_ > 0) {  // any order may be better where stripes are not equal
     for (size_t i = 0; i + 1 < devices->size(); ++i) {
-      std::swap((*devices)[i], (*devices)[i + next() % (devices->size() - i)]);
+      std::swap((*devices)[i], (*devices)[i + random_.next() % (devices->size() - i)]);
     }
   }
   if (noise_ > 0 && byte_price == 0) return;
@@ -303,7 +296,7 @@ void Replan::consider(int32_t t, int32_t option, double byte_price) {
   }
   double cost = byte_price * moved;
   for (size_t i = 0; i < devices.size(); ++i) cost += cost_on(devices[i], option, i);
-  cost *= 1 + noise_ * (2 * uniform() - 1);
+  cost *= 1 + noise_ * (2 * random_.uniform() - 1);
   if (cost < choice_.cost) choice_ = {cost, option, devices};
 }
 

@@ -13,6 +13,7 @@
 #include "planner/bound.h"
 #include "planner/load.h"
 #include "planner/problem.h"
+#include "planner/random.h"
 #include "planner/split.h"
 
 namespace recsys_opt::planner {
@@ -90,8 +91,6 @@ class Replan {
   void settle(const Placement& placement);
   void keep_if_best();
   void put_back();
-  uint64_t next();
-  double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
 
   const Problem& problem_;
   const Moves& moves_;
@@ -112,7 +111,7 @@ class Replan {
   double reach_ = 0, reference_ = 0, limit_ = 0, byte_price_ = 0, noise_ = 0;
   bool tight_ = false;
   int64_t trials_ = 0;
-  uint64_t state_;
+  Random random_;
 };
 
 // No plan is faster that cuts its tables in any of these ways, however many bytes it moves. Stripes

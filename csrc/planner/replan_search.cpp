@@ -70,25 +70,26 @@ void Replan::choose_tables(std::vector<int32_t>* out) {
   const auto add = [&](int32_t t) {
     if (std::find(out->begin(), out->end(), t) == out->end()) out->push_back(t);
   };
-  const int32_t chosen = 1 + static_cast<int32_t>(next() % 4);
-  const double share = uniform();
+  const int32_t chosen = 1 + static_cast<int32_t>(random_.next() % 4);
+  const double share = random_.uniform();
   for (int32_t i = 0; i < chosen; ++i) {
-    const int32_t d = i == 0 ? slowest_device() : static_cast<int32_t>(next() % devices);
+    const int32_t d = i == 0 ? slowest_device() : static_cast<int32_t>(random_.next() % devices);
     for (int32_t t : on_[d]) {
-      if (uniform() < share) add(t);
+      if (random_.uniform() < share) add(t);
     }
   }
-  if (uniform() < kMovedOut) {  // what moved may have been worth less than what did not
+  if (random_.uniform() < kMovedOut) {  // what moved may have been worth less than what did not
     for (int i = 0; i < 8; ++i) {
-      const auto t = static_cast<int32_t>(next() % tables);
+      const auto t = static_cast<int32_t>(random_.next() % tables);
       if (!stays(t)) add(t);
     }
   }
-  if (uniform() < 0.3) {
-    for (uint64_t i = next() % 3; i-- > 0;) add(static_cast<int32_t>(next() % tables));
+  if (random_.uniform() < 0.3) {
+    for (uint64_t i = random_.next() % 3; i-- > 0;)
+      add(static_cast<int32_t>(random_.next() % tables));
   }
   for (size_t i = 0; i < out->size(); ++i) {
-    std::swap((*out)[i], (*out)[i + next() % (out->size() - i)]);
+    std::swap((*out)[i], (*out)[i + random_.next() % (out->size() - i)]);
   }
   if (out->size() > kMostOut) out->resize(kMostOut);
 }
@@ -110,25 +111,26 @@ void Replan::improve(double most_bytes, int64_t trials) {
     const double temperature = hot * std::pow(kCold / hot, done);
     choose_tables(&out);
     if (out.empty()) continue;
-    reach_ = bound_ + (best_.seconds - bound_) * uniform();
-    byte_price_ = uniform() < kFree ? 0.0
-                                    : std::pow(10.0, 3 * uniform() - 2) *
-                                          static_cast<double>(devices) / model_bytes_;
-    const double kind = uniform();
+    reach_ = bound_ + (best_.seconds - bound_) * random_.uniform();
+    byte_price_ = random_.uniform() < kFree ? 0.0
+                                            : std::pow(10.0, 3 * random_.uniform() - 2) *
+                                                  static_cast<double>(devices) / model_bytes_;
+    const double kind = random_.uniform();
     noise_ = kind < 0.4 ? 0.0 : kind < 0.7 ? 0.1 : 0.5;
-    tight_ = uniform() < kTightShare;
+    tight_ = random_.uniform() < kTightShare;
     before.clear();
     order.clear();
     open_.clear();
     for (int32_t t : out) {
       before.push_back({now_.option[t], now_.devices[t]});
-      order.push_back({-weight_[t] * (0.6 + 0.8 * uniform()), t});
+      order.push_back({-weight_[t] * (0.6 + 0.8 * random_.uniform()), t});
       for (const std::vector<int32_t>& on : {now_.devices[t], moves_.old_devices[t]}) {
         if (on.size() < devices) open_.insert(open_.end(), on.begin(), on.end());
       }
       take_out(t);
     }
-    for (int i = 0; i < kOthers; ++i) open_.push_back(static_cast<int32_t>(next() % devices));
+    for (int i = 0; i < kOthers; ++i)
+      open_.push_back(static_cast<int32_t>(random_.next() % devices));
     std::sort(open_.begin(), open_.end());
     open_.erase(std::unique(open_.begin(), open_.end()), open_.end());
     std::sort(order.begin(), order.end());
@@ -140,7 +142,7 @@ void Replan::improve(double most_bytes, int64_t trials) {
       }
     }
     const double after = whole ? height() : kInfinity;
-    if (after <= current - temperature * std::log(std::max(uniform(), 1e-300))) {
+    if (after <= current - temperature * std::log(std::max(random_.uniform(), 1e-300))) {
       current = after;
       keep_if_best();
       continue;
@@ -198,7 +200,7 @@ void Replan::follow(const Placement& guide, double most_bytes) {
       if (std::find(slow.begin(), slow.end(), t) != slow.end()) looked_at.push_back(t);
     }
     for (int i = 0; i < kLookedAt && looked_at.size() < kLookedAt; ++i) {
-      looked_at.push_back(other[next() % other.size()]);
+      looked_at.push_back(other[random_.next() % other.size()]);
     }
     double least = kInfinity;
     int32_t best = -1;

@@ -15,8 +15,7 @@ constexpr size_t kMostOptions = 12;
 constexpr size_t kMostOut = 24;
 // For this share of the trials, small tables may be cut only in ways that cost little more than the
 // cheapest.
-constexpr double kTight = 1.005, kTightShare = 0.9, kSmall = 0.4;
-constexpr double kTypical = 1.4;  // see cost_on
+constexpr double kTightShare = 0.9, kSmall = 0.4;
 // Devices that a table may move to besides those that tables were taken from.
 constexpr int kOthers = 4;
 constexpr double kSteep = 60;  // see penalty
@@ -34,7 +33,7 @@ Search::Search(const Problem& p, const LeastSeconds& least, const Bound& bound, 
     : problem_(p),
       price_(bound.price),
       profiles_(p, price_grid(p, bound.price, bound.seconds)),
-      state_(seed * 0x9E3779B97F4A7C15ull + 1) {
+      random_(seed) {
   const size_t tables = p.tables.size();
   PricedClasses at(p);
   at.set(price_);
@@ -83,13 +82,6 @@ Search::Search(const Problem& p, const LeastSeconds& least, const Bound& bound, 
   device_step_.assign(all_.size(), -1);
   table_step_.assign(tables, -1);
   best_.seconds = kInfinity;
-}
-
-uint64_t Search::next() {  // splitmix64
-  uint64_t z = state_ += 0x9E3779B97F4A7C15ull;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-  return z ^ (z >> 31);
 }
 
 // What a load costs: its time, and more the nearer it comes to the time that is reached for. The
@@ -203,149 +195,6 @@ void Search::put_in(int32_t t, int32_t option, const std::vector<int32_t>& devic
   for (size_t i = 0; i < devices.size(); ++i) enter(devices[i], {t, static_cast<int32_t>(i)});
 }
 
-// ---- placing tables
-
-// What a piece adds to the penalty of a device; of one that goes to every device, at the slope of a
-// typical one.
-double Search::cost_on(int32_t d, const Profile& piece, bool everywhere) {
-  ++trials_;
-  const Load& load = loads_[d];
-  double before, after;
-  if (priced_) {  // as if the device's fast tier were full at the expected price
-    if (!load.has_room(piece)) return kInfinity;
-    const double full = price_ * problem_.devices.fast_bytes[d];
-    const double scale = reach_ / (reach_ + full);
-    before = (load.seconds_at(price_level_) + full) * scale;
-    after = before + piece.weight[price_level_] * scale;
-  } else {
-    before = load.seconds();
-    after = load.seconds_with(piece);
-  }
-  return everywhere ? kTypical * (after - before) / reach_ : penalty(after) - penalty(before);
-}
-
-// Takes the option as the choice if the best devices for its pieces make it cheaper than the choice
-// so far. Of stripes, the hottest goes where there is most time left.
-void Search::consider(int32_t t, int32_t option, double noise) {
-  const Option& o = problem_.options[option];
-  const Devices& devices = problem_.devices;
-  const Profile& first = profiles_.of(option, 0);
-  const std::vector<int32_t>& pinned = problem_.pinned[t];
-  const bool everywhere = o.place == Place::kEverywhere;
-  costs_.clear();
-  if (o.place == Place::kNode) {
-    double least = kInfinity;
-    int32_t best = -1;
-    for (int32_t node = 0; node < devices.nodes; ++node) {
-      double sum = 0;
-      for (int32_t i = 0; i < devices.per_node; ++i) {
-        const int32_t d = node * devices.per_node + i;
-        const bool allowed =
-            pinned.empty() || std::find(pinned.begin(), pinned.end(), d) != pinned.end();
-        sum += allowed ? cost_on(d, first, false) : kInfinity;
-      }
-      if (sum < least) {
-        least = sum;
-        best = node;
-      }
-    }
-    for (int32_t i = 0; best >= 0 && i < devices.per_node; ++i) {
-      const int32_t d = best * devices.per_node + i;
-      costs_.push_back({cost_on(d, first, false), d});
-    }
-    if (best < 0) return;
-  } else {
-    const bool any = static_cast<size_t>(o.pieces) <= open_.size();
-    const std::vector<int32_t>& among = everywhere        ? all_
-                                        : !pinned.empty() ? pinned
-                                        : any             ? open_
-                                                          : all_;
-    for (int32_t d : among) costs_.push_back({cost_on(d, first, everywhere), d});
-    if (static_cast<size_t>(o.pieces) < costs_.size()) {
-      std::nth_element(costs_.begin(), costs_.begin() + (o.pieces - 1), costs_.end());
-      costs_.resize(o.pieces);
-    }
-  }
-  if (o.parts > 1) {
-    std::sort(costs_.begin(), costs_.end(), [&](const auto& a, const auto& b) {
-      return loads_[a.second].seconds() < loads_[b.second].seconds();
-    });
-    for (int32_t i = 1; i < o.pieces; ++i) {
-      costs_[i].first = cost_on(costs_[i].second, profiles_.of(option, i), everywhere);
-    }
-  }
-  double cost = 0;
-  for (const auto& [more, d] : costs_) cost += more;
-  cost *= noise;
-  if (cost < choice_.cost) {
-    choice_.cost = cost;
-    choice_.option = option;
-    choice_.devices.clear();
-    for (const auto& [more, d] : costs_) choice_.devices.push_back(d);
-  }
-}
-
-bool Search::insert(int32_t t) {
-  choice_.cost = kInfinity;
-  for (size_t i = 0; i < options_[t].size(); ++i) {
-    // Dearer ways to cut it only where a piece of the cheapest fills much of a device, or has no
-    // room.
-    if (i > 0 && tight_ && small_[t] && !std::isinf(choice_.cost) && dearness_[t][i] > kTight)
-      break;
-    consider(t, options_[t][i], 1 + noise_ * (2 * uniform() - 1));
-  }
-  if (std::isinf(choice_.cost)) return false;
-  put_in(t, choice_.option, choice_.devices);
-  return true;
-}
-
-bool Search::place_all(const std::vector<int32_t>& order) {
-  open_.clear();
-  begin();
-  const Devices& devices = problem_.devices;
-  loads_.clear();
-  for (int32_t d = 0; d < devices.count(); ++d) {
-    loads_.emplace_back(profiles_.prices(), devices.fast_bytes[d], devices.total_bytes[d]);
-  }
-  on_.assign(devices.count(), {});
-  now_.option.assign(order.size(), -1);
-  now_.devices.assign(order.size(), {});
-  for (int32_t t : order) {
-    if (insert(t)) continue;
-    now_.unplaced = t;
-    return false;
-  }
-  now_.unplaced = -1;
-  return true;
-}
-
-void Search::construct(double reach, bool priced) {
-  reach_ = reach;
-  noise_ = 0;
-  priced_ = priced;
-  tight_ = priced;
-  std::vector<int32_t> order(problem_.tables.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return weight_[a] > weight_[b]; });
-  bool placed = place_all(order);
-  if (!placed) {  // the largest first: then what has no room by weight may have it
-    const auto bytes = [&](int32_t t) {
-      return problem_.tables[t].rows.back() *
-             problem_.options[problem_.first_option[t]].bytes_per_row;
-    };
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int32_t a, int32_t b) { return bytes(a) > bytes(b); });
-    placed = place_all(order);
-  }
-  priced_ = false;
-  if (placed) {
-    keep_if_best();
-  } else if (std::isinf(best_.seconds)) {
-    best_.unplaced = now_.unplaced;
-  }
-}
-
 void Search::keep_if_best() {
   const double seconds = loads_[slowest_device()].seconds();
   if (seconds >= best_.seconds) return;
@@ -374,20 +223,21 @@ void Search::choose_tables(std::vector<int32_t>* out) {
   };
   // The slowest device and some others, a part of the tables of each; at times some tables from
   // anywhere.
-  const int32_t chosen = 1 + static_cast<int32_t>(next() % 4);
-  const double share = uniform();
+  const int32_t chosen = 1 + static_cast<int32_t>(random_.next() % 4);
+  const double share = random_.uniform();
   for (int32_t i = 0; i < chosen; ++i) {
-    const auto any = static_cast<int32_t>(next() % devices);
+    const auto any = static_cast<int32_t>(random_.next() % devices);
     for (const Spot& spot : on_[i == 0 ? slowest_device() : any]) {
-      if (uniform() < share) add(spot.table);
+      if (random_.uniform() < share) add(spot.table);
     }
   }
-  if (uniform() < 0.3) {
-    for (uint64_t i = next() % 3; i-- > 0;) add(static_cast<int32_t>(next() % tables));
+  if (random_.uniform() < 0.3) {
+    for (uint64_t i = random_.next() % 3; i-- > 0;)
+      add(static_cast<int32_t>(random_.next() % tables));
   }
   // Many at once seldom come back better.
   for (size_t i = 0; i < out->size(); ++i) {
-    std::swap((*out)[i], (*out)[i + next() % (out->size() - i)]);
+    std::swap((*out)[i], (*out)[i + random_.next() % (out->size() - i)]);
   }
   if (out->size() > kMostOut) out->resize(kMostOut);
 }
@@ -399,12 +249,12 @@ void Search::ruin() {
   order_.clear();
   open_.clear();
   for (int32_t t : out_) {
-    order_.push_back({-weight_[t] * (0.6 + 0.8 * uniform()), t});
+    order_.push_back({-weight_[t] * (0.6 + 0.8 * random_.uniform()), t});
     if (now_.devices[t].size() < devices)
       open_.insert(open_.end(), now_.devices[t].begin(), now_.devices[t].end());
     take_out(t);
   }
-  for (int i = 0; i < kOthers; ++i) open_.push_back(static_cast<int32_t>(next() % devices));
+  for (int i = 0; i < kOthers; ++i) open_.push_back(static_cast<int32_t>(random_.next() % devices));
   std::sort(open_.begin(), open_.end());
   open_.erase(std::unique(open_.begin(), open_.end()), open_.end());
   std::sort(order_.begin(), order_.end());
@@ -412,8 +262,8 @@ void Search::ruin() {
 
 // Puts them in again.
 bool Search::recreate() {
-  tight_ = uniform() < kTightShare;
-  const double kind = uniform();
+  tight_ = random_.uniform() < kTightShare;
+  const double kind = random_.uniform();
   noise_ = kind < 0.4 ? 0.0 : kind < 0.7 ? 0.1 : 0.5;
   for (const auto& [weight, t] : order_) {
     if (!insert(t)) return false;
@@ -436,10 +286,10 @@ void Search::improve(Effort effort) {
     const double hot = tables <= kFew ? kHotFew : kHot;
     const double temperature = hot * std::pow(kCold / hot, done);
     begin();
-    reach_ = effort.good_enough + (best_.seconds - effort.good_enough) * uniform();
-    const double kind = devices > 1 ? uniform() : 1.0;
+    reach_ = effort.good_enough + (best_.seconds - effort.good_enough) * random_.uniform();
+    const double kind = devices > 1 ? random_.uniform() : 1.0;
     if (kind < kEven) {
-      if (!repartition(slowest_device(), static_cast<int32_t>(next() % devices))) continue;
+      if (!repartition(slowest_device(), static_cast<int32_t>(random_.next() % devices))) continue;
       current = height();
       keep_if_best();
       continue;
@@ -451,9 +301,9 @@ void Search::improve(Effort effort) {
       ruin();
       whole = recreate();
     }
-    if (whole && saved_device_count_ > 1) even_out(static_cast<int>(next() % kEvenTimes));
+    if (whole && saved_device_count_ > 1) even_out(static_cast<int>(random_.next() % kEvenTimes));
     const double after = whole ? height() : kInfinity;
-    if (after <= current - temperature * std::log(std::max(uniform(), 1e-300))) {
+    if (after <= current - temperature * std::log(std::max(random_.uniform(), 1e-300))) {
       current = after;
       keep_if_best();
     } else {

@@ -4,7 +4,10 @@
 // the devices' times (its pieces go to the devices where they cost least, with the split of every
 // device chosen anew). Then part of a few devices' tables is taken out and placed again, in another
 // order and by slightly other prices, and the result kept where the slowest devices get faster
-// (ruin and recreate, Schrimpf et al. 2000).
+// (ruin and recreate, Schrimpf et al. 2000). Or one table is cut in another, most often a cheaper
+// way. What two devices hold is then parted anew between them, in the best of all ways (to first
+// order), for a few pairs of the devices that have changed: with hundreds of devices it is this
+// that evens them out.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +16,7 @@
 #include "planner/bound.h"
 #include "planner/load.h"
 #include "planner/problem.h"
+#include "planner/random.h"
 
 namespace recsys_opt::planner {
 
@@ -87,8 +91,6 @@ class Search {
   void touch(int32_t device);
   void touch_table(int32_t table);
   void revert();
-  uint64_t next();
-  double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
 
   const Problem& problem_;
   double price_;  // of a byte of the fast tier, expected
@@ -108,7 +110,7 @@ class Search {
   bool priced_ = false;
   double reach_ = 0, noise_ = 0, reference_ = 0;
   int64_t trials_ = 0;
-  uint64_t state_;
+  Random random_;
 
   // What a step has changed, as it was.
   struct SavedDevice {

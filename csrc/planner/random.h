@@ -1,0 +1,24 @@
+// Random numbers of the searches: the same for the same seed, on every machine.
+#pragma once
+
+#include <cstdint>
+
+namespace recsys_opt::planner {
+
+class Random {  // splitmix64 (Steele, Lea & Flood 2014)
+ public:
+  explicit Random(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15ull + 1) {}
+  uint64_t next() {
+    uint64_t z = state_ += 0x9E3779B97F4A7C15ull;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+  }
+  // In [0, 1).
+  double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
+
+ private:
+  uint64_t state_;
+};
+
+}  // namespace recsys_opt::planner
