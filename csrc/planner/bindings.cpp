@@ -80,7 +80,11 @@ py::dict solve_arrays(const Array<int64_t>& cell_offsets, const Array<double>& c
   Solution solution;
   {
     py::gil_scoped_release release;
-    solution = solve(problem, {trials, rounds, gap, seed});
+    const auto poll = [] {  // ^C
+      py::gil_scoped_acquire acquire;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    };
+    solution = solve(problem, {trials, rounds, gap, seed, poll});
   }
   py::dict result;
   result["unplaced"] = solution.assignment.unplaced;

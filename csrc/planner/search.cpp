@@ -18,7 +18,8 @@ constexpr size_t kMostOut = 24;
 constexpr double kTightShare = 0.9, kSmall = 0.4;
 // Devices that a table may move to besides those that tables were taken from.
 constexpr int kOthers = 4;
-constexpr double kSteep = 60;  // see penalty
+constexpr double kSteep = 60;         // see penalty
+constexpr int64_t kPollEvery = 4096;  // steps
 // Temperatures of the acceptance, as shares of the slowest device's time.
 constexpr uint64_t kFew = 64;  // tables
 constexpr double kHotFew = 0.15, kHot = 1e-3, kCold = 1e-5;
@@ -271,7 +272,7 @@ bool Search::recreate() {
   return true;
 }
 
-void Search::improve(Effort effort) {
+void Search::improve(const Effort& effort) {
   if (std::isinf(best_.seconds)) return;
   begin();
   resume();
@@ -280,7 +281,9 @@ void Search::improve(Effort effort) {
   const uint64_t tables = problem_.tables.size();
   reference_ = best_.seconds;
   double current = height();
-  while (trials_ - start < effort.trials && best_.seconds > effort.good_enough) {
+  for (int64_t step = 0; trials_ - start < effort.trials && best_.seconds > effort.good_enough;
+       ++step) {
+    if (effort.poll && step % kPollEvery == 0) effort.poll();
     ++trials_;
     const double done = static_cast<double>(trials_ - start) / static_cast<double>(effort.trials);
     const double hot = tables <= kFew ? kHotFew : kHot;

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "planner/bound.h"
@@ -28,8 +29,9 @@ struct Assignment {
 };
 
 struct Effort {
-  int64_t trials;      // times that a device's time is asked for, at most
-  double good_enough;  // stop at this time
+  int64_t trials;                // times that a device's time is asked for, at most
+  double good_enough;            // stop at this time
+  std::function<void()> poll{};  // called now and then: it may throw to end the search
 };
 
 class Search {
@@ -40,7 +42,7 @@ class Search {
   // `priced`: by weights (seconds + price * fast bytes), as if every device's fast tier were full
   // already; else by seconds, where the first tables take the fast tier as if they were alone.
   void construct(double reach, bool priced);
-  void improve(Effort effort);
+  void improve(const Effort& effort);
   const Assignment& best() const { return best_; }
 
  private:

@@ -30,7 +30,7 @@ Solution solve(const Problem& p, const Limits& limits) {
   search.construct(bound.seconds, false);
   if (std::isfinite(search.best().seconds)) {
     const auto enough = [&] { return bound.seconds * (1 + limits.gap); };
-    search.improve({limits.trials / 4, enough()});
+    search.improve({limits.trials / 4, enough(), limits.poll});
     solution.pooled = bound.seconds;
     const auto raise = [&] {
       if (search.best().seconds > enough() && limits.rounds > 0)
@@ -41,7 +41,7 @@ Solution solve(const Problem& p, const Limits& limits) {
     // With few tables one annealing ends in a valley as often as not.
     const int64_t runs = p.tables.size() <= kFew ? kRuns : 1;
     for (int64_t run = 0; run < runs; ++run) {
-      search.improve({(limits.trials - limits.trials / 4) / runs, enough()});
+      search.improve({(limits.trials - limits.trials / 4) / runs, enough(), limits.poll});
     }
     if (search.best().seconds < known) raise();  // fewer ways to cut tables are left
     bound.seconds = std::min(bound.seconds, search.best().seconds);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "planner/bound.h"
@@ -24,6 +25,7 @@ struct Limits {
   int32_t rounds;  // of the pattern bound
   double gap;      // stop when the plan is this close to the bound, as a share of it
   uint64_t seed;
+  std::function<void()> poll{};  // called now and then: it may throw to end the work
 };
 
 Solution solve(const Problem& problem, const Limits& limits);

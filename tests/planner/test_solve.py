@@ -1,3 +1,4 @@
+import signal
 from dataclasses import replace
 
 import highspy
@@ -128,6 +129,24 @@ def test_criteo_on_sixteen_devices():
     plan = make_plan(case.tables, case.hardware, case.settings)
     assert plan.gap <= 0.05
     assert problems(plan, case.tables, case.hardware, case.settings) == []
+
+
+def test_a_signal_ends_the_search():
+    class Ended(Exception):
+        pass
+
+    def end(number, frame):
+        raise Ended
+
+    case = random_case(5)
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    try:
+        with pytest.raises(Ended):
+            make_plan(case.tables, case.hardware, replace(case.settings, effort=1e6))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_everything_fits_into_one_device():
