@@ -132,17 +132,17 @@ def test_criteo_on_sixteen_devices():
 
 
 def test_a_signal_ends_the_search():
-    class Ended(Exception):
+    class EndedError(Exception):
         pass
 
     def end(number, frame):
-        raise Ended
+        raise EndedError
 
     case = random_case(5)
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, 1.0)
     try:
-        with pytest.raises(Ended):
+        with pytest.raises(EndedError):
             make_plan(case.tables, case.hardware, replace(case.settings, effort=1e6))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
