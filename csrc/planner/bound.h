@@ -15,6 +15,7 @@
 // which is what the pooled bound misses with few tables a device.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "planner/problem.h"
@@ -53,8 +54,8 @@ struct Bound {
 Bound pooled_bound(const Problem& problem, const LeastSeconds& least);
 
 // Starts from the pooled bound; at most `rounds` columns. `known`: the time of some plan, which the
-// bound does not exceed.
+// bound does not exceed. `poll` is called for each column: it may throw to end the work.
 Bound pattern_bound(const Problem& problem, const LeastSeconds& least, const Bound& pooled,
-                    double known, int rounds);
+                    double known, int rounds, const std::function<void()>& poll = {});
 
 }  // namespace recsys_opt::planner

@@ -226,7 +226,7 @@ Weights prices(const Problem& p, const LeastSeconds& least, double pooled) {
 }  // namespace
 
 Bound pattern_bound(const Problem& p, const LeastSeconds& least, const Bound& pooled, double known,
-                    int rounds) {
+                    int rounds, const std::function<void()>& poll) {
   const double devices = p.devices.count();
   const double fast = *std::max_element(p.devices.fast_bytes.begin(), p.devices.fast_bytes.end());
   const size_t tables = p.tables.size();
@@ -260,6 +260,7 @@ Bound pattern_bound(const Problem& p, const LeastSeconds& least, const Bound& po
   std::vector<double> value(tables), use(tables);
   double reach = best.seconds * (1 + kStep);
   for (int round = 0; round < rounds && best.seconds < known; ++round) {
+    if (poll) poll();
     master.duals(&value);
     const size_t idle = std::min_element(value.begin(), value.end()) - value.begin();
     if (value[idle] < -1e-9) {  // this table is held more than once: let it

@@ -34,7 +34,7 @@ Solution solve(const Problem& p, const Limits& limits) {
     solution.pooled = bound.seconds;
     const auto raise = [&] {
       if (search.best().seconds > enough() && limits.rounds > 0)
-        bound = pattern_bound(p, least, bound, search.best().seconds, limits.rounds);
+        bound = pattern_bound(p, least, bound, search.best().seconds, limits.rounds, limits.poll);
     };
     raise();
     const double known = search.best().seconds;

@@ -95,8 +95,8 @@ def changed_hardware(hardware: Hardware, args: argparse.Namespace) -> Hardware:
         per_node = min(hardware.devices_per_node, args.gpus)
         if args.gpus < 1 or args.gpus % per_node:
             raise InputError(
-                f"--gpus {args.gpus}: nodes have {hardware.devices_per_node} devices; give a multiple of it, "
-                "or fewer for a part of one node"
+                f"--gpus (--devices) {args.gpus}: nodes have {hardware.devices_per_node} devices; give a "
+                "multiple of it, or fewer for a part of one node"
             )
         hardware = replace(hardware, nodes=args.gpus // per_node, devices_per_node=per_node)
     return hardware
