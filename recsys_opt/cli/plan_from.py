@@ -131,7 +131,7 @@ def run_from(args: argparse.Namespace, old: Plan, inputs: PlanInputs) -> Outcome
         moves = compare_plans(old, plan, sizes, orders)
         lines += [
             clipped(kinds(plan)),
-            clipped(certificate(plan)),
+            *certificate(plan),
             "",
             *device_lines(plan),
             *table_moves(moves, args.top),

@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> Outcome:
         clipped(
             f"{len(plan.tables):,} tables on {plan.num_devices} devices ({hardware.name}): {kinds(plan)}"
         ),
-        clipped(certificate(plan)),
+        *certificate(plan),
         f"planned in {took:.2f} s",
         "",
         *device_lines(plan),

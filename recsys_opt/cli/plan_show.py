@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> Outcome:
     name = plan.hardware.get("name", "unnamed hardware")
     lines = [
         clipped(f"{len(plan.tables):,} tables on {plan.num_devices} devices ({name}): {kinds(plan)}"),
-        clipped(certificate(plan)),
+        *certificate(plan),
         "",
         *device_lines(plan),
         "",

@@ -19,15 +19,18 @@ def clipped(text: str, width: int = WIDTH) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def certificate(plan: Plan) -> str:
-    """The time of the slowest device, and how far it can be from the best."""
+def certificate(plan: Plan) -> list[str]:
+    """The time of the slowest device, and how far it can be from the best: a line each."""
     if not plan.devices:
-        return "nothing is predicted for this plan"
+        return ["nothing is predicted for this plan"]
     mean = sum(d.seconds for d in plan.devices) / len(plan.devices)
-    text = f"slowest device {milliseconds(plan.seconds)} an iteration of {plan.batch_size:,} samples"
+    lines = [
+        f"slowest device {milliseconds(plan.seconds)} an iteration of {plan.batch_size:,} samples; "
+        f"max / mean {plan.seconds / mean if mean else 1.0:.3f}"
+    ]
     if plan.bound_seconds > 0:
-        text += f"; no plan takes less than {milliseconds(plan.bound_seconds)} (gap {plan.gap:.2%})"
-    return f"{text}; max / mean {plan.seconds / mean if mean else 1.0:.3f}"
+        lines.append(f"no plan takes less than {milliseconds(plan.bound_seconds)}: gap {plan.gap:.2%}")
+    return lines
 
 
 def device_lines(plan: Plan) -> list[str]:

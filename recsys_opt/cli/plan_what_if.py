@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> Outcome:
     ]
     lines += [clipped(f"{name:<22}{a:>14}{b:>14}") for name, a, b in rows]
     lines[-2] = lines[-2].replace("rows read there", f"{hardware.slow.name} reads".ljust(15))
-    lines += ["", clipped(certificate(after)), clipped(amounts(moves))]
+    lines += ["", *certificate(after), clipped(amounts(moves))]
     result = {
         "before": {"seconds": before.seconds, "gap": before.gap, "slow_share": slow_share(before.devices)},
         "after": {"seconds": after.seconds, "gap": after.gap, "slow_share": slow_share(after.devices)},
