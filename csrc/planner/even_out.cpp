@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "planner/anneal.h"
 #include "planner/search.h"
 
 namespace recsys_opt::planner {
@@ -112,12 +113,12 @@ bool Search::repartition(int32_t a, int32_t b) {
       }
     }
   }
-  double best = power(time_a) + power(time_b);
+  double best = power(time_a, reference_) + power(time_b, reference_);
   best *= 1 - 1e-9;
   uint32_t chosen = 0;
   for (const Way& way : ways) {
     // Times to first order are never too large.
-    if (std::isinf(way.most) || power(way.most) >= best) break;
+    if (std::isinf(way.most) || power(way.most, reference_) >= best) break;
     if (way.mask == 0) continue;
     double bytes = 0, must = 0;
     for (uint32_t m = way.mask; m; m &= m - 1) {
@@ -133,7 +134,7 @@ bool Search::repartition(int32_t a, int32_t b) {
     };
     const double after_a = loads_[a].climb(more);
     const double after_b = loads_[b].climb([&](int32_t level) { return -more(level); });
-    const double height = power(after_a) + power(after_b);
+    const double height = power(after_a, reference_) + power(after_b, reference_);
     if (height < best) {
       best = height;
       chosen = way.mask;

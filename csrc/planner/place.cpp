@@ -4,13 +4,13 @@
 #include <limits>
 #include <numeric>
 
+#include "planner/anneal.h"
 #include "planner/search.h"
 
 namespace recsys_opt::planner {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kTypical = 1.4;  // see cost_on
 // Where only ways that cost little more than the cheapest are wanted.
 constexpr double kTight = 1.005;
 
@@ -32,7 +32,8 @@ double Search::cost_on(int32_t d, const Profile& piece, bool everywhere) {
     before = load.seconds();
     after = load.seconds_with(piece);
   }
-  return everywhere ? kTypical * (after - before) / reach_ : penalty(after) - penalty(before);
+  return everywhere ? kTypical * (after - before) / reach_
+                    : penalty(after, reach_) - penalty(before, reach_);
 }
 
 // Takes the option as the choice if the best devices for its pieces make it cheaper than the choice

@@ -6,14 +6,13 @@
 #include <limits>
 #include <numeric>
 
+#include "planner/anneal.h"
+
 namespace recsys_opt::planner {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-// See search.cpp, whose ruin and recreate this is.
-constexpr double kWorthTrying = 4.0, kTight = 1.02, kSmall = 0.4;
-constexpr double kTypical = 1.4, kSteep = 60;
-constexpr size_t kMostOptions = 12;
+constexpr double kTight = 1.02;  // see kTightShare
 // Of more stripes than this, each counts as the first, which has the hottest row.
 constexpr double kExactStripes = 8;
 constexpr double kDear = 1e3;  // a byte's price where no more bytes may move than must
@@ -127,21 +126,9 @@ const Profile& Replan::profile(int32_t option, size_t piece) {
   return found;
 }
 
-double Replan::penalty(double seconds) const {
-  if (std::isinf(seconds)) return kInfinity;
-  const double x = seconds / reach_;
-  return x + std::exp(std::min(kSteep * (x - 1), 500.0)) / kSteep;
-}
-
-// As in search.cpp, and a hair for every byte that moves.
+// A hair for every byte that moves.
 double Replan::height() const {
-  double sum = 0;
-  for (const Load& load : loads_) {
-    double x = load.seconds() / reference_;
-    for (int doubling = 0; doubling < 5; ++doubling) x *= x;  // the 32nd power
-    sum += x;
-  }
-  return std::pow(sum, 1.0 / 32) + 1e-6 * now_.moved_bytes / model_bytes_;
+  return planner::height(loads_, reference_) + 1e-6 * now_.moved_bytes / model_bytes_;
 }
 
 double Replan::moved_by(int32_t option, const std::vector<int32_t>& devices) const {
@@ -177,19 +164,12 @@ bool Replan::stays(int32_t t) const {
   return now_.option[t] == moves_.old_option[t] && now_.devices[t] == moves_.old_devices[t];
 }
 
-int32_t Replan::slowest_device() const {
-  int32_t slowest = 0;
-  for (size_t d = 1; d < loads_.size(); ++d) {
-    if (loads_[d].seconds() > loads_[slowest].seconds()) slowest = static_cast<int32_t>(d);
-  }
-  return slowest;
-}
-
 double Replan::cost_on(int32_t d, int32_t option, size_t piece) {
   ++trials_;
   const double after = loads_[d].seconds_with(profile(option, piece)), before = loads_[d].seconds();
-  return problem_.options[option].place == Place::kEverywhere ? kTypical * (after - before) / reach_
-                                                              : penalty(after) - penalty(before);
+  return problem_.options[option].place == Place::kEverywhere
+             ? kTypical * (after - before) / reach_
+             : penalty(after, reach_) - penalty(before, reach_);
 }
 
 // The pieces that have most in common with what a device has go there, the others in order; at

@@ -71,7 +71,6 @@ class Replan {
   };
 
   const Profile& profile(int32_t option, size_t piece);
-  double penalty(double seconds) const;
   double height() const;
   double moved_by(int32_t option, const std::vector<int32_t>& devices) const;
   void put_in(int32_t table, int32_t option, const std::vector<int32_t>& devices);
@@ -87,7 +86,6 @@ class Replan {
   }
   double cost_on(int32_t device, int32_t option, size_t piece);
   bool stays(int32_t table) const;
-  int32_t slowest_device() const;
   void settle(const Placement& placement);
   void keep_if_best();
   void put_back();

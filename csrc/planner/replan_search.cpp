@@ -4,18 +4,13 @@
 #include <cmath>
 #include <limits>
 
+#include "planner/anneal.h"
 #include "planner/replan.h"
 
 namespace recsys_opt::planner {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-// See search.cpp, whose ruin and recreate this is.
-constexpr double kTightShare = 0.9;
-constexpr size_t kMostOut = 24;
-constexpr int kOthers = 4;
-constexpr uint64_t kFew = 64;
-constexpr double kHotFew = 0.15, kHot = 1e-3, kCold = 1e-5;
 // Shares of the tries with no price per byte, and with tables that have moved taken out.
 constexpr double kFree = 0.3, kMovedOut = 0.3;
 constexpr int kLookedAt = 48;  // tables at each step of a path
@@ -46,7 +41,7 @@ bool Replan::start() {
 }
 
 void Replan::keep_if_best() {
-  const double seconds = loads_[slowest_device()].seconds();
+  const double seconds = loads_[slowest_device(loads_)].seconds();
   const bool fewer = seconds == best_.seconds && now_.moved_bytes < best_.moved_bytes;
   if ((seconds >= best_.seconds && !fewer) || now_.moved_bytes > limit_) return;
   best_ = now_;
@@ -73,7 +68,8 @@ void Replan::choose_tables(std::vector<int32_t>* out) {
   const int32_t chosen = 1 + static_cast<int32_t>(random_.next() % 4);
   const double share = random_.uniform();
   for (int32_t i = 0; i < chosen; ++i) {
-    const int32_t d = i == 0 ? slowest_device() : static_cast<int32_t>(random_.next() % devices);
+    const int32_t d =
+        i == 0 ? slowest_device(loads_) : static_cast<int32_t>(random_.next() % devices);
     for (int32_t t : on_[d]) {
       if (random_.uniform() < share) add(t);
     }
@@ -104,11 +100,9 @@ void Replan::improve(double most_bytes, int64_t trials) {
   std::vector<std::pair<double, int32_t>> order;
   reference_ = best_.seconds;
   double current = height();
-  const double hot = tables <= kFew ? kHotFew : kHot;
   while (trials_ - start < trials && best_.seconds > bound_) {
     ++trials_;
     const double done = static_cast<double>(trials_ - start) / static_cast<double>(trials);
-    const double temperature = hot * std::pow(kCold / hot, done);
     choose_tables(&out);
     if (out.empty()) continue;
     reach_ = bound_ + (best_.seconds - bound_) * random_.uniform();
@@ -142,7 +136,8 @@ void Replan::improve(double most_bytes, int64_t trials) {
       }
     }
     const double after = whole ? height() : kInfinity;
-    if (after <= current - temperature * std::log(std::max(random_.uniform(), 1e-300))) {
+    if (after <=
+        current - temperature(tables, done) * std::log(std::max(random_.uniform(), 1e-300))) {
       current = after;
       keep_if_best();
       continue;
@@ -170,8 +165,8 @@ void Replan::put_back() {
     const std::vector<int32_t> devices = now_.devices[t];
     take_out(t);
     put_in(t, moves_.old_option[t], moves_.old_devices[t]);
-    if (loads_[slowest_device()].seconds() <= best_.seconds * (1 + 1e-9)) {
-      const double seconds = std::max(loads_[slowest_device()].seconds(), best_.seconds);
+    if (loads_[slowest_device(loads_)].seconds() <= best_.seconds * (1 + 1e-9)) {
+      const double seconds = std::max(loads_[slowest_device(loads_)].seconds(), best_.seconds);
       best_ = now_;
       best_.seconds = seconds;
     } else {
@@ -194,7 +189,7 @@ void Replan::follow(const Placement& guide, double most_bytes) {
     }
   }
   while (!other.empty()) {
-    const std::vector<int32_t>& slow = on_[slowest_device()];
+    const std::vector<int32_t>& slow = on_[slowest_device(loads_)];
     std::vector<int32_t> looked_at;
     for (int32_t t : other) {
       if (std::find(slow.begin(), slow.end(), t) != slow.end()) looked_at.push_back(t);

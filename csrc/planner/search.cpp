@@ -5,24 +5,13 @@
 #include <limits>
 #include <numeric>
 
+#include "planner/anneal.h"
+
 namespace recsys_opt::planner {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-// Options this much dearer than a table's cheapest, at the price of the bound, are not tried.
-constexpr double kWorthTrying = 4.0;
-constexpr size_t kMostOptions = 12;
-constexpr size_t kMostOut = 24;
-// For this share of the trials, small tables may be cut only in ways that cost little more than the
-// cheapest.
-constexpr double kTightShare = 0.9, kSmall = 0.4;
-// Devices that a table may move to besides those that tables were taken from.
-constexpr int kOthers = 4;
-constexpr double kSteep = 60;         // see penalty
 constexpr int64_t kPollEvery = 4096;  // steps
-// Temperatures of the acceptance, as shares of the slowest device's time.
-constexpr uint64_t kFew = 64;  // tables
-constexpr double kHotFew = 0.15, kHot = 1e-3, kCold = 1e-5;
 // Shares of the steps that even out two devices, and that cut a table in another way; and how often
 // devices are evened out after a step of the other kinds, at most.
 constexpr double kEven = 0.2, kOtherwise = 0.6;
@@ -83,36 +72,6 @@ Search::Search(const Problem& p, const LeastSeconds& least, const Bound& bound, 
   device_step_.assign(all_.size(), -1);
   table_step_.assign(tables, -1);
   best_.seconds = kInfinity;
-}
-
-// What a load costs: its time, and more the nearer it comes to the time that is reached for. The
-// slope says how dear a second is on the device: 1 where it is idle, 2 at the time reached for.
-double Search::penalty(double seconds) const {
-  if (std::isinf(seconds)) return kInfinity;
-  const double x = seconds / reach_;
-  return x + std::exp(kSteep * (x - 1)) / kSteep;
-}
-
-double Search::power(double seconds) const {
-  double x = seconds / reference_;
-  for (int doubling = 0; doubling < 5; ++doubling) x *= x;  // the 32nd power
-  return x;
-}
-
-// Nearly the slowest device's time, as a share of the best so far; others that are slow count a
-// little.
-double Search::height() const {
-  double sum = 0;
-  for (const Load& load : loads_) sum += power(load.seconds());
-  return std::pow(sum, 1.0 / 32);
-}
-
-int32_t Search::slowest_device() const {
-  size_t most = 0;
-  for (size_t d = 1; d < loads_.size(); ++d) {
-    if (loads_[d].seconds() > loads_[most].seconds()) most = d;
-  }
-  return static_cast<int32_t>(most);
 }
 
 // ---- what a step changes, and how it is taken back
@@ -197,7 +156,7 @@ void Search::put_in(int32_t t, int32_t option, const std::vector<int32_t>& devic
 }
 
 void Search::keep_if_best() {
-  const double seconds = loads_[slowest_device()].seconds();
+  const double seconds = loads_[slowest_device(loads_)].seconds();
   if (seconds >= best_.seconds) return;
   best_ = now_;
   best_.seconds = seconds;
@@ -228,7 +187,7 @@ void Search::choose_tables(std::vector<int32_t>* out) {
   const double share = random_.uniform();
   for (int32_t i = 0; i < chosen; ++i) {
     const auto any = static_cast<int32_t>(random_.next() % devices);
-    for (const Spot& spot : on_[i == 0 ? slowest_device() : any]) {
+    for (const Spot& spot : on_[i == 0 ? slowest_device(loads_) : any]) {
       if (random_.uniform() < share) add(spot.table);
     }
   }
@@ -236,7 +195,6 @@ void Search::choose_tables(std::vector<int32_t>* out) {
     for (uint64_t i = random_.next() % 3; i-- > 0;)
       add(static_cast<int32_t>(random_.next() % tables));
   }
-  // Many at once seldom come back better.
   for (size_t i = 0; i < out->size(); ++i) {
     std::swap((*out)[i], (*out)[i + random_.next() % (out->size() - i)]);
   }
@@ -280,20 +238,19 @@ void Search::improve(const Effort& effort) {
   const auto devices = static_cast<uint64_t>(problem_.devices.count());
   const uint64_t tables = problem_.tables.size();
   reference_ = best_.seconds;
-  double current = height();
+  double current = height(loads_, reference_);
   for (int64_t step = 0; trials_ - start < effort.trials && best_.seconds > effort.good_enough;
        ++step) {
     if (effort.poll && step % kPollEvery == 0) effort.poll();
     ++trials_;
     const double done = static_cast<double>(trials_ - start) / static_cast<double>(effort.trials);
-    const double hot = tables <= kFew ? kHotFew : kHot;
-    const double temperature = hot * std::pow(kCold / hot, done);
     begin();
     reach_ = effort.good_enough + (best_.seconds - effort.good_enough) * random_.uniform();
     const double kind = devices > 1 ? random_.uniform() : 1.0;
     if (kind < kEven) {
-      if (!repartition(slowest_device(), static_cast<int32_t>(random_.next() % devices))) continue;
-      current = height();
+      if (!repartition(slowest_device(loads_), static_cast<int32_t>(random_.next() % devices)))
+        continue;
+      current = height(loads_, reference_);
       keep_if_best();
       continue;
     }
@@ -305,8 +262,9 @@ void Search::improve(const Effort& effort) {
       whole = recreate();
     }
     if (whole && saved_device_count_ > 1) even_out(static_cast<int>(random_.next() % kEvenTimes));
-    const double after = whole ? height() : kInfinity;
-    if (after <= current - temperature * std::log(std::max(random_.uniform(), 1e-300))) {
+    const double after = whole ? height(loads_, reference_) : kInfinity;
+    if (after <=
+        current - temperature(tables, done) * std::log(std::max(random_.uniform(), 1e-300))) {
       current = after;
       keep_if_best();
     } else {

@@ -71,9 +71,6 @@ class Search {
   void enter(int32_t device, Spot spot);
   bool place_all(const std::vector<int32_t>& order);
   double cost_on(int32_t device, const Profile& piece, bool everywhere);
-  double penalty(double seconds) const;
-  double power(double seconds) const;
-  double height() const;
   void choose_tables(std::vector<int32_t>* out);
   void ruin();
   bool recreate();
@@ -82,7 +79,6 @@ class Search {
   void even_out(int times);
   void collect_flips(int32_t a, int32_t b);
   bool repartition(int32_t a, int32_t b);
-  int32_t slowest_device() const;
   bool replicated(int32_t option) const {
     const Option& o = problem_.options[option];
     return o.place == Place::kEverywhere && o.parts == 1;

@@ -198,6 +198,14 @@ def test_pins():
     assert problems(plan, tables, hardware, replace(setting, pins=pins)) == []
 
 
+def test_many_tables_pinned_to_one_device():
+    tables = [zipf_table(f"t{i}", 1000, 16, 1.0, 3.0) for i in range(64)]
+    pins = {t.config.name: {"devices": [5]} for t in tables}
+    hardware = Hardware.load("h100:nodes=8,devices=8")
+    plan = make_plan(tables, hardware, PlanSettings(pins=pins, shardings=("table_wise",)))
+    assert {t.devices for t in plan.tables} == {(5,)}
+
+
 def test_allowed_shardings():
     tables, hardware, setting = small_problem(9, 6, 4, hbm_share=0.5)
     plan = make_plan(tables, hardware, replace(setting, shardings=("table_wise",)))
