@@ -1,0 +1,1 @@
+"""Multi-path serving: profiles, workloads, simulation, bounds."""
