@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,26 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, format_name: str, version: int, content: Mapping[str, Any]) -> None:
-    """Writes `content` as JSON that says its format and version, atomically."""
-    document = {"format": format_name, "version": version, **content}
-    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+def write_json(
+    path: Path,
+    format_name: str,
+    version: int,
+    content: Mapping[str, Any],
+    *,
+    numbers_on_a_line: bool = False,
+) -> None:
+    """Writes `content` as JSON that says its format and version, atomically.
 
+    numbers_on_a_line  a list of nothing but numbers takes one line, however long, not one for each number
+    """
+    text = json.dumps({"format": format_name, "version": version, **content}, indent=2, allow_nan=False)
+    if numbers_on_a_line:
+        text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
+    write_text(path, text + "\n")
+
+
+_NUMBERS = re.compile(r"(?<=: )\[[-+.eE0-9,\s]+\](?=,?\n)")
+"""A list of numbers, which no text of JSON holds: a line break inside a text is written \\n."""
 
 _KINDS = {
     "recsys_opt.access_statistics": ("access statistics", "recsys-opt stats DATA --out stats.npz"),
@@ -88,6 +104,7 @@ _KINDS = {
     "recsys_opt.measurement": ("a record of measurements", "recsys-opt bench"),
     "recsys_opt.plan": ("a plan", "recsys-opt plan STATS --out plan.json"),
     "recsys_opt.plan_pieces": ("a plan for other programs", "recsys-opt plan export json"),
+    "recsys_opt.profile": ("a profile of paths", "recsys-opt profile RUN... --out profile.json"),
     "recsys_opt.run": ("a training run", "recsys-opt train DATA --out RUN"),
     "recsys_opt.statistics": ("a profile of generated data", "recsys-opt data calibrate"),
     "recsys_opt.tables": ("a trace's tables", "recsys-opt data tables --out TRACE"),
