@@ -13,7 +13,7 @@
 #include "planner/bound.h"
 #include "planner/load.h"
 #include "planner/problem.h"
-#include "planner/random.h"
+#include "random.h"
 #include "planner/split.h"
 
 namespace recsys_opt::planner {

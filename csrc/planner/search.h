@@ -17,7 +17,7 @@
 #include "planner/bound.h"
 #include "planner/load.h"
 #include "planner/problem.h"
-#include "planner/random.h"
+#include "random.h"
 
 namespace recsys_opt::planner {
 

@@ -1,9 +1,9 @@
-// Random numbers of the searches: the same for the same seed, on every machine.
+// Random numbers of searches and simulations: the same for the same seed, on every machine.
 #pragma once
 
 #include <cstdint>
 
-namespace recsys_opt::planner {
+namespace recsys_opt {
 
 class Random {  // splitmix64 (Steele, Lea & Flood 2014)
  public:
@@ -16,9 +16,13 @@ class Random {  // splitmix64 (Steele, Lea & Flood 2014)
   }
   // In [0, 1).
   double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
+  // In 0 .. n - 1; the bias is below n / 2^64.
+  uint64_t below(uint64_t n) {
+    return static_cast<uint64_t>(static_cast<unsigned __int128>(next()) * n >> 64);
+  }
 
  private:
   uint64_t state_;
 };
 
-}  // namespace recsys_opt::planner
+}  // namespace recsys_opt
