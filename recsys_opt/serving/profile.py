@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys_opt import _serving
 from recsys_opt.documents import from_document
 from recsys_opt.errors import InputError
 from recsys_opt.files import read_json, write_json
@@ -377,6 +378,18 @@ def merged(profiles: Sequence[Profile]) -> Profile:
         tuple(p for profile in profiles for p in profile.paths),
         circumstances,
     )
+
+
+def fleet(profile: Profile, paths: Collection[str] | None = None) -> _serving.Fleet:
+    """The devices and paths (default: all) as the scheduler and its simulation take them, in their order."""
+    if paths is not None:
+        profile = profile.with_paths(paths)
+    devices = _serving.Fleet()
+    numbers = {d.name: devices.add_device(d.name, d.workers) for d in profile.devices}
+    for path in profile.paths:
+        times = np.array([t.quantiles for t in path.times])
+        devices.add_path(path.name, numbers[path.device], path.accuracy, np.array(path.sizes), times)
+    return devices
 
 
 def _interpolated(quantiles: Sequence[float], q: float) -> float:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_opt.errors import InputError
-from recsys_opt.serving.profile import Profile, ServedModel, ServiceTime, merged
+from recsys_opt.serving.profile import Profile, ServedModel, ServiceTime, fleet, merged
 from tests.serving.profiles import MODEL, affine_times, cpu_gpu_profile, make_device, make_path, make_profile
 
 CPU = make_profile({"table@cpu": (0.78, 1e-4, 1e-5), "tt@cpu": (0.77, 2e-4, 2e-5)})
@@ -192,3 +192,17 @@ def test_what_cannot_be_merged():
     other = replace(GPU, devices=(make_device("gpu", "cuda", workers=2, assumed=True),))
     with pytest.raises(InputError, match="two different devices are called 'gpu'"):
         merged([GPU, other])
+
+
+def test_the_schedulers_fleet_has_the_profiles_times():
+    profile = cpu_gpu_profile(workers={"cpu": 2})
+    devices = fleet(profile)
+    assert devices.devices == ["cpu", "gpu"]
+    assert devices.workers == 3
+    assert devices.paths == [p.name for p in profile.paths]
+    for number, path in enumerate(profile.paths):
+        assert devices.accuracy(number) == path.accuracy
+        assert devices.max_size(number) == path.max_size
+        for size in (1, 2, 77, 128, 4096):
+            assert math.isclose(devices.expected(number, size), path.expected(size), rel_tol=1e-12)
+    assert fleet(profile, ["dhe@gpu"]).devices == ["gpu"]
