@@ -130,6 +130,8 @@ class TTEmbeddingBag(FusesCoreUpdate, EmbeddingRepresentation):
         Table entries get standard deviation `table_std`; default: 1 / sqrt(3 num_embeddings), that of the
         DLRM repository's tables.
         """
+        if self.cores[0].is_meta:  # nothing is drawn there, but torch loads its compiler, 1.7 s, to know
+            return
         std = default_table_std(self.num_embeddings) if table_std is None else table_std
         init_cores_(list(self.cores), self.init, std)
 

@@ -90,7 +90,8 @@ def _mlp(
     layers: list[nn.Module] = []
     for n, m in itertools.pairwise(widths):
         linear = nn.Linear(n, m, device=device, dtype=dtype)
-        nn.init.normal_(linear.weight, 0.0, math.sqrt(2.0 / (m + n)))
-        nn.init.normal_(linear.bias, 0.0, math.sqrt(1.0 / m))
+        if not linear.weight.is_meta:  # nothing is drawn there, but torch loads its compiler, 1.7 s, to know
+            nn.init.normal_(linear.weight, 0.0, math.sqrt(2.0 / (m + n)))
+            nn.init.normal_(linear.bias, 0.0, math.sqrt(1.0 / m))
         layers += [linear, nn.ReLU(inplace=True)]
     return nn.Sequential(*(layers if relu_last else layers[:-1]))

@@ -17,6 +17,7 @@ import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Any, Literal
 
@@ -62,6 +63,11 @@ class ServedModel:
                 raise InputError(f"features[{at}] = {name!r}; each needs a name of its own")
             if rows < 1:
                 raise InputError(f"cardinalities[{at}] = {rows} (of {name}); it must be at least 1")
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """The cardinalities as an array, [F]."""
+        return np.array(self.cardinalities, np.int64)
 
     def difference(self, other: ServedModel) -> str | None:
         """The first thing in which requests for the two models differ, or None."""
