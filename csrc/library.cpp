@@ -66,6 +66,18 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
   m.def(
       "hot_rows_bag_factor_gradients(Tensor grad, Tensor[] weights, Tensor slots, Tensor? offsets) "
       "-> Tensor");
+  // dhe/
+  m.def(
+      "dhe_encode(Tensor ids, Tensor hashes, int num_embeddings, int prime, int buckets, "
+      "int encoding, Tensor like) -> Tensor");
+  m.def(
+      "dhe_embedding_bag(Tensor indices, Tensor? offsets, Tensor[] hashes, Tensor[] weights, "
+      "Tensor[] biases, int[] tables, Tensor? per_sample_weights, bool keep) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "dhe_embedding_bag_backward(Tensor grad, Tensor indices, Tensor? offsets, Tensor distinct, "
+      "Tensor slots, Tensor counts, Tensor hidden, Tensor[] hashes, Tensor[] weights, "
+      "Tensor[] biases, int[] tables, Tensor? per_sample_weights, bool factors_grad) -> Tensor[]");
   // tt
   m.def(
       "tt_embedding_bag(Tensor indices, Tensor offsets, Tensor[] cores, int[] cores_per_table, "

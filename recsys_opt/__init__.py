@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recsys_opt.embeddings.dhe import DHEEmbeddingBag as DHEEmbeddingBag
     from recsys_opt.embeddings.fused_update import FusedUpdate as FusedUpdate
     from recsys_opt.embeddings.hot_rows import CachedTTEmbeddingBag as CachedTTEmbeddingBag
     from recsys_opt.embeddings.tiered import TieredEmbeddingBag as TieredEmbeddingBag
@@ -18,6 +19,7 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "DLRM",
     "CachedTTEmbeddingBag",
+    "DHEEmbeddingBag",
     "FusedUpdate",
     "TTEmbeddingBag",
     "TableConfig",
@@ -29,6 +31,7 @@ __all__ = [
 # Public names load on first use: `recsys-opt --help` and `recsys-opt doctor` must not need torch.
 _HOMES = {
     "CachedTTEmbeddingBag": "recsys_opt.embeddings.hot_rows",
+    "DHEEmbeddingBag": "recsys_opt.embeddings.dhe",
     "DLRM": "recsys_opt.models.dlrm",
     "FusedUpdate": "recsys_opt.embeddings.fused_update",
     "TTEmbeddingBag": "recsys_opt.embeddings.tt",

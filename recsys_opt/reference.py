@@ -312,3 +312,69 @@ def tt_embedding_bag_backward_update(
         key = core.data_ptr()
         _update_slices(core, own, sums.pop(key), used[key], algorithm, hyperparameters)
     return grads[-1] if weights_grad else grad.new_empty(0)
+
+
+def dhe_encode(
+    ids: Tensor,
+    hashes: Tensor,
+    *,
+    num_embeddings: int,
+    prime: int,
+    buckets: int,
+    encoding: int,
+    like: Tensor,
+) -> Tensor:
+    """The encodings of ids in a deep hash embedding, [N, k]; the arguments are those of `ops.dhe_encode`."""
+    assert torch.all((ids >= 0) & (ids < num_embeddings))
+    a, b = hashes % prime
+    h = ((ids[:, None] % prime * a + b) % prime % buckets).double()
+    if encoding == 0:
+        uniform: Tensor = 2 * h / (buckets - 1) - 1
+        return uniform.to(like.dtype)
+    u, v = ((h + 0.5) / buckets).unflatten(1, (-1, 2)).unbind(2)
+    radius, angle = (-2 * u.log()).sqrt(), 2 * torch.pi * v
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2).flatten(1).to(like.dtype)
+
+
+def dhe_embedding_bag(
+    indices: Tensor,
+    offsets: Tensor | None,
+    hashes: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    tables: Sequence[int],
+    per_sample_weights: Tensor | None = None,
+) -> Tensor:
+    """Pooled rows of several deep hash embeddings; the arguments are those of `ops.dhe_embedding_bag`.
+
+    Every id is hashed, encoded and put through its table's MLP.
+    """
+    if offsets is None:
+        offsets = torch.arange(indices.numel() + 1)
+    batch = (offsets.numel() - 1) // len(hashes)
+    outputs, first = [], 0
+    for t in range(len(hashes)):
+        layers, rows, prime, buckets, encoding, mean, padding = tables[7 * t : 7 * t + 7]
+        bounds = offsets[t * batch : (t + 1) * batch + 1]
+        ids = indices[bounds[0] : bounds[-1]].long()
+        kept = ids != padding
+        bags = torch.repeat_interleave(torch.arange(batch), bounds.diff())[kept]
+        x = dhe_encode(
+            ids[kept],
+            hashes[t],
+            num_embeddings=rows,
+            prime=prime,
+            buckets=buckets,
+            encoding=encoding,
+            like=weights[0],
+        )
+        for layer in range(first, first + layers):
+            x = (x if layer == first else torch.relu(x)) @ weights[layer] + biases[layer]
+        first += layers
+        if per_sample_weights is not None:
+            x = x * per_sample_weights[bounds[0] : bounds[-1]][kept, None]
+        pooled = x.new_zeros(batch, x.shape[1]).index_add(0, bags, x)
+        if mean == 1:
+            pooled = pooled / torch.bincount(bags, minlength=batch).clamp(min=1)[:, None]
+        outputs.append(pooled)
+    return torch.cat(outputs, dim=1)

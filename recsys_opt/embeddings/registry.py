@@ -15,6 +15,7 @@ REPRESENTATIONS: dict[str, str] = {
     "dense": "recsys_opt.embeddings.dense:DenseEmbeddingBag",
     "tt": "recsys_opt.embeddings.tt:TTEmbeddingBag",
     "tt_cached": "recsys_opt.embeddings.hot_rows:CachedTTEmbeddingBag",
+    "dhe": "recsys_opt.embeddings.dhe:DHEEmbeddingBag",
     "tiered": "recsys_opt.embeddings.tiered:TieredEmbeddingBag",
     "fbgemm": "recsys_opt.integrations.fbgemm:FBGEMMEmbeddingBag",
 }

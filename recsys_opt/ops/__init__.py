@@ -4,6 +4,7 @@
 """
 
 from recsys_opt.ops.dense import adagrad_, dense_bag, dense_bag_updating, rowwise_adagrad_rows_, sgd_rows_
+from recsys_opt.ops.dhe import DHE_ENCODINGS, dhe_embedding_bag, dhe_encode
 from recsys_opt.ops.hot_rows import (
     hot_rows_bag,
     hot_rows_count_,
@@ -30,6 +31,7 @@ from recsys_opt.ops.tt_update import TT_ALGORITHMS, TTUpdate
 
 __all__ = [
     "CUDA_LIBRARY",
+    "DHE_ENCODINGS",
     "LIBRARY",
     "TT_ALGORITHMS",
     "TT_BOUNDS_CHECKS",
@@ -39,6 +41,8 @@ __all__ = [
     "adagrad_",
     "dense_bag",
     "dense_bag_updating",
+    "dhe_embedding_bag",
+    "dhe_encode",
     "dot_interaction",
     "has_cuda_kernel",
     "hot_rows_bag",

@@ -1,4 +1,4 @@
-"""Compiles the CUDA sources of csrc/tt, hot_rows and tiered as C++ against the shim: ops for CPU tensors.
+"""Compiles the CUDA sources of tt, hot_rows, tiered and dhe as C++ against the shim: ops for CPU tensors.
 
 The library is kept in build/simt under a hash of all that goes into it. As a command: prints its path.
 """
@@ -33,7 +33,9 @@ FLAGS = [
 def schemas() -> str:
     """The schemas of the ops with CUDA kernels, out of csrc/library.cpp."""
     found = re.findall(
-        r'm\.def\(\s*"(?:tt|hot_rows|tiered)_.*?"\);', (CSRC / "library.cpp").read_text(), flags=re.DOTALL
+        r'm\.def\(\s*"(?:tt_|hot_rows_|tiered_|dhe_encode).*?"\);',
+        (CSRC / "library.cpp").read_text(),
+        flags=re.DOTALL,
     )
     assert found, "csrc/library.cpp defines no tt_ op"
     return "\n".join(found)
@@ -45,10 +47,11 @@ def build() -> Path:
     assert spec is not None
     torch = Path(str(spec.origin)).parent
     kernels = sorted([*CSRC.glob("tt/*_cuda.cu"), *CSRC.glob("hot_rows/*_cuda.cu")])
-    kernels += sorted(CSRC.glob("tiered/*_cuda.cu"))
+    kernels += sorted([*CSRC.glob("tiered/*_cuda.cu"), *CSRC.glob("dhe/*_cuda.cu")])
     sources = [*kernels, SIMT / "simt.cpp", SIMT / "library.cpp"]
     read = [*sources, *sorted(CSRC.glob("tt/*.cuh")), *sorted(CSRC.glob("hot_rows/*.h"))]
     read += [*sorted(CSRC.glob("tiered/*.h")), *sorted(CSRC.glob("tiered/*.cuh")), CSRC / "dense/dense_bag.h"]
+    read += [CSRC / "dhe/dhe.h"]
     read += [*sorted(CSRC.glob("*.h")), CSRC / "tt/tt_embedding_bag.h", CSRC / "tt/tt_prefix.h"]
     read += [SIMT / "simt.h"]
     key = hashlib.sha256(" ".join([*FLAGS, str(torch), schemas()]).encode())
