@@ -26,6 +26,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("recsys_opt.cli.data", "prepare Criteo data, or generate data like it"),
     "stats": ("recsys_opt.cli.stats", "count how often the rows of embedding tables are looked up"),
     "plan": ("recsys_opt.cli.plan", "place the rows of embedding tables on devices and memory tiers"),
+    "simulate": (
+        "recsys_opt.cli.simulate",
+        "what serving policies do to a workload, from a profile: latency, accuracy, load held",
+    ),
     "train": ("recsys_opt.cli.train", "train and evaluate a DLRM"),
     "convert": (
         "recsys_opt.cli.convert",

@@ -181,6 +181,8 @@ def megabytes(size: float) -> str:
 
 def milliseconds(seconds: float) -> str:
     """In a unit that keeps three digits."""
+    if seconds >= 1:
+        return f"{seconds:.3g} s" if seconds < 1e3 else f"{seconds:,.0f} s"
     return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} us"
 
 

@@ -141,7 +141,7 @@ class _Axis:
         if high - low < 1e-12 * max(abs(high), 1e-300):
             margin = abs(high) * 0.05 or 1.0
             low, high = low - margin, high + margin
-        step = _round_step((high - low) / 5)
+        step = round_step((high - low) / 5)
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
         return cls(first * step, last * step, tuple(i * step for i in range(first, last + 1)))
 
@@ -160,6 +160,7 @@ class _Axis:
         return f"{tick:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
-def _round_step(step: float) -> float:
+def round_step(step: float) -> float:
+    """The next larger of 1, 2, 5, 10, .."""
     power: float = 10.0 ** math.floor(math.log10(step))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= step * (1 - 1e-9))

@@ -134,10 +134,15 @@ def correct_bound(
 
 
 def accuracy_bound(
-    profile: Profile, sizes: Sizes, rate: float, sla: float, *, coalescing: Coalescing = Coalescing.FULL
+    profile: Profile,
+    sizes: Sizes,
+    rate: float,
+    sla: float,
+    *,
+    states: Sequence[DeviceState] | None = None,
 ) -> float | None:
     """The best mean accuracy with which all samples can be answered inside the SLA; None: not all can."""
-    found = _solve(profile, sizes, rate, sla, coalescing, None, accuracy_only=True)
+    found = _solve(profile, sizes, rate, sla, Coalescing.FULL, states, accuracy_only=True)
     offered = found.offered_per_s
     if found.samples_per_s < offered * (1 - 1e-9):
         return None

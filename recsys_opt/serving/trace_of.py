@@ -1,0 +1,58 @@
+"""A simulation as a recorded run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys_opt.serving.simulation import Run, Setup
+from recsys_opt.serving.trace import State, Trace
+
+Array = NDArray[Any]
+_STATES = np.array([State.ANSWERED, State.ANSWERED, State.DROPPED, State.REJECTED], dtype=np.uint8)
+"""Of the simulator's outcomes: in time, late, dropped, rejected."""
+
+
+def trace_of(setup: Setup, run: Run) -> Trace:
+    """The trace of a run that was recorded (`simulate(..., record=True)`), warm-up included."""
+    queries, batches = run.result.queries, run.result.batch_records
+    state = _STATES[queries["outcome"]]
+    answered = state == State.ANSWERED
+    arrival = queries["arrival"]
+    # A query's last batch is the one at whose end it was answered.
+    ends = batches["start"] + batches["seconds"]
+    order = np.argsort(ends, kind="stable")
+    batch = np.full(len(arrival), -1, dtype=np.int64)
+    if len(ends):
+        at = np.searchsorted(ends[order], queries["finish"][answered] - setup.overhead)
+        near = np.stack([np.clip(at + step, 0, len(ends) - 1) for step in (-1, 0)])
+        off = np.abs(ends[order][near] - (queries["finish"][answered] - setup.overhead))
+        batch[answered] = order[near[np.argmin(off, axis=0), np.arange(near.shape[1])]]
+
+    def of_batch(values: Array, unknown: float) -> Array:
+        found = np.full(len(arrival), unknown)
+        found[answered] = values[batch[answered]]
+        return found
+
+    return Trace(
+        arrival=arrival - arrival[0] if len(arrival) else arrival,
+        size=queries["size"],
+        state=state,
+        latency=np.where(answered, queries["finish"] - arrival, np.nan),
+        path=of_batch(batches["path"], -1),
+        wait=of_batch(batches["start"], np.nan) - arrival,
+        service=of_batch(batches["seconds"], np.nan),
+        batch=batch,
+        batch_size=of_batch(batches["size"], 0),
+        paths=tuple(p.name for p in setup.profile.paths),
+        sla=setup.sla,
+        circumstances={
+            "simulated": True,
+            "policy": run.summary.policy,
+            "workload": setup.workload.spec,
+            "seed": setup.seed,
+            "assumption": setup.profile.assumption(),
+        },
+    )
