@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from recsys_opt.embeddings.dhe import DHEEmbeddingBag as DHEEmbeddingBag
     from recsys_opt.embeddings.fused_update import FusedUpdate as FusedUpdate
     from recsys_opt.embeddings.hot_rows import CachedTTEmbeddingBag as CachedTTEmbeddingBag
+    from recsys_opt.embeddings.hybrid import HybridEmbeddingBag as HybridEmbeddingBag
     from recsys_opt.embeddings.tiered import TieredEmbeddingBag as TieredEmbeddingBag
     from recsys_opt.embeddings.tt import TTEmbeddingBag as TTEmbeddingBag
     from recsys_opt.embeddings.tt_budget import choose_tables as choose_tables
@@ -21,6 +22,7 @@ __all__ = [
     "CachedTTEmbeddingBag",
     "DHEEmbeddingBag",
     "FusedUpdate",
+    "HybridEmbeddingBag",
     "TTEmbeddingBag",
     "TableConfig",
     "TieredEmbeddingBag",
@@ -34,6 +36,7 @@ _HOMES = {
     "DHEEmbeddingBag": "recsys_opt.embeddings.dhe",
     "DLRM": "recsys_opt.models.dlrm",
     "FusedUpdate": "recsys_opt.embeddings.fused_update",
+    "HybridEmbeddingBag": "recsys_opt.embeddings.hybrid",
     "TTEmbeddingBag": "recsys_opt.embeddings.tt",
     "TableConfig": "recsys_opt.tables",
     "TieredEmbeddingBag": "recsys_opt.embeddings.tiered",

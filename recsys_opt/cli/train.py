@@ -23,7 +23,12 @@ from recsys_opt.training.evaluate import evaluate_run
 from recsys_opt.training.metrics import Metrics
 from recsys_opt.training.trainer import TrainResult, train
 
-EXAMPLE = "recsys-opt train kaggle/ --out runs/tt --tt-threshold 100k --tt-rank 32"
+EXAMPLE = """recsys-opt train kaggle/ --out runs/tt --tt-threshold 100k --tt-rank 32
+
+with deep hash embeddings for all tables, beside all tables, or for the 5 largest alone:
+  recsys-opt train kaggle/ --out runs/dhe --representation dhe
+  recsys-opt train kaggle/ --out runs/hybrid --representation hybrid --dhe-hashes 512
+  recsys-opt train kaggle/ --out runs/select --representation select --dhe-largest 5"""
 
 # Flags that differ from their field's name.
 NAMES = {"optimizer.algorithm": "optimizer"}

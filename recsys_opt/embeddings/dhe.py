@@ -31,7 +31,8 @@ INIT_STD = 0.1
 """Standard deviation of a new table's entries; see `reset_parameters`."""
 STORED_BYTES = 64 << 20
 """Up to this size `freeze` stores a table's rows."""
-_OPTIONS = {"hashes", "widths", "buckets", "prime", "encoding"}
+DHE_OPTIONS = frozenset({"hashes", "widths", "buckets", "prime", "encoding"})
+"""Of a table in a `TableConfig`."""
 _BLOCK_ROWS = 1 << 14
 
 
@@ -152,7 +153,7 @@ class DHEEmbeddingBag(GroupedRepresentation):
         dtype: torch.dtype | None = None,
     ) -> Self:
         """The module for a table; its options are hashes, widths, buckets, prime and encoding."""
-        return cls._configured(config, "dhe", _OPTIONS, {}, device=device, dtype=dtype)
+        return cls._configured(config, "dhe", DHE_OPTIONS, {}, device=device, dtype=dtype)
 
     @classmethod
     def forward_group(
@@ -255,18 +256,14 @@ class DHEEmbeddingBag(GroupedRepresentation):
         return self.num_embeddings * self.embedding_dim * size
 
     def _stored(self, dtype: torch.dtype) -> FrozenEmbeddingBag:
-        dense = FrozenEmbeddingBag(
-            self.num_embeddings,
-            self.embedding_dim,
+        shape = (self.num_embeddings, self.embedding_dim)
+        table = torch.empty(shape, dtype=dtype, device=self.hashes.device)
+        return FrozenEmbeddingBag.of_rows(
+            self.materialize(out=table),
             mode=self.mode,
             padding_idx=self.padding_idx,
             include_last_offset=self.include_last_offset,
-            device="meta",
         )
-        shape = (self.num_embeddings, self.embedding_dim)
-        table = torch.empty(shape, dtype=dtype, device=self.hashes.device)
-        dense.weight = nn.Parameter(self.materialize(out=table), requires_grad=False)
-        return dense.eval()
 
     def _options(self) -> dict[str, Any]:
         return {

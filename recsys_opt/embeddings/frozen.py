@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recsys_opt.embeddings.bag_arguments import check_weighted, to_bags
@@ -37,6 +37,13 @@ class FrozenEmbeddingBag(DenseEmbeddingBag):
         super().__init__(num_embeddings, embedding_dim, mode=mode, dtype=dtype, device=device)
         self.padding_idx, self.include_last_offset = padding_idx, include_last_offset
         self.weight.requires_grad_(False)
+
+    @classmethod
+    def of_rows(cls, rows: Tensor, **options: Any) -> Self:
+        """The table of these rows, without a copy, in evaluation mode; options: __init__'s."""
+        bag = cls(rows.shape[0], rows.shape[1], device="meta", **options)
+        bag.weight = nn.Parameter(rows.detach(), requires_grad=False)
+        return bag.eval()
 
     def forward(
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None

@@ -16,6 +16,7 @@ REPRESENTATIONS: dict[str, str] = {
     "tt": "recsys_opt.embeddings.tt:TTEmbeddingBag",
     "tt_cached": "recsys_opt.embeddings.hot_rows:CachedTTEmbeddingBag",
     "dhe": "recsys_opt.embeddings.dhe:DHEEmbeddingBag",
+    "hybrid": "recsys_opt.embeddings.hybrid:HybridEmbeddingBag",
     "tiered": "recsys_opt.embeddings.tiered:TieredEmbeddingBag",
     "fbgemm": "recsys_opt.integrations.fbgemm:FBGEMMEmbeddingBag",
 }

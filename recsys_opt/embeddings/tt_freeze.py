@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recsys_opt.embeddings.frozen import FrozenEmbeddingBag
 from recsys_opt.embeddings.prefix import FrozenPrefixBag
@@ -33,17 +33,13 @@ def frozen(
     if not dtype.is_floating_point:
         raise InputError(f"dtype = {dtype}; it must be a floating-point type")
     if level == "dense":
-        dense = FrozenEmbeddingBag(
-            bag.num_embeddings,
-            bag.embedding_dim,
+        table = torch.empty(bag.num_embeddings, bag.embedding_dim, dtype=dtype, device=cores[0].device)
+        return FrozenEmbeddingBag.of_rows(
+            bag.materialize(out=table),
             mode=bag.mode,
             padding_idx=bag.padding_idx,
             include_last_offset=bag.include_last_offset,
-            device="meta",
         )
-        table = torch.empty(bag.num_embeddings, bag.embedding_dim, dtype=dtype, device=cores[0].device)
-        dense.weight = nn.Parameter(bag.materialize(out=table), requires_grad=False)
-        return dense.eval()
     if level == "prefix":
         cores = merged_cores(cores, max_bytes)
         if len(cores) == 2:

@@ -36,7 +36,8 @@ class DLRM(nn.Module):
     ) -> None:
         """Builds the model.
 
-        tables          one TableConfig per table, all of one embedding_dim
+        tables          one TableConfig per table, of the model's dimension; a multiple of it is several
+                        vectors, each crossed with all others (a hybrid's parts)
         dense_features  columns of `dense`
         bottom_mlp      widths after the input; the last is the tables' embedding_dim
         top_mlp         widths after the interaction; the last is 1
@@ -44,19 +45,20 @@ class DLRM(nn.Module):
         super().__init__()
         dim = bottom_mlp[-1] if bottom_mlp else 0
         for table in tables:
-            if table.embedding_dim != dim:
+            if dim == 0 or table.embedding_dim % dim:
                 raise InputError(
                     f"table {table.name} has embedding_dim {table.embedding_dim}, but the bottom MLP ends in "
-                    f"{dim}; the dot interaction needs them equal"
+                    f"{dim}; the dot interaction needs them equal, or a table of several such vectors"
                 )
         if not top_mlp or top_mlp[-1] != 1:
             raise InputError(f"top_mlp = {list(top_mlp)}; it must end in 1, the logit")
         self.dense_features = dense_features
-        vectors = 1 + sum(len(table.feature_names) for table in tables)
+        vectors = 1 + sum(len(table.feature_names) * (table.embedding_dim // dim) for table in tables)
         width = dim + vectors * (vectors - 1) // 2
         self.bottom = _mlp([dense_features, *bottom_mlp], relu_last=True, device=device, dtype=dtype)
         self.top = _mlp([width, *top_mlp], relu_last=False, device=device, dtype=dtype)
         self.embeddings = EmbeddingCollection(tables, device=device, dtype=dtype)
+        self._order = _vector_order(self.embeddings, dim)
 
     def forward(self, dense: Tensor, values: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Logits of a batch; their sigmoid is the probability of a click.
@@ -75,9 +77,19 @@ class DLRM(nn.Module):
             raise InputError(
                 f"dense has {dense.shape[0]} samples, but values and offsets describe {sparse[0].shape[0]}"
             )
-        crossed = ops.dot_interaction(self.bottom(dense), sparse, self.embeddings.group_order)
+        crossed = ops.dot_interaction(self.bottom(dense), sparse, self._order)
         logits: Tensor = self.top(crossed)
         return logits.squeeze(1)
+
+
+def _vector_order(embeddings: EmbeddingCollection, dim: int) -> tuple[int, ...]:
+    """Where each vector of the features is in the outputs of `forward_groups`, in vectors."""
+    counts = [columns // dim for columns in embeddings.feature_dims]
+    starts, next_start = [0] * len(counts), 0
+    for feature in sorted(range(len(counts)), key=embeddings.group_order.__getitem__):
+        starts[feature] = next_start
+        next_start += counts[feature]
+    return tuple(start + i for start, count in zip(starts, counts, strict=True) for i in range(count))
 
 
 def _mlp(

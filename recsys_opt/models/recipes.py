@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -107,3 +107,45 @@ def table_configs(
             )
         )
     return configs
+
+
+def hashed_tables(
+    tables: Sequence[TableConfig],
+    representation: str | None,
+    *,
+    options: Mapping[str, Any],
+    largest: int = 5,
+    names: Collection[str] = (),
+    two_vectors: bool = True,
+) -> list[TableConfig]:
+    """Tables of `table_configs`, with deep hash embeddings where a representation of the model has them.
+
+    representation  "dhe": all; "select": the largest, or those of `names`; "hybrid": each beside one;
+                    another: none
+    options         of a deep hash embedding
+    two_vectors     of a hybrid: the parts are a vector each, not its halves
+    """
+    if representation == "hybrid":
+        return [_hybrid(table, options, two_vectors) for table in tables]
+    if representation not in ("dhe", "select"):
+        return list(tables)
+    chosen = {table.name for table in tables}
+    if representation == "select":
+        if unknown := sorted(set(names) - chosen):
+            raise InputError(
+                f"dhe_tables names {', '.join(unknown)}, but the tables are {', '.join(sorted(chosen))}"
+            )
+        by_size = sorted(tables, key=lambda table: -table.num_embeddings)
+        chosen = set(names) or {table.name for table in by_size[:largest]}
+    return [
+        replace(table, representation="dhe", options=dict(options)) if table.name in chosen else table
+        for table in tables
+    ]
+
+
+def _hybrid(table: TableConfig, options: Mapping[str, Any], two_vectors: bool) -> TableConfig:
+    dim = table.embedding_dim
+    own: dict[str, Any] = {**options, "dhe_dim": dim if two_vectors else dim // 2}
+    if table.representation == "tt":
+        own |= {"table": "tt", "table_options": dict(table.options)}
+    return replace(table, embedding_dim=2 * dim if two_vectors else dim, representation="hybrid", options=own)

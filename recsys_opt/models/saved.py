@@ -23,7 +23,6 @@ _LOCAL = frozenset({"cold_dir"})
 def describe_model(config: DLRMConfig, model: DLRM) -> dict[str, Any]:
     """What `model_from_description` needs, and what each table takes up."""
     stored = model.embeddings.storage_bytes()
-    dense = model.embeddings.dense_bytes()
     return {
         **asdict(config),
         "tables": [
@@ -34,7 +33,8 @@ def describe_model(config: DLRMConfig, model: DLRM) -> dict[str, Any]:
                     **model.embeddings.table(c.name).settled_options(),
                 },
                 "storage_bytes": stored[c.name],
-                "dense_bytes": dense[c.name],
+                # Of the plain table in its place, however many vectors this one makes.
+                "dense_bytes": 4 * c.num_embeddings * config.embedding_dim,
             }
             for c in model.embeddings.configs
         ],

@@ -47,6 +47,11 @@ class CompressionConfig:
     """How a trained dense table becomes a tensor train: counts: fitted to the rows that the training rows
     look up, each counting as often as it is; svd: by TT-SVD, every row alike."""
 
+    def names_trains(self) -> bool:
+        """Whether some tables are to be tensor trains."""
+        named = self.tt_threshold is not None or self.memory_budget is not None
+        return named or bool(self.tt_tables) or bool(self.tt_options)
+
     def __post_init__(self) -> None:
         if self.tt_threshold is not None and self.tt_threshold < 1:
             raise InputError(f"tt_threshold = {self.tt_threshold}; it must be at least 1")
@@ -69,6 +74,52 @@ class CompressionConfig:
                 "memory_budget chooses the tensor trains and their ranks itself; leave out tt_threshold, "
                 "tt_tables and tt_rank"
             )
+
+
+Representation = Literal["table", "tt", "dhe", "hybrid", "select"]
+HASHED: tuple[Representation, ...] = ("dhe", "hybrid", "select")
+"""Those with deep hash embeddings."""
+TT_THRESHOLD = 100_000
+"""Rows from which tables are tensor trains where `representation` is "tt" and nothing says which."""
+
+
+@dataclass(frozen=True)
+class HashingConfig:
+    """Deep hash embeddings: which tables have them, and their size."""
+
+    dhe_hashes: int = 1024
+    """Hash functions of a deep hash embedding, the width of its encoding."""
+    dhe_widths: tuple[int, ...] = (128,)
+    """Widths of its network's layers between the encoding and the row, e.g. 512,256."""
+    dhe_encoding: Literal["uniform", "gaussian"] = "uniform"
+    """How its hashes become numbers: evenly spread in [-1, 1], or normally distributed."""
+    dhe_largest: int = 5
+    """With select: so many of the largest tables are deep hash embeddings."""
+    dhe_tables: tuple[str, ...] = ()
+    """With select: these tables by name in place of the largest."""
+    hybrid_parts: Literal["features", "halves"] = "features"
+    """With hybrid: features: a table's row and its deep hash row are two vectors, crossed with all others;
+    halves: two halves of one vector, tables and interaction stay as small as without."""
+
+    def __post_init__(self) -> None:
+        sizes = [("dhe_hashes", self.dhe_hashes), *(("dhe_widths", width) for width in self.dhe_widths)]
+        for name, value in (*sizes, ("dhe_largest", self.dhe_largest)):
+            if value < 1:
+                raise InputError(f"{name} = {value}; it must be at least 1")
+        for name, word, choices in (
+            ("dhe_encoding", self.dhe_encoding, ("uniform", "gaussian")),
+            ("hybrid_parts", self.hybrid_parts, ("features", "halves")),
+        ):
+            if word not in choices:
+                raise InputError(f"{name} = {word!r}; it must be {' or '.join(map(repr, choices))}")
+
+    def options(self) -> dict[str, Any]:
+        """Of a table."""
+        return {
+            "hashes": self.dhe_hashes,
+            "widths": list(self.dhe_widths),
+            "encoding": self.dhe_encoding,
+        }
 
 
 @dataclass(frozen=True)
@@ -96,6 +147,11 @@ class TrainingConfig:
     """Everything that decides the weights a run ends with, and how it reports on the way."""
 
     architecture: DLRMConfig = field(default_factory=criteo_kaggle)
+    representation: Representation | None = None
+    """table: every table stored row by row; tt: tensor trains (of 100,000 rows and more, unless the settings
+    say which); dhe: every table a deep hash embedding; hybrid: each beside one; select: deep hash
+    embeddings for the largest tables. Default: tables, and tensor trains where the settings name some."""
+    hashing: HashingConfig = field(default_factory=HashingConfig)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -145,6 +201,10 @@ class TrainingConfig:
             raise InputError(f"device = {self.device!r}; it must be 'cpu' or 'cuda'")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed = {self.seed}; it must be between 0 and 2^63 - 1")
+        _check_representation(self)
+        if self.representation == "tt" and not self.compression.names_trains():
+            named = dataclasses.replace(self.compression, tt_threshold=TT_THRESHOLD)
+            object.__setattr__(self, "compression", named)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only."""
@@ -157,6 +217,41 @@ class TrainingConfig:
             return typing.cast(TrainingConfig, _build(cls, document))
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a training configuration: {error!r}") from None
+
+
+def _check_representation(config: TrainingConfig) -> None:
+    """Raises where settings are of another representation than the one that is asked for."""
+    kind, compression = config.representation, config.compression
+    if kind not in (None, *typing.get_args(Representation)):
+        raise InputError(
+            f"representation = {kind!r}; it must be one of {', '.join(typing.get_args(Representation))}"
+        )
+    if config.hashing != HashingConfig() and kind not in HASHED:
+        raise InputError(
+            "there are settings of deep hash embeddings, but no table is one: add --representation dhe, "
+            "hybrid or select"
+        )
+    if kind in ("table", "dhe") and compression.names_trains():
+        raise InputError(
+            f"representation = {kind!r} leaves no table for a tensor train; leave out tt_threshold, "
+            "tt_tables and memory_budget, or take 'tt', 'hybrid' or 'select'"
+        )
+    if kind in ("hybrid", "select") and compression.memory_budget is not None:
+        raise InputError(
+            f"memory_budget does not count the networks of representation = {kind!r}; name tensor trains by "
+            "tt_threshold or tt_tables instead"
+        )
+    if kind in ("dhe", "hybrid") and config.dense_representation != "dense":
+        raise InputError(
+            f"representation = {kind!r} has no plain tables; leave out dense_representation = "
+            f"{config.dense_representation!r}"
+        )
+    if kind == "hybrid" and compression.tt_cache_rows:
+        raise InputError("the tensor trains of a hybrid hold no rows dense; leave out tt_cache_rows")
+    if kind in HASHED and config.placement.plan is not None:
+        raise InputError(
+            f"a plan places the rows of dense tables; leave out either the plan or representation = {kind!r}"
+        )
 
 
 # What may change when a run goes on: it does not touch the weights.

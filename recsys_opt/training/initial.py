@@ -25,14 +25,21 @@ from recsys_opt.errors import InputError
 from recsys_opt.files import FolderLock
 from recsys_opt.models.convert import TableFit, convert_model
 from recsys_opt.models.dlrm import DLRM
-from recsys_opt.models.recipes import table_configs
+from recsys_opt.models.recipes import hashed_tables, table_configs
 from recsys_opt.models.saved import describe_model, load_model
 from recsys_opt.progress import Progress
 from recsys_opt.run_folder import RunFolder
 from recsys_opt.tables import TableConfig
 from recsys_opt.training.budget import with_chosen_tables
 from recsys_opt.training.checkpoint import Position, write_checkpoint
-from recsys_opt.training.config import CompressionConfig, PlacementConfig, TrainingConfig, differences
+from recsys_opt.training.config import (
+    HASHED,
+    CompressionConfig,
+    HashingConfig,
+    PlacementConfig,
+    TrainingConfig,
+    differences,
+)
 from recsys_opt.training.lookup_counts import count_lookups, counts_for_run, new_trains
 from recsys_opt.training.metrics import RecentMetrics
 from recsys_opt.training.optimizers import ModelOptimizer
@@ -69,6 +76,14 @@ def wanted_tables(config: TrainingConfig, columns: Sequence[SparseColumn]) -> li
         tt_cache_refresh_every=config.compression.tt_cache_refresh_every,
         dense_representation=config.dense_representation,
     )
+    tables = hashed_tables(
+        tables,
+        config.representation,
+        options=config.hashing.options(),
+        largest=config.hashing.dhe_largest,
+        names=config.hashing.dhe_tables,
+        two_vectors=config.hashing.hybrid_parts == "features",
+    )
     return tiered_tables(tables, config.placement)
 
 
@@ -103,11 +118,14 @@ def convert_run(
         raise InputError("count_from: neither a tolerance nor tt_fit = 'svd' counts lookups; leave one out")
     source = RunFolder(run)
     description = source.description()
-    # A plan's tables are dense ones afterwards, where they do not become tensor trains.
+    # A plan's tables and deep hash embeddings are dense ones afterwards, where they do not become tensor
+    # trains.
     config = dataclasses.replace(
         TrainingConfig.from_json(description["config"]),
         compression=compression,
         placement=PlacementConfig(),
+        representation=None,
+        hashing=HashingConfig(),
         init_from=str(run),
     )
     target = RunFolder(out)
@@ -117,6 +135,7 @@ def convert_run(
         if compression.memory_budget is not None:
             config, _ = with_chosen_tables(config, Dataset(description["dataset"]["path"]), progress)
         old = load_model(run, device="cpu")
+        _refuse_two_vectors(old, run, config.architecture.embedding_dim)
         wanted = wanted_tables(config, _columns(old))
         counts, weighting = None, "every row alike"
         if tolerance is None and compression.tt_fit == "counts":
@@ -174,10 +193,15 @@ def _taken_over(
             f"{run} has tables of {sizes[0]} rows, but the dataset's columns have {sizes[1]} ids; prepare "
             "the dataset in the same way as that run's"
         )
-    changed = [d for d in differences(before, config) if d.startswith("architecture.")]
+    fixed: tuple[str, ...] = ("architecture.",)
+    if config.representation in HASHED:  # no table can become a network
+        fixed = ("architecture.", "hashing.", "representation")
+    else:
+        _refuse_two_vectors(model, run, config.architecture.embedding_dim)
+    changed = [d for d in differences(before, config) if d.startswith(fixed)]
     if changed:
         raise InputError(f"the weights of {run} do not fit the settings: {'; '.join(changed)}")
-    kept = ("compression", "dense_representation", "placement")
+    kept = ("representation", "hashing", "compression", "dense_representation", "placement")
     if any(getattr(before, name) != getattr(config, name) for name in kept):
         wanted, counts = wanted_tables(config, columns), None
         if config.compression.tt_fit == "counts":
@@ -186,6 +210,17 @@ def _taken_over(
     if config.placement.hot_rows:
         place_rows(model, config.placement, progress)
     return model.train()
+
+
+def _refuse_two_vectors(model: DLRM, run: Path | str, dim: int) -> None:
+    """Raises for a hybrid model whose tables no single vector can stand for."""
+    for config in model.embeddings.configs:
+        if config.embedding_dim != dim:
+            raise InputError(
+                f"table {config.name} of {run} makes {config.embedding_dim // dim} vectors of {dim}, a "
+                "hybrid's parts as features of their own; it cannot become a table of one. Train with "
+                "--representation table, or --hybrid-parts halves, instead"
+            )
 
 
 def _columns(model: DLRM) -> list[SparseColumn]:
