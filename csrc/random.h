@@ -8,6 +8,14 @@ namespace recsys_opt {
 class Random {  // splitmix64 (Steele, Lea & Flood 2014)
  public:
   explicit Random(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15ull + 1) {}
+  // One of many streams of a seed. Those of near seeds would be the same numbers, shifted by a few,
+  // were they not to begin at places as random as the numbers.
+  static Random stream(uint64_t seed, uint64_t number) {
+    Random random(seed);
+    random.state_ = random.next() + number;
+    random.state_ = random.next();
+    return random;
+  }
   uint64_t next() {
     uint64_t z = state_ += 0x9E3779B97F4A7C15ull;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;

@@ -28,7 +28,7 @@ class Simulation {
         options_(options),
         core_(fleet, policy, options.max_waiting),
         stream_(workload, options.seed),
-        random_(options.seed ^ 0x5E47D1CEull),
+        random_(Random::stream(options.seed, 2)),
         factors_(fleet.devices().size(), 1.0),
         replayed_(fleet.devices().size(), 0),
         runs_(fleet.workers(), 0),
