@@ -1,23 +1,48 @@
 #include "serving/adaptive.h"
 
 #include <cmath>
+#include <functional>
 #include <limits>
 
 namespace recsys_opt::serving {
 
 namespace {
 
-// The share of the time that queries are given in which the backlog is to be gone.
-constexpr double kPatience = .35;
-// A batch takes at most this share of it: what arrives as it starts waits for its end, and then
-// needs a batch of its own.
-constexpr double kBatch = .5;
+// Shares of the time that queries are given, and ratios.
+constexpr double kSafe = .9;          // what plans use of it: times vary
+constexpr double kCorrection = 1;     // in which a backlog that is too large is to be gone
+constexpr double kMemory = 50;        // over which arrivals are averaged
+constexpr double kInterval = .05;     // at least so far apart the average is brought up to date
+constexpr double kLongest = .5;       // a batch; what arrives as it starts waits for its end, and
+                                      // then needs a batch of its own
+constexpr double kMargin = .5;        // standard deviations of what arrives
+constexpr double kEfficient = .95;    // of the best rate: less is waste in an overload
+constexpr double kGoodRate = .8;      // of the best rate: what a query may count on
+constexpr double kGoodLongest = .25;  // a batch at that rate
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 }  // namespace
 
+void ArrivalRate::advance(double now) {
+  if (!begun_) {
+    begun_ = true;
+    first_ = last_ = now;
+    return;
+  }
+  const double passed = now - last_;
+  if (passed < memory_ * (kInterval / kMemory)) return;
+  const double newest = 1 - std::exp(-passed / std::min(memory_, now - first_));
+  rate_ += newest * (samples_ / passed - rate_);
+  square_rate_ += newest * (squares_ / passed - square_rate_);
+  samples_ = squares_ = 0;
+  last_ = now;
+}
+
+Adaptive::Adaptive(double sla, bool admit) : sla_(sla), admit_(admit), arrivals_(kMemory * sla) {}
+
 void Adaptive::begin(const Core& core) {
+  arrivals_ = ArrivalRate(kMemory * sla_);
   refresh(core);
 }
 
@@ -25,13 +50,26 @@ double Adaptive::best_rate(const Core& core, int32_t p) const {
   const Path& path = core.fleet().paths()[p];
   if (core.available(path.device) == 0) return 0;
   const double slowness = core.slowness(path.device);
-  int64_t most = path.times.most_within(kBatch * sla_ / slowness);
+  int64_t most = path.times.most_within(kLongest * sla_ / slowness);
   if (most == 0) most = path.times.most_within(sla_ / slowness);
   double best = 0;
   for (int64_t m = 1; m <= most; ++m) {
     best = std::max(best, static_cast<double>(m) / path.times.mean(m));
   }
   return best / slowness;
+}
+
+// Seconds of the least batch that is nearly as efficient as the best.
+double Adaptive::good_batch(const Core& core, int32_t p) const {
+  const Path& path = core.fleet().paths()[p];
+  const double slowness = core.slowness(path.device);
+  for (int64_t m = 1; m <= path.times.max_size(); ++m) {
+    const double time = path.times.mean(m) * slowness;
+    if (static_cast<double>(m) >= kGoodRate * rates_[p] * time) {
+      return std::min(time, kGoodLongest * sla_);
+    }
+  }
+  return kGoodLongest * sla_;
 }
 
 void Adaptive::refresh(const Core& core) {
@@ -48,13 +86,31 @@ void Adaptive::refresh(const Core& core) {
   for (const Path& path : paths) {
     if (core.available(path.device) == 0) continue;
     for (std::size_t m = 1; m <= largest; ++m) {
-      const auto size = std::min(static_cast<int64_t>(m), path.times.max_size());
-      least_time_[m] = std::min(least_time_[m], path.times.mean(size) * core.slowness(path.device));
+      const int64_t size = std::min(static_cast<int64_t>(m), path.times.max_size());
+      const double time = path.times.mean(size) * core.slowness(path.device);
+      least_time_[m] = std::min(least_time_[m], time);
     }
   }
+  fastest_.clear();
+  double most = -1;
+  for (std::size_t d = 0; d < devices.size(); ++d) {
+    fastest_.push_back(
+        *std::max_element(devices[d].paths.begin(), devices[d].paths.end(),
+                          [&](int32_t p, int32_t q) { return rates_[p] < rates_[q]; }));
+    const double rate = rates_[fastest_[d]] * core.available(static_cast<int32_t>(d));
+    if (rate > most) {
+      most = rate;
+      good_batch_ = good_batch(core, fastest_[d]);
+    }
+  }
+  find_steps(core);
+}
+
+void Adaptive::find_steps(const Core& core) {
+  const std::vector<Path>& paths = core.fleet().paths();
   // Prices at which a device changes its path: where two are worth the same, or one nothing.
   std::vector<double> prices;
-  for (const Device& device : devices) {
+  for (const Device& device : core.fleet().devices()) {
     for (const int32_t p : device.paths) {
       if (rates_[p] <= 0) continue;
       prices.push_back(paths[p].accuracy);
@@ -72,9 +128,9 @@ void Adaptive::refresh(const Core& core) {
     if (prices[i] - below < 1e-12) continue;
     const double price = (prices[i] + below) / 2;
     double rate = 0;
-    for (std::size_t d = 0; d < devices.size(); ++d) {
+    for (std::size_t d = 0; d < fastest_.size(); ++d) {
       double worth = 0, best = 0;
-      for (const int32_t p : devices[d].paths) {
+      for (const int32_t p : core.fleet().devices()[d].paths) {
         const double value = rates_[p] * (paths[p].accuracy - price);
         if (value > worth) worth = value, best = rates_[p];
       }
@@ -84,32 +140,84 @@ void Adaptive::refresh(const Core& core) {
   }
 }
 
-double Adaptive::price(double rate) const {
-  for (const Step& step : steps_) {
-    if (step.rate >= rate) return step.price;
-  }
-  return steps_.empty() ? 0.0 : steps_.back().price;
-}
-
 int32_t Adaptive::arrive(const Core& core, int32_t size, double deadline) {
-  if (admit_) {
-    if (epoch_ != core.epoch()) refresh(core);
-    const double left = deadline - core.now();
-    const double work =
-        static_cast<double>(core.waiting_samples()) / most_rate() + least_time(size);
-    if (work > left * kBatch) {
-      double free = kNever;
-      for (int32_t w = 0; w < core.fleet().workers(); ++w) {
-        free = std::min(free, core.free_at(w) - core.now());
-      }
-      if (!(work + free <= left)) return -1;
-    }
-  }
-  return core.shared_lane();
+  arrivals_.add(size);
+  if (epoch_ != core.epoch()) refresh(core);
+  return admit_ && !in_time(core, size, deadline) ? -1 : core.shared_lane();
 }
 
-bool Adaptive::elsewhere(const Core& core, int32_t device, double price,
-                         const Waiting& head) const {
+// After what runs and what waits, as fast as the fleet can, in a batch of a good size.
+bool Adaptive::in_time(const Core& core, int32_t size, double deadline) {
+  if (steps_.empty()) return false;
+  const double left = kSafe * (deadline - core.now()) - std::max(least_time(size), good_batch_);
+  auto ahead = static_cast<double>(core.waiting_samples());
+  // No batch is longer.
+  if (ahead <= (left - sla_) * most_rate()) return true;
+  for (int32_t w = 0; w < core.fleet().workers(); ++w) {
+    ahead += (core.free_at(w) - core.now()) * rates_[fastest_[core.fleet().device_of(w)]];
+  }
+  return ahead <= left * most_rate();
+}
+
+void Adaptive::give_up(Core& core, int32_t device) const {
+  const Lane& lane = core.lane(core.shared_lane());
+  while (!lane.empty() && core.now() + least_time(lane.head().count) > lane.head().deadline) {
+    core.give_up(lane.head().slot);
+  }
+  // In an overload also what could be in time, but only in batches so small that more would be
+  // late for it.
+  const double slowness = core.slowness(device);
+  while (!lane.empty() && static_cast<double>(lane.samples()) > kLongest * sla_ * most_rate()) {
+    const double left = lane.head().deadline - core.now();
+    double rate = 0;
+    for (const int32_t p : core.fleet().devices()[device].paths) {
+      const ServiceTimes& times = core.fleet().paths()[p].times;
+      const int64_t most = times.most_within(left / slowness);
+      if (most > 0) rate = std::max(rate, static_cast<double>(most) / times.mean(most));
+    }
+    if (rate >= kEfficient * rates_[fastest_[device]] * slowness) return;
+    core.give_up(lane.head().slot);
+  }
+}
+
+double Adaptive::backlog_to_keep() const {
+  if (arrivals_.rate() <= 0) return 0;
+  // T = x^2, and x^2 + b x = c.
+  const double b = kMargin * std::sqrt(arrivals_.squares()) / arrivals_.rate();
+  const double c = kSafe * sla_ * kLongest;
+  const double x = (std::sqrt(b * b + 4 * c) - b) / 2;
+  return arrivals_.rate() * x * x;
+}
+
+double Adaptive::price(const Core& core) const {
+  const Lane& lane = core.lane(core.shared_lane());
+  const double keep = backlog_to_keep();
+  // Where fewer arrive than of late, the head is older than what waits behind it says.
+  const double age = core.now() - core.query(lane.head().slot).arrival;
+  const double waiting = std::max(static_cast<double>(lane.samples()), arrivals_.rate() * age);
+  const double rate = arrivals_.rate() + (waiting - keep) / (kCorrection * sla_);
+  std::size_t i = 0;
+  while (i + 1 < steps_.size() && steps_[i].rate < rate) ++i;
+  if (waiting <= keep && i > 0 && steps_[i].rate > rate) --i;
+  return steps_[i].price;
+}
+
+// A batch that takes T seconds leaves what arrives meanwhile, and what it did not take, to be
+// served after it, as fast as the fleet can.
+double Adaptive::longest_batch(const Core& core, int32_t p) const {
+  const Lane& lane = core.lane(core.shared_lane());
+  const Path& path = core.fleet().paths()[p];
+  const double busy = std::min(1.0, arrivals_.rate() / most_rate());
+  const double alone = kSafe * sla_ / (1 + busy);
+  const auto left = static_cast<double>(lane.samples() -
+                                        path.times.most_within(alone / core.slowness(path.device)));
+  // On the fastest path a smaller batch gains nothing.
+  if (left <= 0 || fastest_[path.device] == p) return alone;
+  return (kSafe * sla_ - left / most_rate()) / (1 + busy);
+}
+
+bool Adaptive::elsewhere(const Core& core, int32_t device, double price) const {
+  const Waiting& head = core.lane(core.shared_lane()).head();
   const std::vector<Path>& paths = core.fleet().paths();
   for (std::size_t p = 0; p < paths.size(); ++p) {
     const int32_t d = paths[p].device;
@@ -124,67 +232,66 @@ bool Adaptive::elsewhere(const Core& core, int32_t device, double price,
   return false;
 }
 
-Decision Adaptive::last_resort(const Core& core, int32_t device, const Waiting& head) const {
-  Decision decision;
+double Adaptive::latest_start(const Core& core, int32_t device) const {
+  const Waiting& head = core.lane(core.shared_lane()).head();
   double least = kNever;
   for (const int32_t p : core.fleet().devices()[device].paths) {
     const ServiceTimes& times = core.fleet().paths()[p].times;
-    const int64_t size = std::min<int64_t>(head.count, times.max_size());
-    const double time = times.high(size) * core.slowness(device);
-    if (time < least) {
-      least = time;
-      const double latest = head.deadline - time;
-      decision = {p, core.shared_lane(), size, latest > core.now() ? latest : kNever};
-    }
+    least = std::min(least, times.high(std::min<int64_t>(head.count, times.max_size())));
+  }
+  const double latest = head.deadline - least * core.slowness(device);
+  return latest > core.now() ? latest : kNever;
+}
+
+Decision Adaptive::serve_head(const Core& core, int32_t device) const {
+  const Waiting& head = core.lane(core.shared_lane()).head();
+  const double left = head.deadline - core.now();
+  Decision decision;
+  double accuracy = -1, least = kNever;
+  for (const int32_t p : core.fleet().devices()[device].paths) {
+    const Path& path = core.fleet().paths()[p];
+    const int64_t size = std::min<int64_t>(head.count, path.times.max_size());
+    const double time = path.times.high(size) * core.slowness(device);
+    const bool better = time <= left ? path.accuracy > accuracy : accuracy < 0 && time < least;
+    if (!better) continue;
+    decision = {p, core.shared_lane(), size, kNever};
+    least = time;
+    if (time <= left) accuracy = path.accuracy;
   }
   return decision;
 }
 
 Decision Adaptive::start(Core& core, int32_t worker) {
   if (epoch_ != core.epoch()) refresh(core);
+  arrivals_.advance(core.now());
   const Lane& lane = core.lane(core.shared_lane());
   const int32_t device = core.fleet().device_of(worker);
-  const double slowness = core.slowness(device);
-  while (!lane.empty() && core.now() + least_time(lane.head().count) > lane.head().deadline) {
-    core.give_up(lane.head().slot);
-  }
-  if (lane.empty()) return {};
+  give_up(core, device);
+  if (lane.empty() || steps_.empty()) return {};
 
-  const std::vector<Path>& paths = core.fleet().paths();
-  const double price = this->price(lane.rate() / kPatience);
-  const double cap = kBatch * sla_;
-  Decision best;
-  double most = -kNever;
-  bool in_time = false;  // some path of the device serves the head in time
+  const double price = this->price(core);
+  const double slowness = core.slowness(device);
   const double left = lane.head().deadline - core.now();
+  Decision best;
+  double most = 0;
   for (const int32_t p : core.fleet().devices()[device].paths) {
-    const ServiceTimes& times = paths[p].times;
-    const int64_t whole = std::min<int64_t>(lane.head().count, times.max_size());
-    if (times.high(whole) * slowness > left) continue;
-    in_time = true;
-    const int64_t size = std::min(
-        lane.samples(), std::max(whole, times.most_within(std::min(left, cap) / slowness)));
+    const Path& path = core.fleet().paths()[p];
+    // What is too long for the device is left to another, where one can do it.
+    const int64_t head = std::min<int64_t>(lane.head().count, path.times.max_size());
+    if (path.times.high(head) * slowness > left) continue;
+    const double longest = std::min(left, longest_batch(core, p));
+    const int64_t size =
+        std::min(lane.samples(), std::max(head, path.times.most_within(longest / slowness)));
     const double value =
-        static_cast<double>(size) * (paths[p].accuracy - price) / (times.mean(size) * slowness);
-    if (value > most) {
+        static_cast<double>(size) * (path.accuracy - price) / (path.times.mean(size) * slowness);
+    if (value >= most) {
       most = value;
       best = {p, core.shared_lane(), size, kNever};
     }
   }
-  if (most >= 0) return best;
-  const Decision resort = last_resort(core, device, lane.head());
-  if (elsewhere(core, device, price, lane.head())) return {-1, 0, 0, resort.wake};
-  // Nobody else will: the most accurate path that is in time, or the one that is late the least.
-  if (!in_time) return resort;
-  double accuracy = -1;
-  for (const int32_t p : core.fleet().devices()[device].paths) {
-    const ServiceTimes& times = paths[p].times;
-    const int64_t whole = std::min<int64_t>(lane.head().count, times.max_size());
-    if (times.high(whole) * slowness > left || paths[p].accuracy <= accuracy) continue;
-    accuracy = paths[p].accuracy;
-    best = {p, core.shared_lane(), whole, kNever};
-  }
-  return best;
+  if (best.path >= 0) return best;
+  if (elsewhere(core, device, price)) return {-1, 0, 0, latest_start(core, device)};
+  return serve_head(core, device);
 }
 
 }  // namespace recsys_opt::serving

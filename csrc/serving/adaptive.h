@@ -3,16 +3,22 @@
 //
 // Think of the fleet as a fluid: a worker on path p serves r_p samples a second, at accuracy a_p.
 // To serve R samples a second at the best mean accuracy is a linear program with one constraint
-// that joins the devices, so one price mu per sample served splits it: each device runs the path
+// that joins the devices, so one price mu of serving a sample splits it: each device runs the path
 // with the largest r_p (a_p - mu), or none where that is negative. The rate at which the fleet then
 // serves falls with mu in steps, one for each change of a device's path.
 //
-// R is what the backlog asks for: the sum over the waiting queries of size / (deadline - arrival),
-// divided by `kPatience`: the rate at which the backlog is gone in that share of the time that
-// queries are given. If the fleet serves too slowly, the backlog grows, so does R, the price falls
-// and the paths get faster, until the backlog stays: then what is served equals what arrives, at
-// the price that is right for it. No arrival rate is estimated and nothing is tuned: a burst is in
-// the backlog as soon as it has come.
+// R is what has arrived a second of late, corrected by how far the backlog is from the one to keep;
+// between the two steps that R lies between, the faster one is taken while the backlog is above
+// it, the slower and more accurate one below. So what is served equals what arrives, at the price
+// that is right for it, and a burst is answered as soon as it is in the backlog.
+//
+// The backlog to keep is what arrives in T seconds: large, since large batches are efficient, but
+// so that its wait and a batch of as long again fit into the time that queries are given, with a
+// margin for how much more than on average may arrive in T:
+//     T + z sqrt(T v) / rate = safe sla / 2,    v: sum of the squared sizes that arrive a second.
+//
+// All constants are shares of the time that queries are given; none depends on the load, the
+// devices or the models.
 #pragma once
 
 #include <algorithm>
@@ -24,11 +30,31 @@
 
 namespace recsys_opt::serving {
 
+// Samples that arrive a second, and the sum of the squares of their queries' sizes.
+class ArrivalRate {
+ public:
+  // Averaged over `memory` seconds (and over all there are, while those are fewer).
+  explicit ArrivalRate(double memory) : memory_(memory) {}
+  void add(int32_t size) {
+    samples_ += size;
+    squares_ += static_cast<double>(size) * size;
+  }
+  void advance(double now);
+  double rate() const { return rate_; }
+  double squares() const { return square_rate_; }
+
+ private:
+  double memory_;
+  double samples_ = 0, squares_ = 0, rate_ = 0, square_rate_ = 0;
+  double first_ = 0, last_ = 0;
+  bool begun_ = false;
+};
+
 class Adaptive : public Policy {
  public:
-  // sla: seconds that queries are given, for the size of batches; admit: reject a query at its
-  // arrival where it is not expected to be served in time.
-  Adaptive(double sla, bool admit) : sla_(sla), admit_(admit) {}
+  // sla: seconds that queries are given; admit: reject a query at its arrival where it is not
+  // expected to be done in time.
+  Adaptive(double sla, bool admit);
   void begin(const Core& core) override;
   int32_t arrive(const Core& core, int32_t size, double deadline) override;
   Decision start(Core& core, int32_t worker) override;
@@ -37,29 +63,40 @@ class Adaptive : public Policy {
   struct Step {
     double price, rate;  // at this price the fleet serves `rate` samples a second
   };
+  // What follows from the devices there are and how slow they are.
   void refresh(const Core& core);
-  // Samples a second of the path at its best size of batch.
+  void find_steps(const Core& core);
   double best_rate(const Core& core, int32_t path) const;
-  // The largest price at which the fleet serves so many samples a second; the last one, where even
-  // the fastest paths do not.
-  double price(double rate) const;
+  double good_batch(const Core& core, int32_t path) const;
   double most_rate() const { return steps_.empty() ? 0.0 : steps_.back().rate; }
+
+  // Whether a query that arrives now is expected to be done in time.
+  bool in_time(const Core& core, int32_t size, double deadline);
+  // Gives up what cannot be in time.
+  void give_up(Core& core, int32_t device) const;
+  double backlog_to_keep() const;
+  double price(const Core& core) const;
+  double longest_batch(const Core& core, int32_t path) const;
+  // Whether a worker of another device can serve the head in time, on a path worth the price.
+  bool elsewhere(const Core& core, int32_t device, double price) const;
+  // The most accurate path that serves the head in time, or the one that is late the least.
+  Decision serve_head(const Core& core, int32_t device) const;
+  // The latest time at which the device can begin with the head; infinity: it is past.
+  double latest_start(const Core& core, int32_t device) const;
   // Seconds of so many samples on the fastest path there is.
   double least_time(int32_t count) const {
     return least_time_[std::min<std::size_t>(count, least_time_.size() - 1)];
   }
-  // Whether a worker of another device can serve the samples by the deadline, on a path that is
-  // worth its price.
-  bool elsewhere(const Core& core, int32_t device, double price, const Waiting& head) const;
-  // The path that is done with the head soonest, and the latest time for it to start.
-  Decision last_resort(const Core& core, int32_t device, const Waiting& head) const;
 
   double sla_;
   bool admit_;
+  ArrivalRate arrivals_;
   int64_t epoch_ = -1;
-  std::vector<double> rates_;       // [paths]
-  std::vector<Step> steps_;         // by falling price
+  std::vector<double> rates_;       // [paths] samples a second at the best size of batch
+  std::vector<int32_t> fastest_;    // [devices] the path of the highest rate
   std::vector<double> least_time_;  // [largest batch + 1]
+  std::vector<Step> steps_;         // by falling price, rising rate
+  double good_batch_ = 0;           // seconds of an efficient batch where most is served
 };
 
 }  // namespace recsys_opt::serving

@@ -11,8 +11,8 @@ namespace recsys_opt::serving {
 namespace {
 
 // Of the newest batch in a device's slowness.
-constexpr double kNewest = 1.0 / 16;
-constexpr double kOutlier = 2;
+constexpr double kNewest = 1.0 / 8;
+constexpr double kOutlier = 3;
 // By how much the slowness must change to matter.
 constexpr double kMatters = .1;
 
@@ -61,7 +61,7 @@ double Core::profiled(int32_t path, int64_t size) const {
 double Core::backlog(int32_t device) const {
   double seconds = 0;
   for (const int32_t path : fleet_.devices()[device].paths) seconds += lane_seconds_[path];
-  return seconds * states_[device].slowness;
+  return seconds * slowness(device);
 }
 
 void Core::wait(uint32_t slot, int32_t first, int32_t count) {
@@ -160,7 +160,7 @@ void Core::start(int32_t worker, const Decision& decision) {
   }
   w.batch.size = size;
   w.batch.start = now_;
-  w.batch.expected = times.mean(size) * states_[fleet_.device_of(worker)].slowness;
+  w.batch.expected = times.mean(size) * slowness(fleet_.device_of(worker));
 }
 
 void Core::finish(double now, int32_t worker, double seconds) {

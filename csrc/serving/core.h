@@ -93,10 +93,10 @@ class Core {
   }
   int32_t available(int32_t device) const { return states_[device].available; }
   // How much longer than profiled the device's batches take of late.
-  double slowness(int32_t device) const { return states_[device].slowness; }
+  double slowness(int32_t device) const { return states_[device].announced; }
   // Expected seconds of a batch, with the device's slowness.
   double expected(int32_t path, int64_t size) const {
-    return profiled(path, size) * states_[fleet_.paths()[path].device].slowness;
+    return profiled(path, size) * slowness(fleet_.paths()[path].device);
   }
   // Expected seconds of what waits in the lanes of the device's paths.
   double backlog(int32_t device) const;

@@ -101,7 +101,7 @@ std::shared_ptr<Policy> make_policy(const std::string& name, const Fleet& fleet,
   } else if (name == "priced") {
     policy = std::make_shared<Priced>();
   } else if (name == "adaptive") {
-    policy = std::make_shared<Adaptive>(sla, options.flag("admit", false));
+    policy = std::make_shared<Adaptive>(sla, options.flag("admit", true));
   } else {
     throw std::invalid_argument("there is no policy " + name +
                                 "; there are static, threshold, mp-rec, earliest-finish, priced "
