@@ -52,13 +52,14 @@ class DLRM(nn.Module):
                 )
         if not top_mlp or top_mlp[-1] != 1:
             raise InputError(f"top_mlp = {list(top_mlp)}; it must end in 1, the logit")
-        self.dense_features = dense_features
+        self.dense_features, self.dim = dense_features, dim
         vectors = 1 + sum(len(table.feature_names) * (table.embedding_dim // dim) for table in tables)
         width = dim + vectors * (vectors - 1) // 2
         self.bottom = _mlp([dense_features, *bottom_mlp], relu_last=True, device=device, dtype=dtype)
         self.top = _mlp([width, *top_mlp], relu_last=False, device=device, dtype=dtype)
         self.embeddings = EmbeddingCollection(tables, device=device, dtype=dtype)
-        self._order = _vector_order(self.embeddings, dim)
+        self.vector_order = vector_order(self.embeddings.group_order, self.embeddings.feature_dims, dim)
+        """Where each vector is in the outputs of `EmbeddingCollection.forward_groups`, in vectors."""
 
     def forward(self, dense: Tensor, values: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Logits of a batch; their sigmoid is the probability of a click.
@@ -77,16 +78,20 @@ class DLRM(nn.Module):
             raise InputError(
                 f"dense has {dense.shape[0]} samples, but values and offsets describe {sparse[0].shape[0]}"
             )
-        crossed = ops.dot_interaction(self.bottom(dense), sparse, self._order)
+        crossed = ops.dot_interaction(self.bottom(dense), sparse, self.vector_order)
         logits: Tensor = self.top(crossed)
         return logits.squeeze(1)
 
 
-def _vector_order(embeddings: EmbeddingCollection, dim: int) -> tuple[int, ...]:
-    """Where each vector of the features is in the outputs of `forward_groups`, in vectors."""
-    counts = [columns // dim for columns in embeddings.feature_dims]
+def vector_order(block_order: Sequence[int], columns: Sequence[int], dim: int) -> tuple[int, ...]:
+    """Where each vector of the features is in outputs that lie side by side, in vectors of `dim`.
+
+    block_order  where each feature is among their blocks
+    columns      of each feature: several vectors where it is a multiple of `dim`
+    """
+    counts = [width // dim for width in columns]
     starts, next_start = [0] * len(counts), 0
-    for feature in sorted(range(len(counts)), key=embeddings.group_order.__getitem__):
+    for feature in sorted(range(len(counts)), key=block_order.__getitem__):
         starts[feature] = next_start
         next_start += counts[feature]
     return tuple(start + i for start, count in zip(starts, counts, strict=True) for i in range(count))

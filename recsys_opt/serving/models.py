@@ -24,7 +24,7 @@ from recsys_opt.embeddings.registry import build_embedding
 from recsys_opt.embeddings.tt_freeze import Level
 from recsys_opt.errors import InputError
 from recsys_opt.files import atomic_path
-from recsys_opt.models.dlrm import DLRM
+from recsys_opt.models.dlrm import DLRM, vector_order
 from recsys_opt.models.saved import model_from_description
 from recsys_opt.run_folder import RunFolder
 from recsys_opt.serving.dense_net import DenseNet, PackedNet, PlainNet, has_packed_products
@@ -150,7 +150,12 @@ def load_frozen(
         own,
         options,
         tables,
-        _net(model, tables.order, _TYPES[options.products], device),
+        _net(
+            model,
+            vector_order(tables.order, model.embeddings.feature_dims, model.dim),
+            _TYPES[options.products],
+            device,
+        ),
         sum(p.nbytes for mlp in (model.bottom, model.top) for p in mlp.parameters()),
         device,
     )
@@ -160,8 +165,7 @@ def request_of(model: DLRM, what: str = "") -> ServedModel:
     """What a request to a model must look like."""
     embeddings = model.embeddings
     rows = [config.num_embeddings for config in embeddings.configs for _ in config.feature_names]
-    dim = embeddings.configs[0].embedding_dim
-    return ServedModel(model.dense_features, embeddings.feature_names, tuple(rows), dim, what)
+    return ServedModel(model.dense_features, embeddings.feature_names, tuple(rows), model.dim, what)
 
 
 def representation_of(tables: Sequence[TableConfig]) -> str:

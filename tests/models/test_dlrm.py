@@ -199,3 +199,23 @@ def test_bad_arguments_are_named():
         DLRM(TABLES, bottom_mlp=(8, 3))
     with pytest.raises(InputError, match=r"top_mlp = \[4, 2\]; it must end in 1"):
         DLRM(TABLES, bottom_mlp=(4,), top_mlp=(4, 2))
+
+
+def test_tables_of_two_vectors_are_crossed_as_two_features():
+    deep = {"hashes": 8, "widths": [4], "dhe_dim": 4}
+    tables = [
+        TableConfig("a", 7, 8, representation="hybrid", options=deep),
+        TableConfig("b", 30, 4),
+        TableConfig("c", 9, 8, representation="hybrid", options=deep),
+    ]
+    torch.manual_seed(0)
+    model = DLRM(tables, dense_features=5, bottom_mlp=(8, 4), top_mlp=(6, 1), dtype=torch.float64)
+    dense, ids = torch.randn(10, 5).double(), torch.cat([torch.randint(0, n, (10,)) for n in (7, 30, 9)])
+    rows = model.embeddings(ids).split(4, dim=1)  # in the order of the features, whatever groups there are
+    x = model.bottom(dense)
+    vectors = [x, *rows]
+    pairs = [(vectors[i] * vectors[j]).sum(1) for i in range(6) for j in range(i)]
+    want = model.top(torch.cat([x, torch.stack(pairs, dim=1)], dim=1))[:, 0]
+    torch.testing.assert_close(model(dense, ids), want)
+    with pytest.raises(InputError, match="b has embedding_dim 6.*several such vectors"):
+        DLRM([TableConfig("b", 30, 6)], dense_features=5, bottom_mlp=(8, 4), top_mlp=(6, 1))

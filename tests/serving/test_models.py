@@ -16,6 +16,8 @@ from recsys_opt.serving.frozen_tables import StackedTables
 from recsys_opt.serving.models import ServingOptions, load_frozen, representation_of, weights_fingerprint
 from recsys_opt.tables import TableConfig
 from recsys_opt.tensor_files import write_tensors
+from recsys_opt.training.config import HashingConfig
+from tests.serving.runs import make_run
 
 SIZES = (1, 2, 7, 8, 33, 600)
 
@@ -59,6 +61,21 @@ def test_equals_the_trained_model(request, kind, options, tolerance):
         assert found.shape == (len(dense),)
         np.testing.assert_allclose(found, trained_probabilities(model, dense, ids), atol=tolerance)
         np.testing.assert_array_equal(frozen.predict(dense, ids.astype(np.int64), checked=True), found)
+
+
+@pytest.mark.parametrize("kind", ["dhe", "hybrid", "select"])
+def test_hashed_tables_equal_the_trained_models(table_run, kind):
+    folder = table_run.parent
+    deep = HashingConfig(dhe_hashes=16, dhe_widths=(8,), dhe_largest=2)
+    run = folder / f"{kind}_run"
+    if not run.exists():
+        make_run(folder, run.name, {"representation": kind, "hashing": deep})
+    model, frozen = load_model(run), load_frozen(run)
+    assert (frozen.representation, frozen.request.embedding_dim) == (kind, 16)
+    for dense, ids in requests_of(run):
+        np.testing.assert_allclose(
+            frozen.predict(dense, ids), trained_probabilities(model, dense, ids), atol=1e-6
+        )
 
 
 def test_what_it_is(table_run, tt_run):
