@@ -121,9 +121,7 @@ double Workload::factor(double time) const {
 
 // Sizes have a stream of their own: the same queries come at another rate, and to another policy.
 Workload::Stream::Stream(const Workload& workload, uint64_t seed)
-    : workload_(workload),
-      random_(Random::stream(seed, 0)),
-      size_random_(Random::stream(seed, 1)) {
+    : workload_(workload), random_(Random::stream(seed, 0)), size_random_(Random::stream(seed, 1)) {
   change_ = workload.rates_.size() > 1 ? exponential(random_) * workload.dwell_[0]
                                        : std::numeric_limits<double>::infinity();
 }
