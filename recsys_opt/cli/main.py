@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "recsys_opt.cli.convert",
         "fit tensor trains to a trained run's tables, cut their ranks, or undo them",
     ),
+    "profile": ("recsys_opt.cli.profile", "measure what each representation on each device costs a query"),
     "bench": ("recsys_opt.cli.bench", "measure speed, side by side with the alternatives"),
 }
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from recsys_opt import ops
 from recsys_opt.models.dlrm import DLRM
 
-SMALL_BATCH = 8
+SMALL_BATCH = 16
 """Below it a product of oneDNN costs more than one of a matrix and a few vectors does."""
 
 DenseNet = Callable[[Tensor, Sequence[Tensor]], Tensor]

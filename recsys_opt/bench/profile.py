@@ -1,0 +1,233 @@
+"""A profile of trained runs on this machine: service times, bytes and accuracy of each path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from recsys_opt.data.batches import BatchStream
+from recsys_opt.data.dataset import Dataset
+from recsys_opt.environment import cpu_model, environment
+from recsys_opt.errors import InputError
+from recsys_opt.progress import Progress, SilentProgress
+from recsys_opt.run_folder import RunFolder
+from recsys_opt.serving.measure import MeasuredPath, MeasureSettings, PathSource, measure_paths
+from recsys_opt.serving.models import FrozenModel, ServingOptions, load_frozen
+from recsys_opt.serving.profile import Device, Path, Profile, ServedModel
+from recsys_opt.serving.samples import Samples, dataset_samples, generated_samples
+from recsys_opt.training.metrics import compute_metrics
+
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class PathRequest:
+    """A run to profile."""
+
+    run: str
+    name: str | None = None
+    """Of the path, before the `@`; None: the representation."""
+    options: ServingOptions = field(default_factory=ServingOptions)
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """What to measure and where."""
+
+    measure: MeasureSettings = field(default_factory=MeasureSettings)
+    devices: Mapping[str, str] = field(default_factory=lambda: {"cpu": "cpu"})
+    """Kind -> name in the profile."""
+    data: FilePath | None = None
+    """A dataset for queries and accuracy; None: the first run's, if it is still where it was."""
+    accuracies: Mapping[str, float] = field(default_factory=dict)
+    """By the path's name before the `@`: what to put in the place of a measured accuracy."""
+    memory_bytes: int | None = None
+    """Of each device; None: what it has."""
+
+
+@dataclass(frozen=True)
+class Worth:
+    """How good a path's predictions are, and who says so."""
+
+    accuracy: float
+    auc: float | None
+    source: str
+
+
+def measured_profile(
+    requests: Sequence[PathRequest], settings: ProfileSettings, *, progress: Progress | None = None
+) -> Profile:
+    """The profile of runs on this machine's devices."""
+    progress = progress or SilentProgress()
+    _check_devices(settings)
+    models = {request: load_frozen(request.run, request.options) for request in requests}
+    model = _one_request(models)
+    names = _names(models)
+    unknown = sorted(set(settings.accuracies) - set(names.values()))
+    if unknown:
+        raise InputError(
+            f"an accuracy is given for {', '.join(unknown)}, but the paths are {', '.join(names.values())}"
+        )
+    data = settings.data or _dataset_of(requests[0].run)
+    samples = generated_samples(model) if data is None else dataset_samples(data, model)
+    worth = {}
+    progress.start("evaluating", len(models), "paths")
+    for request, frozen in models.items():
+        given = settings.accuracies.get(names[request])
+        worth[request] = worth_of(request.run, frozen, data, given)
+        progress.advance(1, path=names[request])
+    progress.finish()
+    models.clear()  # the processes map their own
+    paths: list[Path] = []
+    circumstances: dict[str, Any] = {}
+    for kind, device in settings.devices.items():
+        sources = [PathSource(f"{names[r]}@{device}", r.run, r.options, _kind(kind)) for r in requests]
+        found = measure_paths(sources, samples, settings.measure, progress=progress)
+        paths += [_path(p, device, worth[r]) for r, p in zip(requests, found, strict=True)]
+        circumstances[device] = _circumstances(found, samples, settings.measure)
+    devices = tuple(_device(kind, name, settings) for kind, name in settings.devices.items())
+    return Profile(model, devices, tuple(paths), circumstances)
+
+
+def worth_of(run: str, frozen: FrozenModel, data: FilePath | None, given: float | None) -> Worth:
+    """Accuracy and AUC: measured on the data as the path computes, else as the run's training wrote them."""
+    if given is not None:
+        return Worth(given, None, "given, not measured")
+    if data is not None:
+        return _evaluated(frozen, Dataset(data))
+    for split in ("test", "validation"):
+        lines = [
+            m for m in RunFolder(run).metrics() if m.get("kind") == "evaluation" and m.get("split") == split
+        ]
+        if lines:
+            last = lines[-1]
+            return Worth(
+                float(last["accuracy"]),
+                None if last["auc"] is None else float(last["auc"]),
+                f"training's evaluation on {last['rows']:,} rows of its {split} split",
+            )
+    raise InputError(
+        f"the accuracy of {run} is unknown: its metrics.jsonl has no evaluation and its dataset is not here; "
+        "name one with --data, or give the accuracy with --accuracy"
+    )
+
+
+def _evaluated(frozen: FrozenModel, dataset: Dataset) -> Worth:
+    for split in ("test", "validation", "train"):
+        start, stop = dataset.info.splits.get(split, (0, 0))
+        if stop > start:
+            break
+    logits, labels = [], []
+    for batch in BatchStream(dataset, start, stop, _BATCH):
+        ids = batch.values.view(-1, batch.rows).numpy()
+        p = frozen.predict(batch.dense.numpy(), ids, checked=True).astype(np.float64)
+        p = np.clip(p, 1e-12, 1 - 1e-12)
+        logits.append(np.log(p / (1 - p)).astype(np.float32))
+        labels.append(batch.labels.numpy().astype(np.uint8))
+    found = compute_metrics(np.concatenate(logits), np.concatenate(labels))
+    what = f"{stop - start:,} rows of the {split} split of {dataset.info.name}"
+    return Worth(found.accuracy, found.auc, f"measured on {what}")
+
+
+def _one_request(models: Mapping[PathRequest, FrozenModel]) -> ServedModel:
+    """What a request to every run looks like; raises InputError where they differ."""
+    (first, one), *others = models.items()
+    for request, other in others:
+        difference = one.request.difference(other.request)
+        if difference is not None:
+            raise InputError(
+                f"{first.run} and {request.run} are not the same model: {difference}; a profile is of one "
+                "model in several representations"
+            )
+    return one.request
+
+
+def _names(models: Mapping[PathRequest, FrozenModel]) -> dict[PathRequest, str]:
+    """Each path's name before the `@`: the one given, the representation, or where two have it the run's."""
+    kinds = [m.representation for r, m in models.items() if r.name is None]
+    names: dict[PathRequest, str] = {}
+    for request, frozen in models.items():
+        own = frozen.representation
+        name = request.name or (own if kinds.count(own) == 1 else FilePath(request.run).resolve().name)
+        if name in names.values():
+            raise InputError(
+                f"two paths are called {name!r}; name them: recsys-opt profile NAME=RUN NAME=RUN"
+            )
+        names[request] = name
+    return names
+
+
+def _dataset_of(run: str) -> FilePath | None:
+    """Where the run's dataset was, if something is there."""
+    told = str(RunFolder(run).description().get("dataset", {}).get("path", ""))
+    for path in (FilePath(told), FilePath(run).parent / told, FilePath(run).parent.parent / told):
+        if told and (path / "dataset.json").exists():
+            return path
+    return None
+
+
+def _path(found: MeasuredPath, device: str, worth: Worth) -> Path:
+    return Path(
+        found.source.name,
+        found.representation,
+        device,
+        worth.accuracy,
+        found.bytes,
+        found.times,
+        auc=worth.auc,
+        accuracy_from=worth.source,
+        run=FilePath(found.source.run).resolve().name,
+        fingerprint=found.fingerprint,
+        options=found.source.options.to_json(),
+    )
+
+
+def _circumstances(
+    found: Sequence[MeasuredPath], samples: Samples, measure: MeasureSettings
+) -> dict[str, Any]:
+    return {
+        **environment(),
+        "clock": measure.clock,
+        "seconds_a_path": measure.seconds,
+        "p50_within": measure.p50_within,
+        "p99_within": measure.p99_within,
+        "queries": samples.what,
+        "noise": {p.source.name: p.noise for p in found},
+        "unsettled": {p.source.name: list(p.unsettled) for p in found if p.unsettled},
+    }
+
+
+def _kind(text: str) -> Literal["cpu", "cuda"]:
+    return "cuda" if text == "cuda" else "cpu"
+
+
+def _check_devices(settings: ProfileSettings) -> None:
+    if "cuda" in settings.devices and not torch.cuda.is_available():
+        raise InputError(
+            "there is no CUDA device here; measure on the machine that has it and merge the profiles "
+            "(recsys-opt profile merge), or assume one (recsys-opt profile assume)"
+        )
+
+
+def _device(kind: str, name: str, settings: ProfileSettings) -> Device:
+    measure = settings.measure
+    if kind == "cuda":
+        about = torch.cuda.get_device_properties(0)
+        memory, what = about.total_memory, str(about.name)
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        what = cpu_model()
+    return Device(
+        name,
+        _kind(kind),
+        measure.workers,
+        measure.threads,
+        settings.memory_bytes or memory,
+        what=what,
+    )

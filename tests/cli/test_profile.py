@@ -1,0 +1,104 @@
+import json
+
+import pytest
+
+from recsys_opt.cli.main import main
+from recsys_opt.serving.profile import Profile
+from tests.serving.profiles import cpu_gpu_profile, make_profile
+from tests.serving.runs import make_run
+
+QUICK = ["--seconds", "0.3", "--sizes", "1", "64", "256"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    make_run(folder, "first")
+    make_run(folder, "second", {"compression.tt_threshold": 500, "compression.tt_rank": 4})
+    return folder
+
+
+def test_a_profile_of_two_runs(runs, tmp_path, capsys):
+    out = tmp_path / "profile.json"
+    command = ["profile", str(runs / "first"), f"small={runs / 'second'}", *QUICK, "--out", str(out)]
+    assert main([*command, "--data", str(runs / "data"), "--accuracy", "small=0.81"]) == 0
+    profile = Profile.load(out)
+    table, small = profile.paths
+    assert (table.name, small.name) == ("table@cpu", "small@cpu")
+    assert (table.representation, small.representation) == ("table", "tt")
+    assert (table.run, small.run) == ("first", "second")
+    assert table.sizes == (1, 64, 256)
+    metrics = [json.loads(line) for line in (runs / "first" / "metrics.jsonl").read_text().splitlines()]
+    test = [m for m in metrics if m.get("split") == "test"][-1]
+    assert table.accuracy == pytest.approx(test["accuracy"], abs=0.002)
+    assert table.auc == pytest.approx(test["auc"], abs=1e-4)
+    assert table.accuracy_from == "measured on 600 rows of the test split of generated"
+    assert (small.accuracy, small.accuracy_from) == (0.81, "given, not measured")
+    assert profile.device("cpu").workers == 1
+    about = profile.circumstances["cpu"]
+    assert about["clock"] == "wall"
+    assert set(about["noise"]) == {"table@cpu", "small@cpu"}
+    text = capsys.readouterr().out
+    assert "table@cpu" in text
+    assert "p99 ms" in text
+    assert max(map(len, text.splitlines())) <= 130
+
+    assert main(["profile", "show", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(profile.to_json()))
+
+
+@pytest.mark.slow
+def test_accuracy_without_the_data(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (runs / "data").rename(runs / "away")
+    try:
+        out = tmp_path / "p.json"
+        assert main(["profile", str(runs / "first"), *QUICK, "--out", str(out)]) == 0
+        (path,) = Profile.load(out).paths
+        assert path.accuracy_from == "training's evaluation on 600 rows of its test split"
+        assert "by a power law" in Profile.load(out).circumstances["cpu"]["queries"]
+    finally:
+        (runs / "away").rename(runs / "data")
+
+
+def test_mistakes(runs, tmp_path, capsys):
+    first, out = str(runs / "first"), str(tmp_path / "p.json")
+    make_run(tmp_path, "other", {"architecture.bottom_mlp": (32, 8)})
+    for arguments, message in (
+        ([first, str(tmp_path / "other")], "are not the same model: embedding_dim 16 and 8"),
+        ([str(tmp_path / "nothing")], "has no checkpoint; train it first"),
+        ([first, f"table={runs / 'second'}"], "two paths are called 'table'"),
+        ([first, "--devices", "cuda"], "there is no CUDA device here"),
+        ([first, "--accuracy", "dhe=0.8"], "an accuracy is given for dhe, but the paths are table"),
+        ([first, "--data", str(tmp_path)], "is not a whole dataset"),
+        ([first, "--workers", "999"], "need 999 cores"),
+        ([first, "--sizes", "8", "4"], "ascending"),
+    ):
+        assert main(["profile", *arguments, "--out", out]) == 2, message
+        assert message in capsys.readouterr().err
+    for arguments, message in (
+        (["--devices", "tpu"], "a device is cpu or cuda"),
+        (["--devices", "cpu,cpu"], "given twice"),
+        (["--accuracy", "table=78.9"], "an accuracy is a share"),
+        (["--accuracy", "0.789"], "it must be NAME=VALUE"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            main(["profile", first, *arguments, "--out", out])
+        assert error.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_show_and_merge(tmp_path, capsys):
+    cpu, gpu, both = (tmp_path / name for name in ("cpu.json", "gpu.json", "both.json"))
+    profile = cpu_gpu_profile()
+    profile.with_paths(["table@cpu", "dhe@cpu", "hybrid@cpu"]).save(cpu)
+    profile.with_paths(["table@gpu", "dhe@gpu", "hybrid@gpu"]).save(gpu)
+    assert main(["profile", "merge", str(cpu), str(gpu), "--out", str(both)]) == 0
+    assert Profile.load(both).paths == profile.paths
+    text = capsys.readouterr().out
+    assert "ASSUMED, not measured: table@gpu, dhe@gpu, hybrid@gpu" in text
+    assert main(["profile", "show", str(cpu)]) == 0
+    assert "ASSUMED" not in capsys.readouterr().out
+    make_profile({"x@cpu": (0.5, 1e-3, 1e-6)}).save(gpu)
+    assert main(["profile", "merge", str(cpu), str(cpu), "--out", str(both)]) == 2
+    assert "two paths called 'table@cpu'" in capsys.readouterr().err
