@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=measure.seconds,
         metavar="S",
-        help="most seconds for each path; what has not settled by then is named (default %(default)g)",
+        help="most seconds for each path; what has not settled by then is named (default %(default)s)",
     )
     parser.add_argument(
         "--clock",
