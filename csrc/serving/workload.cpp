@@ -7,6 +7,8 @@
 #include <string>
 #include <utility>
 
+#include "exponential.h"
+
 namespace recsys_opt::serving {
 
 namespace {
@@ -15,9 +17,7 @@ void require(bool holds, const std::string& what) {
   if (!holds) throw std::invalid_argument("workload: " + what);
 }
 
-double exponential(Random& random) {
-  return -std::log1p(-random.uniform());
-}
+const Exponential exponential;
 
 }  // namespace
 
