@@ -17,7 +17,9 @@ struct Completion {
   double time;
   int32_t worker;
   uint32_t run;  // of the worker; one that failed in the meantime has another
-  bool operator>(const Completion& other) const { return time > other.time; }
+  bool operator>(const Completion& other) const {
+    return time > other.time || (time == other.time && worker > other.worker);
+  }
 };
 
 class Simulation {
