@@ -17,8 +17,9 @@ from recsys_opt.environment import cpu_model, environment
 from recsys_opt.errors import InputError
 from recsys_opt.progress import Progress, SilentProgress
 from recsys_opt.run_folder import RunFolder
-from recsys_opt.serving.measure import MeasuredPath, MeasureSettings, PathSource, measure_paths
-from recsys_opt.serving.models import FrozenModel, ServingOptions, load_frozen
+from recsys_opt.serving.assumed import GpuFigures, assumed_times, figures_json, model_stages, sample_bytes
+from recsys_opt.serving.measure import SIZES, MeasuredPath, MeasureSettings, PathSource, measure_paths
+from recsys_opt.serving.models import FrozenModel, ServingOptions, load_frozen, open_run
 from recsys_opt.serving.profile import Device, Path, Profile, ServedModel
 from recsys_opt.serving.samples import Samples, dataset_samples, generated_samples
 from recsys_opt.training.metrics import compute_metrics
@@ -66,24 +67,9 @@ def measured_profile(
     """The profile of runs on this machine's devices."""
     progress = progress or SilentProgress()
     _check_devices(settings)
-    models = {request: load_frozen(request.run, request.options) for request in requests}
-    model = _one_request(models)
-    names = _names(models)
-    unknown = sorted(set(settings.accuracies) - set(names.values()))
-    if unknown:
-        raise InputError(
-            f"an accuracy is given for {', '.join(unknown)}, but the paths are {', '.join(names.values())}"
-        )
-    data = settings.data or _dataset_of(requests[0].run)
-    samples = generated_samples(model) if data is None else dataset_samples(data, model)
-    worth = {}
-    progress.start("evaluating", len(models), "paths")
-    for request, frozen in models.items():
-        given = settings.accuracies.get(names[request])
-        worth[request] = worth_of(request.run, frozen, data, given)
-        progress.advance(1, path=names[request])
-    progress.finish()
-    models.clear()  # the processes map their own
+    runs = _opened(requests, settings.data, settings.accuracies, progress)
+    model, names, worth = runs.model, runs.names, runs.worth
+    samples = generated_samples(model) if runs.data is None else dataset_samples(runs.data, model)
     paths: list[Path] = []
     circumstances: dict[str, Any] = {}
     for kind, device in settings.devices.items():
@@ -93,6 +79,96 @@ def measured_profile(
         circumstances[device] = _circumstances(found, samples, settings.measure)
     devices = tuple(_device(kind, name, settings) for kind, name in settings.devices.items())
     return Profile(model, devices, tuple(paths), circumstances)
+
+
+def assumed_profile(
+    requests: Sequence[PathRequest],
+    gpu: GpuFigures,
+    *,
+    device: str = "gpu",
+    sizes: Sequence[int] = SIZES,
+    data: FilePath | None = None,
+    accuracies: Mapping[str, float] | None = None,
+    memory_bytes: int | None = None,
+) -> Profile:
+    """The profile of runs on a GPU that is not here: computed from its figures, and marked assumed.
+
+    sizes  ascending
+    """
+    MeasureSettings(sizes=tuple(sizes))  # refuses sizes that cannot be
+    runs = _opened(requests, data, accuracies or {}, SilentProgress())
+    paths = []
+    for request, frozen in runs.bytes.items():
+        _, _, dlrm = open_run(request.run)
+        stages = model_stages(dlrm, request.options.tensor_trains, grouped=gpu.grouped)
+        worth = runs.worth[request]
+        paths.append(
+            Path(
+                f"{runs.names[request]}@{device}",
+                runs.representations[request],
+                device,
+                worth.accuracy,
+                frozen,
+                assumed_times(stages, gpu, sizes, sample_bytes=sample_bytes(dlrm)),
+                auc=worth.auc,
+                accuracy_from=worth.source,
+                assumed=True,
+                run=FilePath(request.run).resolve().name,
+                fingerprint=runs.fingerprints[request],
+                options=request.options.to_json(),
+            )
+        )
+    about = Device(device, "cuda", 1, 1, memory_bytes or gpu.memory_bytes, assumed=True, what=gpu.what)
+    circumstances = {device: {**environment(), "figures": figures_json(gpu)}}
+    return Profile(runs.model, (about,), tuple(paths), circumstances)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is known of runs before they are measured."""
+
+    model: ServedModel
+    names: Mapping[PathRequest, str]
+    worth: Mapping[PathRequest, Worth]
+    representations: Mapping[PathRequest, str]
+    fingerprints: Mapping[PathRequest, str]
+    bytes: Mapping[PathRequest, int]
+    data: FilePath | None
+
+
+def _opened(
+    requests: Sequence[PathRequest],
+    data: FilePath | None,
+    accuracies: Mapping[str, float],
+    progress: Progress,
+) -> _Opened:
+    """Loads the runs, checks that they are one model, and evaluates them."""
+    models = {request: load_frozen(request.run, request.options) for request in requests}
+    model = _one_request(models)
+    names = _names(models)
+    unknown = sorted(set(accuracies) - set(names.values()))
+    if unknown:
+        raise InputError(
+            f"an accuracy is given for {', '.join(unknown)}, but the paths are {', '.join(names.values())}"
+        )
+    data = data or _dataset_of(requests[0].run)
+    if data is not None:
+        dataset_samples(data, model, 1)  # refuses another model's
+    worth = {}
+    progress.start("evaluating", len(models), "paths")
+    for request, frozen in models.items():
+        worth[request] = worth_of(request.run, frozen, data, accuracies.get(names[request]))
+        progress.advance(1, path=names[request])
+    progress.finish()
+    return _Opened(
+        model,
+        names,
+        worth,
+        {r: m.representation for r, m in models.items()},
+        {r: m.fingerprint for r, m in models.items()},
+        {r: m.bytes for r, m in models.items()},
+        data,
+    )
 
 
 def worth_of(run: str, frozen: FrozenModel, data: FilePath | None, given: float | None) -> Worth:

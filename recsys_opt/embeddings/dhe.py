@@ -134,6 +134,8 @@ class DHEEmbeddingBag(GroupedRepresentation):
         outputs have a mean square of about 1; biases are zero. The last layer's weights give table entries
         the standard deviation `table_std`.
         """
+        if self.hashes.is_meta:  # nothing is drawn there, but torch loads its compiler, 1.7 s, to know
+            return
         self.hashes[0].random_(1, self.prime)
         self.hashes[1].random_(0, self.prime)
         square = 1.0 / 3.0 if self.encoding == "uniform" else 1.0  # an input's mean square

@@ -115,31 +115,57 @@ def freeze_tables(
     """The tables as they are served.
 
     level    of tensor trains
-    stacked  the rows of the dense tables, one table below the other, in the order of the collection; None:
-             those of the collection itself
+    stacked  the rows of the collection's dense tables, one table below the other in its order, to be served
+             in their place; None: those of the collection itself
     """
     bags = {c.name: frozen_table(collection.table(c.name), level) for c in collection.configs}
     owners = [c.name for c in collection.configs for _ in c.feature_names]
-    by_kind: dict[type, list[int]] = {}
+    by_kind: dict[_Kind, list[int]] = {}
     for position, name in enumerate(owners):
-        kind = DenseEmbeddingBag if isinstance(bags[name], DenseEmbeddingBag) else type(bags[name])
-        by_kind.setdefault(kind, []).append(position)
+        by_kind.setdefault(_kind(bags[name], stacked is not None), []).append(position)
+    starts = _starts(dense_tables(collection))
     groups: list[tuple[Tables, Sequence[int]]] = []
     for kind, positions in by_kind.items():
-        own = [bags[owners[p]] for p in positions]
-        groups.append((_group(kind, own, stacked, device), positions))
+        names = [owners[p] for p in positions]
+        if kind == _STACKED:
+            assert stacked is not None
+            group: Tables = StackedTables(stacked.to(device), [starts[name] for name in names])
+        elif kind[0] is DenseEmbeddingBag:
+            group = _stored({name: cast(DenseEmbeddingBag, bags[name]) for name in names}, names, device)
+        else:
+            group = MadeTables([bags[name].to(device) for name in names])
+        groups.append((group, positions))
     return FrozenTables(groups, device)
 
 
-def _group(
-    kind: type, bags: Sequence[EmbeddingRepresentation], stacked: Tensor | None, device: torch.device
-) -> Tables:
-    if kind is not DenseEmbeddingBag:
-        return MadeTables([bag.to(device) for bag in bags])
-    weights = [cast(DenseEmbeddingBag, bag).weight.detach() for bag in bags]
-    if stacked is None and device.type == "cpu":
-        return RowTables(weights)
-    each = {id(w): w for w in weights}
-    first = dict(zip(each, itertools.accumulate((len(w) for w in each.values()), initial=0), strict=False))
-    rows = torch.cat(list(each.values())) if stacked is None else stacked
-    return StackedTables(rows.to(device), [first[id(w)] for w in weights])
+def dense_tables(collection: EmbeddingCollection) -> dict[str, DenseEmbeddingBag]:
+    """The collection's tables of stored rows that are trained as such, in order."""
+    tables = {c.name: collection.table(c.name) for c in collection.configs}
+    return {name: bag for name, bag in tables.items() if type(bag) is DenseEmbeddingBag}
+
+
+_Kind = tuple[type | None, int]
+_STACKED: _Kind = (None, 0)
+
+
+def _kind(bag: EmbeddingRepresentation, stacked: bool) -> _Kind:
+    """What tables that are looked up in one call have in common: the class, and of stored rows the width."""
+    if stacked and type(bag) is DenseEmbeddingBag:
+        return _STACKED
+    stored = isinstance(bag, DenseEmbeddingBag)
+    return (DenseEmbeddingBag, bag.embedding_dim) if stored else (type(bag), 0)
+
+
+def _stored(tables: dict[str, DenseEmbeddingBag], names: Sequence[str], device: torch.device) -> Tables:
+    """The tables of features, by name, each once in `tables`."""
+    weights = {name: table.weight.detach() for name, table in tables.items()}
+    if device.type == "cpu":
+        return RowTables([weights[name] for name in names])
+    starts = _starts(tables)
+    return StackedTables(torch.cat(list(weights.values())).to(device), [starts[name] for name in names])
+
+
+def _starts(tables: dict[str, DenseEmbeddingBag]) -> dict[str, int]:
+    """Where each table's rows begin when they are one below the other."""
+    ends = itertools.accumulate((table.num_embeddings for table in tables.values()), initial=0)
+    return dict(zip(tables, ends, strict=False))

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys_opt.documents import from_document
-from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.embeddings.registry import build_embedding
 from recsys_opt.embeddings.tt_freeze import Level
 from recsys_opt.errors import InputError
@@ -28,7 +27,7 @@ from recsys_opt.models.dlrm import DLRM, vector_order
 from recsys_opt.models.saved import model_from_description
 from recsys_opt.run_folder import RunFolder
 from recsys_opt.serving.dense_net import DenseNet, PackedNet, PlainNet, has_packed_products
-from recsys_opt.serving.frozen_tables import FrozenTables, freeze_tables
+from recsys_opt.serving.frozen_tables import FrozenTables, dense_tables, freeze_tables
 from recsys_opt.serving.profile import ServedModel
 from recsys_opt.serving.requests import check_request
 from recsys_opt.tables import TableConfig
@@ -129,18 +128,13 @@ def load_frozen(
     fingerprint  of a profile's path: another checkpoint is refused
     """
     options, device = options or ServingOptions(), torch.device(device)
-    found = RunFolder(run).checkpoint_document()
-    if found is None:
-        raise InputError(f"{run} has no checkpoint; train it first: recsys-opt train DATASET --out {run}")
-    folder, document = found
-    weights = folder / "model.safetensors"
-    own = weights_fingerprint(weights)
+    folder, document, model = open_run(run)
+    own = weights_fingerprint(folder / "model.safetensors")
     if fingerprint is not None and own != fingerprint:
         raise InputError(
             f"the weights of {run} are not those that were profiled ({own}, not {fingerprint}): profile it "
             "again, or serve the run that the profile is of"
         )
-    model = _mapped_model(document["model"], weights)
     stacked = None if options.tables == "fp32" else _stacked(folder, own, model, _TYPES[options.tables])
     tables = freeze_tables(model.embeddings, options.tensor_trains, stacked, device)
     dataset = document.get("dataset", {})
@@ -159,6 +153,15 @@ def load_frozen(
         sum(p.nbytes for mlp in (model.bottom, model.top) for p in mlp.parameters()),
         device,
     )
+
+
+def open_run(run: Path | str) -> tuple[Path, dict[str, Any], DLRM]:
+    """A run's last checkpoint: its folder, what it says of itself, and the model with its weights mapped."""
+    found = RunFolder(run).checkpoint_document()
+    if found is None:
+        raise InputError(f"{run} has no checkpoint; train it first: recsys-opt train DATASET --out {run}")
+    folder, document = found
+    return folder, document, _mapped_model(document["model"], folder / "model.safetensors")
 
 
 def request_of(model: DLRM, what: str = "") -> ServedModel:
@@ -204,12 +207,18 @@ def weights_fingerprint(path: Path) -> str:
 def _mapped_model(description: Mapping[str, Any], weights: Path) -> DLRM:
     """The model with its weights in the file: they are read when they are looked at."""
     _, model = model_from_description(description, weights=weights, device="meta")
-    for config in model.embeddings.configs:
-        if config.representation != "dense":  # they may hold more than what a file has
-            model.embeddings.tables.add(config.name, build_embedding(config, device="cpu"))
     state = map_tensors(weights)
     try:
         model.load_state_dict(state, assign=True)
+        for config in model.embeddings.configs:
+            table = model.embeddings.table(config.name)
+            if any(t.is_meta for t in (*table.parameters(), *table.buffers())):  # it holds what no file has
+                own = build_embedding(config, device="cpu")
+                prefix = f"embeddings.tables.{config.name}."
+                own.load_state_dict(
+                    {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+                )
+                model.embeddings.tables.add(config.name, own)
     except RuntimeError as error:
         raise InputError(f"{weights} does not fit the model that its checkpoint describes: {error}") from None
     return model.eval().requires_grad_(False)
@@ -230,8 +239,7 @@ def _stacked(folder: Path, fingerprint: str, model: DLRM, dtype: torch.dtype) ->
     name = str(dtype).removeprefix("torch.")
     path = folder / f"served_tables_{name}_{fingerprint}.safetensors"
     if not path.exists():
-        bags = [model.embeddings.table(c.name) for c in model.embeddings.configs]
-        tables = [bag.weight.detach() for bag in bags if isinstance(bag, DenseEmbeddingBag)]
+        tables = [table.weight.detach() for table in dense_tables(model.embeddings).values()]
         if not tables:
             raise InputError(f"no table of the model has stored rows to keep in {name}; serve it in fp32")
         shape = (sum(len(t) for t in tables), tables[0].shape[1])

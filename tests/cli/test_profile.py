@@ -102,3 +102,19 @@ def test_show_and_merge(tmp_path, capsys):
     make_profile({"x@cpu": (0.5, 1e-3, 1e-6)}).save(gpu)
     assert main(["profile", "merge", str(cpu), str(cpu), "--out", str(both)]) == 2
     assert "two paths called 'table@cpu'" in capsys.readouterr().err
+
+
+def test_an_assumed_gpu(runs, tmp_path, capsys):
+    out = tmp_path / "gpu.json"
+    command = ["profile", "assume", str(runs / "first"), str(runs / "second"), "--data", str(runs / "data")]
+    assert main([*command, "--gpu", "v100", "--out", str(out), "--memory", "200MB"]) == 0
+    text = capsys.readouterr().out
+    assert "ASSUMED, not measured: table@gpu, tt@gpu (gpu: V100" in text
+    profile = Profile.load(out)
+    assert profile.assumed
+    assert all(p.assumed and p.times[0].runs == 0 for p in profile.paths)
+    assert profile.device("gpu").memory_bytes == 200_000_000
+    assert profile.circumstances["gpu"]["figures"]["name"] == "v100"
+    assert profile.path("table@gpu").accuracy_from.startswith("measured on 600 rows")
+    assert main([*command, "--gpu", "v900", "--out", str(out)]) == 2
+    assert "name a preset (h100, v100)" in capsys.readouterr().err
