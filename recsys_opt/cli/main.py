@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "fit tensor trains to a trained run's tables, cut their ranks, or undo them",
     ),
     "profile": ("recsys_opt.cli.profile", "measure what each representation on each device costs a query"),
+    "serve": ("recsys_opt.cli.serve", "answer queries over HTTP and gRPC by the paths of a profile"),
     "bench": ("recsys_opt.cli.bench", "measure speed, side by side with the alternatives"),
 }
 

@@ -1,0 +1,404 @@
+"""Queries in, answers out: the scheduler, its workers, and the queries in between.
+
+Everything happens on the event loop. A query that arrives is given to the scheduler; a worker that is free is
+asked about at once, gets its batch in the memory it shares with the server, and is woken by one small
+message; its report wakes the loop, which gives the worker what waits and hands out the answers. There are no
+threads that would have to be woken in between.
+
+An engine never changes its models: a reload makes a new engine beside the old one, see
+`recsys_opt.server.service`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys_opt._serving import Batch, Policy, Scheduler
+from recsys_opt.errors import RecsysOptError
+from recsys_opt.server.check import QueryCheck
+from recsys_opt.server.fleet import Served
+from recsys_opt.server.messages import Report, What
+from recsys_opt.server.metrics import EngineMetrics
+from recsys_opt.server.refusal import RefusalError
+from recsys_opt.server.settings import Settings
+from recsys_opt.server.wire import Answer, Query
+from recsys_opt.server.worker_process import WorkerProcess
+
+log = logging.getLogger("recsys_opt.server")
+
+Reply = Callable[[Answer | RefusalError], None]
+MOST_ATTEMPTS = 3
+"""Batches of a query that may fail before the query is given up: it may be what ends the workers."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
+_STEADY_S = 60.0
+"""A worker that has run so long is restarted without a pause that grew before."""
+_TICK_S = 0.25
+
+
+@dataclass(slots=True)
+class Pending:
+    """A query that is admitted and not yet answered."""
+
+    query: Query
+    reply: Reply
+    admitted: float
+    deadline: float
+    out: NDArray[np.float32]
+    paths: dict[str, int] = field(default_factory=dict)
+    failures: int = 0
+
+
+@dataclass(slots=True)
+class Running:
+    """A batch that a worker computes."""
+
+    number: int
+    path: int
+    size: int
+    started: float
+    parts: list[tuple[int, int, int]]
+    """Query, its first sample in the part, their count."""
+
+
+class Worker:
+    """A place in the scheduler, and the process that fills it at the moment."""
+
+    def __init__(self, index: int, device: str) -> None:
+        self.index = index
+        self.device = device
+        self.process: WorkerProcess | None = None
+        self.running: Running | None = None
+        self.available = False
+        self.pause_s = _FIRST_PAUSE_S
+        self.since = 0.0
+        self.restarts = 0
+
+
+class Engine:
+    """The models of a profile, served; `submit` calls back once for every query."""
+
+    def __init__(
+        self,
+        served: Served,
+        policy: Policy,
+        settings: Settings,
+        metrics: EngineMetrics,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        limits = settings.limits
+        self.served = served
+        self.check = QueryCheck(
+            served.profile.model, settings.model_name, limits.max_samples, limits.max_within_s
+        )
+        self._settings = settings
+        self._metrics = metrics
+        self._loop = loop
+        self._scheduler = Scheduler(served.fleet, policy, max_waiting=limits.max_waiting)
+        self._pending: dict[int, Pending] = {}
+        self._queries = itertools.count(1)
+        self._batches = itertools.count(1)
+        self._paths = [p.name for p in served.profile.paths]
+        self._workers = [Worker(i, device) for i, device in enumerate(served.devices_of_workers())]
+        self._by_process: dict[WorkerProcess, Worker] = {}
+        self._closing = False
+        self._idle: asyncio.Event = asyncio.Event()
+        self._idle.set()
+        self._timer: asyncio.TimerHandle | None = None
+        for worker in self._workers:
+            self._scheduler.set_worker(worker.index, False)
+
+    # Its life.
+
+    async def start(self) -> None:
+        """Starts the workers; returns when all have loaded their models, or raises what kept one from it."""
+        for worker in self._workers:
+            self._spawn(worker)
+        try:
+            async with asyncio.timeout(self._settings.limits.start_timeout_s):
+                await asyncio.gather(*(w.process.ready for w in self._workers if w.process is not None))
+        except TimeoutError:
+            await self.close()
+            raise RecsysOptError(
+                f"workers did not load their models in {self._settings.limits.start_timeout_s:g} s"
+            ) from None
+        except BaseException:
+            await self.close()
+            raise
+        self._tick()
+
+    async def drained(self) -> None:
+        """Waits until every query that was admitted is answered."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Ends the workers; queries that still wait are refused."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for number in list(self._pending):
+            self._refuse(number, RefusalError("unavailable", "the server stops", retry_after_s=1.0))
+        self._scheduler.close()
+        processes = [w.process for w in self._workers if w.process is not None]
+        for process in processes:
+            process.stop()
+        await asyncio.gather(*(process.gone() for process in processes))
+
+    # Queries.
+
+    def submit(self, query: Query, reply: Reply) -> int:
+        """Admits a query, whose `reply` will be called once; raises RefusalError where it is not admitted.
+
+        Returns the query's number, for `drop`.
+        """
+        self.check.check(query)
+        now = time.monotonic()
+        deadline = now + (query.within_s or self._settings.sla_s)
+        number = next(self._queries)
+        if not self._scheduler.submit(number, query.samples, deadline):
+            raise self._overloaded(query)
+        out = np.empty(query.samples, np.float32)
+        self._pending[number] = Pending(query, reply, now, deadline, out)
+        self._idle.clear()
+        self._feed()
+        return number
+
+    def drop(self, number: int) -> None:
+        """Nobody waits for the query any more; its `reply` is not called."""
+        if self._pending.pop(number, None) is not None:
+            self._scheduler.drop(number)
+            self._forget_dropped()
+            self._metrics.outcome("gone")
+            self._after_answers()
+
+    @property
+    def waiting_samples(self) -> int:
+        """Samples of admitted queries that no worker computes yet."""
+        return int(self._scheduler.statistics()["waiting_samples"])
+
+    @property
+    def unanswered(self) -> int:
+        """Queries admitted and not answered."""
+        return len(self._pending)
+
+    @property
+    def available_workers(self) -> int:
+        """Workers that compute."""
+        return sum(w.available for w in self._workers)
+
+    def pids(self) -> dict[str, int]:
+        """The workers' processes, by name."""
+        return {w.process.task.name: w.process.pid for w in self._workers if w.process is not None}
+
+    def busy_s(self) -> dict[str, float]:
+        """Seconds since when each device's running batches run, summed."""
+        now = time.monotonic()
+        busy = dict.fromkeys((w.device for w in self._workers), 0.0)
+        for worker in self._workers:
+            if worker.running is not None:
+                busy[worker.device] += now - worker.running.started
+        return busy
+
+    # Batches.
+
+    def _feed(self) -> None:
+        """Gives every free worker what the scheduler has for it."""
+        for worker in self._workers:
+            if worker.available and worker.running is None:
+                batch = self._scheduler.take(worker.index, 0.0)
+                if batch is not None:
+                    self._start(worker, batch)
+        self._forget_dropped()
+
+    def _start(self, worker: Worker, batch: Batch) -> None:
+        process = worker.process
+        assert process is not None
+        size = batch.size
+        dense, ids = process.slots.dense(size), process.slots.ids(size)
+        parts = list(zip(batch.queries, batch.first, batch.count, strict=True))
+        at = 0
+        for number, first, count in parts:
+            pending = self._pending.get(number)
+            if pending is not None:
+                dense[at : at + count] = pending.query.dense[first : first + count]
+                ids[:, at : at + count] = pending.query.ids[:, first : first + count]
+            else:  # given up a moment ago: what is there may be no ids of this model's
+                dense[at : at + count] = 0
+                ids[:, at : at + count] = 0
+            at += count
+        worker.running = Running(next(self._batches), batch.path, size, time.monotonic(), parts)
+        process.compute(self.served.path_in_worker[batch.path], size)
+
+    def worker_reported(self, process: WorkerProcess, report: Report) -> None:
+        """A worker has computed its batch, or could not."""
+        worker = self._by_process[process]
+        running = worker.running
+        if running is None:
+            return
+        if report.what is What.FAILED:
+            log.error("worker %s: %s", process.task.name, report.text)
+            self._failed(worker, report.text)
+            self._scheduler.set_worker(worker.index, True)
+            worker.available = True
+            self._feed()
+            return
+        now = time.monotonic()
+        name = self._paths[running.path]
+        outputs = process.slots.outputs(running.size)
+        at = 0
+        for number, first, count in running.parts:
+            pending = self._pending.get(number)
+            if pending is not None:
+                pending.out[first : first + count] = outputs[at : at + count]
+                done = pending.paths.pop(name, 0)  # the last part's path is the last
+                pending.paths[name] = done + count
+            at += count
+        worker.running = None
+        finished = self._scheduler.done(worker.index)
+        self._feed()  # the worker first: the answers below are written while it computes
+        for query in finished:
+            self._answer(query.query, running, now, report.seconds)
+        self._metrics.batch(name, worker.device, running.size, now - running.started, report.seconds)
+        self._after_answers()
+
+    def _answer(self, number: int, running: Running, now: float, model_s: float) -> None:
+        pending = self._pending.pop(number, None)
+        if pending is None:
+            return
+        total = now - pending.admitted
+        self._metrics.outcome("answered", total, late=now > pending.deadline)
+        pending.reply(
+            Answer(
+                pending.out,
+                pending.paths,
+                running.started - pending.admitted,
+                now - running.started,
+                model_s,
+                total,
+                running.number,
+                running.size,
+            )
+        )
+
+    def _forget_dropped(self) -> None:
+        """Tells those who wait for queries that the scheduler has given up."""
+        for number in self._scheduler.dropped(0.0):
+            pending = self._pending.get(number)
+            if pending is not None:
+                within = 1e3 * (pending.deadline - pending.admitted)
+                self._refuse(
+                    number,
+                    RefusalError(
+                        "late",
+                        f"the query could not be answered within {within:g} ms; send it with more time, or "
+                        "send fewer",
+                        retry_after_s=1.0,
+                    ),
+                )
+
+    def _refuse(self, number: int, refusal: RefusalError) -> None:
+        pending = self._pending.pop(number)
+        self._metrics.outcome({"late": "dropped"}.get(refusal.code, "failed"))
+        pending.reply(refusal)
+        self._after_answers()
+
+    def _overloaded(self, query: Query) -> RefusalError:
+        waiting, most = self.waiting_samples, self._settings.limits.max_waiting
+        self._metrics.outcome("rejected")
+        if self.available_workers == 0:
+            return RefusalError("unavailable", "no worker is up; they are being started", retry_after_s=2.0)
+        if waiting + query.samples > most:
+            why = f"{waiting:,} samples wait already, of {most:,} that may"
+        else:
+            within = 1e3 * (query.within_s or self._settings.sla_s)
+            why = f"{query.samples:,} samples behind {waiting:,} cannot be answered within {within:g} ms"
+        return RefusalError("overloaded", f"{why}; send the query again later, or fewer", retry_after_s=1.0)
+
+    def _after_answers(self) -> None:
+        if not self._pending:
+            self._idle.set()
+
+    # Workers.
+
+    def _spawn(self, worker: Worker) -> None:
+        process = WorkerProcess(self.served.task(worker.index), self, self._loop)
+        worker.process = process
+        worker.since = time.monotonic()
+        self._by_process[process] = worker
+        process.ready.add_done_callback(lambda _: self._is_ready(worker, process))
+
+    def _is_ready(self, worker: Worker, process: WorkerProcess) -> None:
+        if process.ready.cancelled() or process.ready.exception() is not None or self._closing:
+            return  # its end is told, too
+        if worker.process is process:
+            worker.available = True
+            self._scheduler.set_worker(worker.index, True)
+            self._feed()
+
+    def worker_ended(self, process: WorkerProcess, why: str) -> None:
+        """A worker's process is gone: its batch goes back, and another process takes its place."""
+        worker = self._by_process.pop(process)
+        if self._closing:
+            return
+        log.error("%s; it is started again", why)
+        worker.process = None
+        if worker.available:
+            self._failed(worker, why)
+        if time.monotonic() - worker.since > _STEADY_S:
+            worker.pause_s = _FIRST_PAUSE_S
+        worker.restarts += 1
+        self._metrics.restarted(worker.device)
+        self._loop.call_later(worker.pause_s, self._respawn, worker)
+        worker.pause_s = min(2 * worker.pause_s, _LONGEST_PAUSE_S)
+        self._feed()  # other workers take over what it had
+
+    def _respawn(self, worker: Worker) -> None:
+        if not self._closing:
+            self._spawn(worker)
+
+    def _failed(self, worker: Worker, why: str) -> None:
+        """The worker's batch will not be: its queries wait again, unless they have failed too often."""
+        worker.available = False
+        running, worker.running = worker.running, None
+        self._scheduler.failed(worker.index)
+        for number in {part[0] for part in running.parts} if running is not None else ():
+            pending = self._pending.get(number)
+            if pending is None:
+                continue
+            pending.failures += 1
+            if pending.failures >= MOST_ATTEMPTS:
+                self._scheduler.drop(number)
+                self._refuse(
+                    number,
+                    RefusalError(
+                        "failed", f"{pending.failures} batches with this query failed; the last: {why}"
+                    ),
+                )
+
+    def _tick(self) -> None:
+        """Now and then: workers that hang are ended, free ones fed, and no query stays without an answer."""
+        now = time.monotonic()
+        for worker in self._workers:
+            running = worker.running
+            if running is not None and now - running.started > self._settings.limits.batch_timeout_s:
+                log.error("worker %s computes a batch for too long", worker.index)
+                if worker.process is not None:
+                    worker.process.kill()
+        if self.available_workers == 0:  # the scheduler gives queries up when a worker could have them
+            for number in [n for n, p in self._pending.items() if p.deadline < now]:
+                self._scheduler.drop(number)
+                self._refuse(number, RefusalError("unavailable", "no worker is up", retry_after_s=2.0))
+        # Whatever went wrong, nobody waits for ever.
+        overdue = now - self._settings.limits.batch_timeout_s
+        for number in [n for n, p in self._pending.items() if p.deadline < overdue]:
+            self._scheduler.drop(number)
+            self._refuse(number, RefusalError("failed", "the query was not answered; see the server's log"))
+        self._feed()
+        self._timer = self._loop.call_later(_TICK_S, self._tick)
