@@ -334,7 +334,7 @@ def test_draining_answers_what_was_admitted(folder: Path):
                 except ServerGoneError:
                     outcomes.append("gone")
 
-        threads = [threading.Thread(target=ask, args=(k,)) for k in range(40)]
+        threads = [threading.Thread(target=ask, args=(k,)) for k in range(30)]
         for thread in threads:
             thread.start()
         with Client(*server.address) as client:
