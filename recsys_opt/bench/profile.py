@@ -20,7 +20,7 @@ from recsys_opt.run_folder import RunFolder
 from recsys_opt.serving.assumed import GpuFigures, assumed_times, figures_json, model_stages, sample_bytes
 from recsys_opt.serving.measure import SIZES, MeasuredPath, MeasureSettings, PathSource, measure_paths
 from recsys_opt.serving.models import FrozenModel, ServingOptions, load_frozen, open_run
-from recsys_opt.serving.profile import Device, Path, Profile, ServedModel
+from recsys_opt.serving.profile import GIVEN, Device, Path, Profile, ServedModel
 from recsys_opt.serving.samples import Samples, dataset_samples, generated_samples
 from recsys_opt.training.metrics import compute_metrics
 
@@ -174,7 +174,7 @@ def _opened(
 def worth_of(run: str, frozen: FrozenModel, data: FilePath | None, given: float | None) -> Worth:
     """Accuracy and AUC: measured on the data as the path computes, else as the run's training wrote them."""
     if given is not None:
-        return Worth(given, None, "given, not measured")
+        return Worth(given, None, GIVEN)
     if data is not None:
         return _evaluated(frozen, Dataset(data))
     for split in ("test", "validation"):

@@ -31,6 +31,8 @@ from recsys_opt.files import read_json, write_json
 
 FORMAT = "recsys_opt.profile"
 VERSION = 1
+GIVEN = "given, not measured"
+"""`Path.accuracy_from` of an accuracy that a person put there."""
 QUANTILES = 64
 """Quantiles of a size, unless somebody wants more."""
 
@@ -322,6 +324,21 @@ class Profile:
         paths = tuple(p for p in self.paths if p.name in chosen)
         needed = {p.device for p in paths}
         return replace(self, paths=paths, devices=tuple(d for d in self.devices if d.name in needed))
+
+    def with_accuracies(self, given: Mapping[str, float]) -> Profile:
+        """The profile with accuracies from elsewhere, by the paths' names before the `@`; it says so of them."""
+        names = {p.name.partition("@")[0] for p in self.paths}
+        unknown = sorted(set(given) - names)
+        if unknown:
+            raise InputError(
+                f"the profile has no path {', '.join(unknown)}; it has {', '.join(sorted(names))}"
+            )
+        paths = []
+        for path in self.paths:
+            own = given.get(path.name.partition("@")[0])
+            changes: dict[str, Any] = {"accuracy": own, "auc": None, "accuracy_from": GIVEN}
+            paths.append(path if own is None else replace(path, **changes))
+        return replace(self, paths=tuple(paths))
 
     def save(self, path: FilePath | str) -> None:
         """Writes profile.json whole."""

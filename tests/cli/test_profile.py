@@ -4,7 +4,7 @@ import pytest
 
 from recsys_opt.cli.main import main
 from recsys_opt.serving.profile import Profile
-from tests.serving.profiles import cpu_gpu_profile, make_profile
+from tests.serving.profiles import cpu_gpu_profile
 from tests.serving.runs import make_run
 
 QUICK = ["--seconds", "0.3", "--sizes", "1", "64", "256"]
@@ -99,7 +99,18 @@ def test_show_and_merge(tmp_path, capsys):
     assert "ASSUMED, not measured: table@gpu, dhe@gpu, hybrid@gpu" in text
     assert main(["profile", "show", str(cpu)]) == 0
     assert "ASSUMED" not in capsys.readouterr().out
-    make_profile({"x@cpu": (0.5, 1e-3, 1e-6)}).save(gpu)
+    changes = ["--paths", "dhe@gpu,table@cpu", "--accuracy", "dhe=0.9"]
+    assert main(["profile", "merge", str(cpu), str(gpu), *changes, "--out", str(both)]) == 0
+    table, dhe = Profile.load(both).paths
+    assert (table.name, table.accuracy, table.accuracy_from) == ("table@cpu", 0.7879, "")
+    assert (dhe.name, dhe.accuracy, dhe.accuracy_from) == ("dhe@gpu", 0.9, "given, not measured")
+    capsys.readouterr()
+    for wrong, message in (
+        (["--paths", "x@cpu"], "no path 'x@cpu'; it has table@cpu"),
+        (["--accuracy", "tt=0.5"], "no path tt; it has dhe, hybrid, table"),
+    ):
+        assert main(["profile", "merge", str(cpu), *wrong, "--out", str(both)]) == 2
+        assert message in capsys.readouterr().err
     assert main(["profile", "merge", str(cpu), str(cpu), "--out", str(both)]) == 2
     assert "two paths called 'table@cpu'" in capsys.readouterr().err
 
