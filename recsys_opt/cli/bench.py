@@ -30,6 +30,7 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "recsys_opt.cli.bench_hardware",
         "bandwidth of memory and disk by the size of a row, as the planner reads it",
     ),
+    "mapper": ("recsys_opt.cli.bench_mapper", "how near the choice of a device's paths is to the best"),
     "torchrec": (
         "recsys_opt.cli.bench_torchrec",
         "what a plan exchanges on TorchRec, and how long its steps take there",

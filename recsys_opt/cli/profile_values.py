@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from recsys_opt.cli.values import memory_size
+from recsys_opt.errors import InputError
+from recsys_opt.serving.spec import seconds
 
 _NAMES = {"cpu": "cpu", "cuda": "gpu"}
 
@@ -39,6 +41,14 @@ def accuracies(text: str) -> dict[str, float]:
 def memories(text: str) -> dict[str, int]:
     """cpu=2GB,gpu=200MB."""
     return {name: memory_size(value) for name, value in pairs(text, "cpu=2GB").items()}
+
+
+def duration(text: str) -> float:
+    """25ms: seconds."""
+    try:
+        return seconds(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def devices(text: str) -> dict[str, str]:

@@ -326,7 +326,7 @@ class Profile:
         return replace(self, paths=paths, devices=tuple(d for d in self.devices if d.name in needed))
 
     def with_accuracies(self, given: Mapping[str, float]) -> Profile:
-        """The profile with accuracies from elsewhere, by the paths' names before the `@`; it says so of them."""
+        """The profile with accuracies from elsewhere, by paths' names before the `@`; it says so of them."""
         names = {p.name.partition("@")[0] for p in self.paths}
         unknown = sorted(set(given) - names)
         if unknown:

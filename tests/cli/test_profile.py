@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -129,3 +130,29 @@ def test_an_assumed_gpu(runs, tmp_path, capsys):
     assert profile.path("table@gpu").accuracy_from.startswith("measured on 600 rows")
     assert main([*command, "--gpu", "v900", "--out", str(out)]) == 2
     assert "name a preset (h100, v100)" in capsys.readouterr().err
+
+
+def test_mapping(tmp_path, capsys):
+    whole, out = tmp_path / "whole.json", tmp_path / "mapped.json"
+    profile = cpu_gpu_profile()
+    sizes = {"table": 2160, "dhe": 40, "hybrid": 2200}
+    paths = tuple(replace(p, bytes=sizes[p.representation] * 10**6) for p in profile.paths)
+    replace(profile, paths=paths).save(whole)
+    memory = ["--memory", "cpu=2230MB,gpu=10MB", "--load", "450"]
+    assert main(["profile", "map", str(whole), *memory, "--out", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["methods"]
+    assert found["mp-rec"]["paths"] == {"cpu": ["hybrid@cpu"], "gpu": []}
+    assert found["ours"] == found["exact"]
+    assert [p.name for p in Profile.load(out).paths] == ["table@cpu", "dhe@cpu"]
+    assert main(["profile", "map", str(whole), "--memory", "gpu=200MB"]) == 0
+    text = capsys.readouterr().out
+    assert "ASSUMED, not measured: dhe@gpu" in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert main(["profile", "map", str(whole), "--memory", "cpu=1MB,gpu=1MB"]) == 3
+    assert "the nearest is dhe@cpu, which takes 40,000,000 bytes" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["profile", "map", str(whole), "--memory", "2GB"])
+    assert "it must be NAME=VALUE, e.g. cpu=2GB" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["profile", "map", str(whole), "--sla", "soon"])
+    assert "--sla" in capsys.readouterr().err
