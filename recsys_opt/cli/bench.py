@@ -30,6 +30,10 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "recsys_opt.cli.bench_hardware",
         "bandwidth of memory and disk by the size of a row, as the planner reads it",
     ),
+    "serving-engines": (
+        "recsys_opt.cli.bench_serving_engines",
+        "time a DLRM without its tables, by torch's compilers and as it is served",
+    ),
     "mapper": ("recsys_opt.cli.bench_mapper", "how near the choice of a device's paths is to the best"),
     "torchrec": (
         "recsys_opt.cli.bench_torchrec",

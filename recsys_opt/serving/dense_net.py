@@ -2,7 +2,8 @@
 
 `PackedNet` calls oneDNN with weights that it has reordered beforehand and with the ReLU in the product, which
 is what the Inductor's frozen graphs call: it is as fast as they are, needs no compiler and starts in
-milliseconds. `PlainNet` is the modules as they were trained, on any device.
+milliseconds (`recsys-opt bench serving-engines`). `PlainNet` is the modules as they were trained, on any
+device.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from recsys_opt import ops
 from recsys_opt.models.dlrm import DLRM
 
-SMALL_BATCH = 16
+SMALL_BATCH = 48
 """Below it a product of oneDNN costs more than one of a matrix and a few vectors does."""
 
 DenseNet = Callable[[Tensor, Sequence[Tensor]], Tensor]

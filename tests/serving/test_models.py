@@ -19,7 +19,7 @@ from recsys_opt.tensor_files import write_tensors
 from recsys_opt.training.config import HashingConfig
 from tests.serving.runs import make_run
 
-SIZES = (1, 2, 15, 16, 33, 600)
+SIZES = (1, 2, 47, 48, 600)
 
 
 def requests_of(run, sizes=SIZES):
