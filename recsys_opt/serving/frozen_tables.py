@@ -13,6 +13,7 @@ from recsys_opt import ops
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.collection import EmbeddingCollection
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
+from recsys_opt.embeddings.hybrid import HybridEmbeddingBag
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.embeddings.tt_freeze import Level
 
@@ -88,15 +89,25 @@ Tables = RowTables | StackedTables | MadeTables
 
 
 class FrozenTables:
-    """All tables of a model: groups, and the features of each."""
+    """All tables of a model: groups, and which features each looks up."""
 
-    def __init__(self, groups: Sequence[tuple[Tables, Sequence[int]]], device: torch.device) -> None:
-        """groups  each with the positions of its features among all"""
-        self._alone = len(groups) == 1
-        self.groups = [(group, torch.tensor(list(at), device=device)) for group, at in groups]
-        blocks = [p for _, positions in groups for p in positions]
-        self.order = [blocks.index(f) for f in range(len(blocks))]
-        """Column block of each feature in the groups' rows side by side."""
+    def __init__(
+        self, groups: Sequence[tuple[Tables, Sequence[tuple[int, int, int]]]], device: torch.device
+    ) -> None:
+        """groups  each with its blocks of columns in order, as (place among all blocks, feature, columns)"""
+        features = [[feature for _, feature, _ in blocks] for _, blocks in groups]
+        self._alone = len(groups) == 1 and features[0] == list(range(len(features[0])))
+        self.groups = [
+            (group, torch.tensor(own, device=device))
+            for (group, _), own in zip(groups, features, strict=True)
+        ]
+        blocks = [block for _, own in groups for block in own]
+        columns = {place: width for place, _, width in blocks}
+        self.columns = tuple(columns[place] for place in range(len(blocks)))
+        """Of the model's blocks in its own order: one for each feature, or for each part of a hybrid's."""
+        places = [place for place, _, _ in blocks]
+        self.order = [places.index(place) for place in range(len(blocks))]
+        """Where each block is in the groups' rows side by side, in blocks."""
 
     def __call__(self, ids: Tensor) -> list[Tensor]:
         """The rows of ids [F, B], by group."""
@@ -110,31 +121,33 @@ class FrozenTables:
 
 
 def freeze_tables(
-    collection: EmbeddingCollection, level: Level, stacked: Tensor | None, device: torch.device
+    collection: EmbeddingCollection, dim: int, level: Level, stacked: Tensor | None, device: torch.device
 ) -> FrozenTables:
     """The tables as they are served.
 
+    dim      of the model's vectors: a hybrid whose parts are such vectors is looked up part by part
     level    of tensor trains
     stacked  the rows of the collection's dense tables, one table below the other in its order, to be served
              in their place; None: those of the collection itself
     """
     bags = {c.name: frozen_table(collection.table(c.name), level) for c in collection.configs}
-    owners = [c.name for c in collection.configs for _ in c.feature_names]
+    owners = [bags[c.name] for c in collection.configs for _ in c.feature_names]
+    parts = [(part, feature) for feature, bag in enumerate(owners) for part in _parts(bag, dim)]
     by_kind: dict[_Kind, list[int]] = {}
-    for position, name in enumerate(owners):
-        by_kind.setdefault(_kind(bags[name], stacked is not None), []).append(position)
-    starts = _starts(dense_tables(collection))
-    groups: list[tuple[Tables, Sequence[int]]] = []
-    for kind, positions in by_kind.items():
-        names = [owners[p] for p in positions]
+    for place, (part, _) in enumerate(parts):
+        by_kind.setdefault(_kind(part, stacked is not None), []).append(place)
+    groups = []
+    for kind, places in by_kind.items():
+        own = [parts[place][0] for place in places]
         if kind == _STACKED:
             assert stacked is not None
-            group: Tables = StackedTables(stacked.to(device), [starts[name] for name in names])
+            starts = _starts(list(dense_tables(collection).values()))
+            group: Tables = StackedTables(stacked.to(device), [starts[id(bag)] for bag in own])
         elif kind[0] is DenseEmbeddingBag:
-            group = _stored({name: cast(DenseEmbeddingBag, bags[name]) for name in names}, names, device)
+            group = _stored([cast(DenseEmbeddingBag, bag) for bag in own], device)
         else:
-            group = MadeTables([bags[name].to(device) for name in names])
-        groups.append((group, positions))
+            group = MadeTables([bag.to(device) for bag in own])
+        groups.append((group, [(p, parts[p][1], parts[p][0].embedding_dim) for p in places]))
     return FrozenTables(groups, device)
 
 
@@ -142,6 +155,12 @@ def dense_tables(collection: EmbeddingCollection) -> dict[str, DenseEmbeddingBag
     """The collection's tables of stored rows that are trained as such, in order."""
     tables = {c.name: collection.table(c.name) for c in collection.configs}
     return {name: bag for name, bag in tables.items() if type(bag) is DenseEmbeddingBag}
+
+
+def _parts(bag: EmbeddingRepresentation, dim: int) -> list[EmbeddingRepresentation]:
+    if not isinstance(bag, HybridEmbeddingBag) or bag.table.embedding_dim % dim:
+        return [bag]
+    return [bag.table, bag.dhe]
 
 
 _Kind = tuple[type | None, int]
@@ -156,16 +175,16 @@ def _kind(bag: EmbeddingRepresentation, stacked: bool) -> _Kind:
     return (DenseEmbeddingBag, bag.embedding_dim) if stored else (type(bag), 0)
 
 
-def _stored(tables: dict[str, DenseEmbeddingBag], names: Sequence[str], device: torch.device) -> Tables:
-    """The tables of features, by name, each once in `tables`."""
-    weights = {name: table.weight.detach() for name, table in tables.items()}
+def _stored(bags: Sequence[DenseEmbeddingBag], device: torch.device) -> Tables:
     if device.type == "cpu":
-        return RowTables([weights[name] for name in names])
-    starts = _starts(tables)
-    return StackedTables(torch.cat(list(weights.values())).to(device), [starts[name] for name in names])
+        return RowTables([bag.weight.detach() for bag in bags])
+    each = list({id(bag): bag for bag in bags}.values())
+    starts = _starts(each)
+    rows = torch.cat([bag.weight.detach() for bag in each])
+    return StackedTables(rows.to(device), [starts[id(bag)] for bag in bags])
 
 
-def _starts(tables: dict[str, DenseEmbeddingBag]) -> dict[str, int]:
-    """Where each table's rows begin when they are one below the other."""
-    ends = itertools.accumulate((table.num_embeddings for table in tables.values()), initial=0)
-    return dict(zip(tables, ends, strict=False))
+def _starts(bags: Sequence[DenseEmbeddingBag]) -> dict[int, int]:
+    """Where each table's rows begin when they are one below the other, by the table's id()."""
+    ends = itertools.accumulate((bag.num_embeddings for bag in bags), initial=0)
+    return dict(zip(map(id, bags), ends, strict=False))

@@ -136,7 +136,7 @@ def load_frozen(
             "again, or serve the run that the profile is of"
         )
     stacked = None if options.tables == "fp32" else _stacked(folder, own, model, _TYPES[options.tables])
-    tables = freeze_tables(model.embeddings, options.tensor_trains, stacked, device)
+    tables = freeze_tables(model.embeddings, model.dim, options.tensor_trains, stacked, device)
     dataset = document.get("dataset", {})
     return FrozenModel(
         request_of(model, f"DLRM of {dataset.get('name', 'an unnamed dataset')}"),
@@ -146,7 +146,7 @@ def load_frozen(
         tables,
         _net(
             model,
-            vector_order(tables.order, model.embeddings.feature_dims, model.dim),
+            vector_order(tables.order, tables.columns, model.dim),
             _TYPES[options.products],
             device,
         ),

@@ -9,10 +9,11 @@ from recsys_opt import ops
 from recsys_opt.data.batches import BatchStream
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.errors import InputError
+from recsys_opt.models.dlrm import DLRM, vector_order
 from recsys_opt.models.saved import load_model
 from recsys_opt.run_folder import RunFolder
 from recsys_opt.serving.dense_net import PackedNet, PlainNet, interaction, plain_interaction
-from recsys_opt.serving.frozen_tables import StackedTables
+from recsys_opt.serving.frozen_tables import StackedTables, freeze_tables
 from recsys_opt.serving.models import ServingOptions, load_frozen, representation_of, weights_fingerprint
 from recsys_opt.tables import TableConfig
 from recsys_opt.tensor_files import write_tensors
@@ -80,6 +81,28 @@ def test_hashed_tables_equal_the_trained_models(table_run, kind, options, tolera
         np.testing.assert_allclose(
             frozen.predict(dense, ids), trained_probabilities(model, dense, ids), atol=tolerance
         )
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_hybrid_that_is_too_large_to_be_stored(halves):
+    """Its parts are looked up in groups of their own where each is a vector, together where they are halves."""
+    own = {"hashes": 16, "widths": [8], "dhe_dim": 8 if halves else 16}
+    columns = 16 if halves else 32
+    tables = [
+        TableConfig("small", 50, columns, representation="hybrid", options=own),
+        TableConfig("large", 2_200_000, columns, representation="hybrid", options=own),
+        TableConfig("rows", 70, 16),
+        TableConfig("large2", 2_200_001, columns, representation="hybrid", options=own),
+    ]
+    model = DLRM(tables, dense_features=3, bottom_mlp=(8, 16), top_mlp=(8, 1)).eval().requires_grad_(False)
+    frozen = freeze_tables(model.embeddings, model.dim, "prefix", None, torch.device("cpu"))
+    kinds = sorted(type(group).__name__ for group, _ in frozen.groups)
+    assert kinds == (["MadeTables", "RowTables"] if halves else ["MadeTables", "RowTables", "RowTables"])
+    net = PackedNet(model, vector_order(frozen.order, frozen.columns, model.dim))
+    dense = torch.randn(60, 3)
+    ids = torch.stack([torch.randint(t.num_embeddings, (60,)) for t in tables])
+    expected = model(dense, ids.reshape(-1)).sigmoid()
+    torch.testing.assert_close(net(dense, frozen(ids)), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_what_it_is(table_run, tt_run):
