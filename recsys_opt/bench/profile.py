@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from recsys_opt.data.batches import BatchStream
-from recsys_opt.data.dataset import Dataset
+from recsys_opt.data.dataset import FILE_NAME, Dataset
 from recsys_opt.environment import cpu_model, environment
 from recsys_opt.errors import InputError
 from recsys_opt.progress import Progress, SilentProgress
@@ -240,10 +240,11 @@ def _names(models: Mapping[PathRequest, FrozenModel]) -> dict[PathRequest, str]:
 
 
 def _dataset_of(run: str) -> FilePath | None:
-    """Where the run's dataset was, if something is there."""
-    told = str(RunFolder(run).description().get("dataset", {}).get("path", ""))
+    """The run's dataset, if it is still where it was: from here, or from beside the run."""
+    about = RunFolder(run).description().get("dataset", {})
+    told, made_of = str(about.get("path", "")), about.get("input_hash")
     for path in (FilePath(told), FilePath(run).parent / told, FilePath(run).parent.parent / told):
-        if told and (path / "dataset.json").exists():
+        if told and (path / FILE_NAME).exists() and Dataset(path).info.input_hash == made_of:
             return path
     return None
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 
 from recsys_opt.bench.profile import PathRequest, ProfileSettings, measured_profile
 from recsys_opt.cli.outcome import Outcome
+from recsys_opt.cli.plan_text import WIDTH
 from recsys_opt.cli.profile_text import lines_of
 from recsys_opt.cli.profile_values import accuracies, devices, named_runs
 from recsys_opt.cli.progress import ConsoleProgress
@@ -129,16 +131,18 @@ def run(args: argparse.Namespace) -> Outcome:
     profile = measured_profile(requests, settings, progress=ConsoleProgress())
     profile.save(args.out)
     lines = lines_of(profile)
-    for device, found in profile.circumstances.items():
+    for found in profile.circumstances.values():
         for path, sizes in found["unsettled"].items():
-            lines.append(
-                f"time was up for {path} at {device}: sizes {', '.join(map(str, sizes))} are less certain "
-                f"than asked for (--seconds)"
+            lines += textwrap.wrap(
+                f"time was up for {path}: sizes {', '.join(map(str, sizes))} are less certain than asked for "
+                "(--seconds)",
+                WIDTH,
+                subsequent_indent="  ",
             )
         waited = max(n["waited"] for n in found["noise"].values())
         if waited > 0.02 and args.clock == "wall":
             lines.append(
-                f"others had the cores of {device} for {waited:.0%} of the time of a path: the times are "
-                "longer than on a quiet machine (--clock cpu)"
+                f"a path was without a core for {waited:.0%} of its time: its times are longer than on a "
+                "quiet machine (--clock cpu)"
             )
     return Outcome("\n".join([*lines, "", f"written: {args.out}"]), profile.to_json())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping
 
 from recsys_opt.cli.plan_text import WIDTH, clipped
 from recsys_opt.report.page import megabytes
@@ -22,8 +23,16 @@ def lines_of(profile: Profile) -> list[str]:
     ]
     assumption = profile.assumption()
     if assumption is not None:
-        lines += [clipped(assumption, 3 * WIDTH)]
-    return [*lines, "", *device_lines(profile), "", *path_lines(profile), *time_lines(profile)]
+        lines += textwrap.wrap(assumption, WIDTH, subsequent_indent="  ")
+    return [
+        *lines,
+        "",
+        *device_lines(profile),
+        *circumstance_lines(profile),
+        "",
+        *path_lines(profile),
+        *time_lines(profile),
+    ]
 
 
 def device_lines(profile: Profile) -> list[str]:
@@ -35,6 +44,22 @@ def device_lines(profile: Profile) -> list[str]:
         for d in profile.devices
     ]
     return [clipped(line) for line in lines]
+
+
+def circumstance_lines(profile: Profile) -> list[str]:
+    """For each measurement: when, with which clock and queries, and how quiet the machine was."""
+    lines = []
+    for name, about in profile.circumstances.items():
+        if not isinstance(about, Mapping) or "clock" not in about:
+            continue
+        noise = [n for n in about.get("noise", {}).values() if isinstance(n, Mapping)]
+        waited = max((float(n.get("waited", 0.0)) for n in noise), default=0.0)
+        lines.append(
+            f"{name}: measured {str(about.get('date', ''))[:10]} by {about['clock']} time on "
+            f"{about.get('queries', 'queries')}; load {about.get('load_average', '?')}, up to {waited:.1%} "
+            "of the time without a core"
+        )
+    return [line for text in lines for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
 
 
 def path_lines(profile: Profile) -> list[str]:

@@ -83,9 +83,21 @@ def test_hashed_tables_equal_the_trained_models(table_run, kind, options, tolera
         )
 
 
+def test_tensor_trains_with_held_rows(table_run):
+    """Such a table holds what no file has, and is built before its weights are read."""
+    folder = table_run.parent
+    own = {"tt_threshold": 500, "tt_rank": 4, "tt_cache_rows": 20, "tt_cache_refresh_every": 5}
+    run = make_run(folder, "tt_cached", {f"compression.{name}": value for name, value in own.items()})
+    model, frozen = load_model(run), load_frozen(run)
+    assert frozen.representation == "tt"
+    for dense, ids in requests_of(run):
+        expected = trained_probabilities(model, dense, ids)
+        np.testing.assert_allclose(frozen.predict(dense, ids), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("halves", [False, True])
 def test_a_hybrid_that_is_too_large_to_be_stored(halves):
-    """Its parts are looked up in groups of their own where each is a vector, together where they are halves."""
+    """Parts are looked up in groups of their own where each is a vector, together where they are halves."""
     own = {"hashes": 16, "widths": [8], "dhe_dim": 8 if halves else 16}
     columns = 16 if halves else 32
     tables = [
