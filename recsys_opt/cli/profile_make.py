@@ -141,8 +141,10 @@ def run(args: argparse.Namespace) -> Outcome:
             )
         waited = max(n["waited"] for n in found["noise"].values())
         if waited > 0.02 and args.clock == "wall":
-            lines.append(
+            lines += textwrap.wrap(
                 f"a path was without a core for {waited:.0%} of its time: its times are longer than on a "
-                "quiet machine (--clock cpu)"
+                "quiet machine (--clock cpu)",
+                WIDTH,
+                subsequent_indent="  ",
             )
     return Outcome("\n".join([*lines, "", f"written: {args.out}"]), profile.to_json())
