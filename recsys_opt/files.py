@@ -100,7 +100,6 @@ _NUMBERS = re.compile(r"(?<=: )\[[-+.eE0-9,\s]+\](?=,?\n)")
 _KINDS = {
     "recsys_opt.access_statistics": ("access statistics", "recsys-opt stats DATA --out stats.npz"),
     "recsys_opt.dataset": ("a dataset", "recsys-opt data prepare or data synth"),
-    "recsys_opt.gpu": ("a GPU's figures", "recsys-opt profile assume --gpu takes a preset"),
     "recsys_opt.hardware": ("hardware", "recsys-opt bench hardware"),
     "recsys_opt.measurement": ("a record of measurements", "recsys-opt bench"),
     "recsys_opt.plan": ("a plan", "recsys-opt plan STATS --out plan.json"),

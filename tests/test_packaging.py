@@ -27,6 +27,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = zipfile.ZipFile(wheel).namelist()
     assert "recsys_opt/librecsys_opt.so" in names
     assert "recsys_opt/py.typed" in names
+    assert {"recsys_opt/planner/presets/h100.toml", "recsys_opt/serving/presets/h100.toml"} <= set(names)
     assert not [n for n in names if n.startswith(("tests/", "datasets/", "csrc/"))]
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "site")

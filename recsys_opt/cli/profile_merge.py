@@ -9,7 +9,8 @@ from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.profile_text import lines_of
 from recsys_opt.cli.profile_values import accuracies
 from recsys_opt.cli.values import output_file
-from recsys_opt.serving.profile import Profile, merged
+from recsys_opt.serving.merging import merged
+from recsys_opt.serving.profile import Profile
 
 EXAMPLE = """recsys-opt profile merge cpu.json gpu.json --out profile.json
   recsys-opt profile merge cpu.json --paths table@cpu,dhe@cpu --accuracy dhe=0.7894 --out p.json"""

@@ -264,8 +264,8 @@ class Profile:
     """By device: where, when and by which command its paths were measured; JSON values only."""
 
     def __post_init__(self) -> None:
-        _unique("devices", [d.name for d in self.devices])
-        _unique("paths", [p.name for p in self.paths])
+        unique_names("devices", [d.name for d in self.devices])
+        unique_names("paths", [p.name for p in self.paths])
         known = {d.name: d for d in self.devices}
         quantiles = len(self.paths[0].times[0].quantiles)
         for path in self.paths:
@@ -367,42 +367,6 @@ class Profile:
         return cls.from_json(read_json(FilePath(path), FORMAT, VERSION), str(path))
 
 
-def merged(profiles: Sequence[Profile]) -> Profile:
-    """One profile of the devices and paths of several, measured on different machines, of the same model."""
-    if not profiles:
-        raise InputError("there is no profile to merge; name at least one")
-    first = profiles[0]
-    devices: dict[str, Device] = {}
-    for at, profile in enumerate(profiles):
-        difference = first.model.difference(profile.model)
-        if difference is not None:
-            raise InputError(
-                f"profile {at + 1} is of another model than the first: {difference}; a request fits only "
-                "one of them, so they cannot be one profile"
-            )
-        for device in profile.devices:
-            known = devices.setdefault(device.name, device)
-            if known != device:
-                raise InputError(
-                    f"two different devices are called {device.name!r} ({known.what or 'no description'}; "
-                    f"{device.what or 'no description'}); give one another name: recsys-opt profile --name"
-                )
-    _unique("paths", [p.name for profile in profiles for p in profile.paths], "two of the profiles have")
-    circumstances: dict[str, Any] = {}
-    for profile in profiles:
-        for key, value in profile.circumstances.items():
-            name, again = key, 2
-            while circumstances.get(name, value) != value:
-                name, again = f"{key} ({again})", again + 1
-            circumstances[name] = value
-    return Profile(
-        first.model,
-        tuple(devices.values()),
-        tuple(p for profile in profiles for p in profile.paths),
-        circumstances,
-    )
-
-
 def fleet(profile: Profile, paths: Collection[str] | None = None) -> _serving.Fleet:
     """The devices and paths (default: all) as the scheduler and its simulation take them, in their order."""
     if paths is not None:
@@ -435,7 +399,8 @@ def _check_name(what: str, name: str) -> None:
         raise InputError(f"a {what} is called {name!r}; its name must be a word without '@' and commas")
 
 
-def _unique(what: str, names: Sequence[str], owner: str = "the profile has") -> None:
+def unique_names(what: str, names: Sequence[str], owner: str = "the profile has") -> None:
+    """Raises InputError where two of the names are equal, or there is none."""
     if not names:
         raise InputError(f"the profile has no {what}; it needs at least one")
     for at, name in enumerate(names):
