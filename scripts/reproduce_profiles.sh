@@ -48,8 +48,8 @@ for which in "${@:-kaggle terabyte}"; do
         profile kaggle "--rows 1000000 --seed 1" "--evals-per-epoch 1" \
           table=0.7879,dhe=0.7894,hybrid=0.7898 ;;
       terabyte)
-        profile terabyte "--rows 300000 --seed 2 --cardinalities terabyte-10m --max-cardinality 2000000" \
-          "--recipe criteo_terabyte --evals-per-epoch 1 --max-rows 80000" table=0.8081,dhe=0.8099,hybrid=0.8103 ;;
+        profile terabyte_2m "--rows 300000 --seed 2 --cardinalities terabyte-10m --max-cardinality 2000000" \
+          "--recipe criteo_terabyte --batch-size 128 --evals-per-epoch 1" table=0.8081,dhe=0.8099,hybrid=0.8103 ;;
       *) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
   done

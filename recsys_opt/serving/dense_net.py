@@ -74,9 +74,11 @@ class PackedNet:
         return logits.float().squeeze(1).sigmoid_()
 
 
-def has_packed_products() -> bool:
-    """Whether torch was built with oneDNN's products of packed weights."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+def has_packed_products(dtype: torch.dtype) -> bool:
+    """Whether torch was built with oneDNN's products of packed weights, and the processor has the type."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def interaction(order: Sequence[int], device: torch.device) -> Callable[[Tensor, Sequence[Tensor]], Tensor]:

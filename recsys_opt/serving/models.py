@@ -225,10 +225,13 @@ def _mapped_model(description: Mapping[str, Any], weights: Path) -> DLRM:
 
 
 def _net(model: DLRM, order: Sequence[int], dtype: torch.dtype, device: torch.device) -> DenseNet:
-    if device.type == "cpu" and has_packed_products():
+    if device.type == "cpu" and has_packed_products(dtype):
         return PackedNet(model, order, dtype)
     if dtype != torch.float32:
-        raise InputError(f"products in {dtype} need oneDNN on a CPU; serve with products fp32")
+        raise InputError(
+            f"products in {dtype} need oneDNN and a processor that multiplies such numbers (AVX-512); serve "
+            "with products fp32"
+        )
     model.bottom.to(device)
     model.top.to(device)
     return PlainNet(model, order)

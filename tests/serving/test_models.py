@@ -183,6 +183,16 @@ def test_the_wrong_run(tmp_path, table_run, tt_run):
         ServingOptions.from_json({"tables": "int8"})
 
 
+def test_a_processor_or_a_torch_without_the_products(table_run, monkeypatch):
+    """The modules serve then, in fp32."""
+    (request,) = requests_of(table_run, (100,))
+    packed = load_frozen(table_run).predict(*request)
+    monkeypatch.setattr("recsys_opt.serving.models.has_packed_products", lambda dtype: False)
+    np.testing.assert_allclose(load_frozen(table_run).predict(*request), packed, atol=1e-6)
+    with pytest.raises(InputError, match=r"products in torch\.bfloat16 need oneDNN and a processor"):
+        load_frozen(table_run, ServingOptions(products="bf16"))
+
+
 def test_a_checkpoint_of_another_model(tmp_path, table_run, tt_run):
     run = tmp_path / "run"
     shutil.copytree(table_run, run, symlinks=True)
