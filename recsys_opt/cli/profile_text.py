@@ -63,12 +63,12 @@ def circumstance_lines(profile: Profile) -> list[str]:
 
 
 def path_lines(profile: Profile) -> list[str]:
-    """A line for each path: what it is worth and holds."""
+    """A line for each path: what it is worth and holds, and what all workers do in their best batches."""
     wide = max(len(p.name) for p in profile.paths)
     lines = [f"{'path':{wide}}{'accuracy':>10}{'AUC':>9}{'bytes':>11}{'samples/s':>11}  accuracy from"]
     for path in profile.paths:
         auc = "-" if path.auc is None else f"{path.auc:.5f}"
-        best = max(t.size / t.mean for t in path.times)
+        best = max(t.size / t.mean for t in path.times) * profile.device(path.device).workers
         lines.append(
             f"{path.name:{wide}}{path.accuracy:>10.5f}{auc:>9}{megabytes(path.bytes):>11}{best:>11,.0f}  "
             f"{path.accuracy_from}"
