@@ -204,7 +204,7 @@ def _answer(path: _Turns, worker: int) -> dict[str, Any]:
     process, connection = path.workers[worker]
     try:
         found = connection.recv() if connection.poll(_START_S) else None
-    except EOFError:
+    except (EOFError, ConnectionResetError):
         process.join()
         raise RecsysOptError(
             f"path {path.source.name}: its process ended with code {process.exitcode}; if that is -9, the "
@@ -228,7 +228,8 @@ def _turn(path: _Turns, settings: MeasureSettings, rng: np.random.Generator) -> 
         each = float(np.median(known)) if len(known) else 0.0
         runs += [size] * (max(1, min(2000, round(share / each))) if each else 3)
     for _, connection in path.workers:
-        connection.send(rng.permutation(runs).tolist())
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which its answer tells
+            connection.send(rng.permutation(runs).tolist())
     for at in range(len(path.workers)):
         found = _answer(path, at)
         order, seconds = np.array(found["sizes"]), found["seconds"]

@@ -34,6 +34,12 @@ def test_accuracy_is_measured_as_the_path_computes(run):
     assert coarse.auc == pytest.approx(exact.auc, abs=0.01)
 
 
+def test_only_so_many_rows_are_evaluated(run, monkeypatch):
+    monkeypatch.setattr("recsys_opt.bench.profile.EVALUATED_ROWS", 100)
+    found = worth_of(str(run), load_frozen(run), run.parent / "data", None)
+    assert found.source == "measured on 100 rows of the test split of generated"
+
+
 def test_accuracy_that_nobody_knows(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy, symlinks=True)

@@ -1,10 +1,13 @@
+import multiprocessing
 import os
+import threading
 
 import numpy as np
 import pytest
 
 from recsys_opt.data.synth import SyntheticCriteo
-from recsys_opt.errors import InputError
+from recsys_opt.errors import InputError, RecsysOptError
+from recsys_opt.progress import SilentProgress
 from recsys_opt.serving.measure import MeasureSettings, PathSource, half_width, interval, measure_paths
 from recsys_opt.serving.models import ServingOptions, load_frozen
 from recsys_opt.serving.profile import ServedModel
@@ -75,6 +78,25 @@ def test_faults_of_a_process_are_told(tmp_path, table_run):
     many = len(os.sched_getaffinity(0)) + 1
     with pytest.raises(InputError, match=f"{many} workers of 1 threads need {many} cores"):
         measure_paths([source], samples, MeasureSettings(workers=many))
+
+
+@pytest.mark.parametrize("when", ["loading", "measuring"])
+def test_a_process_that_is_killed(table_run, when):
+    samples = generated_samples(load_frozen(table_run).request, 100)
+    source = PathSource("x@cpu", str(table_run), ServingOptions(), "cpu")
+
+    class KillsWhenMeasuring(SilentProgress):
+        def start(self, description, total, unit):
+            if description.startswith(when):
+                (process,) = multiprocessing.active_children() or [None]
+                if process is None:
+                    threading.Timer(0.3, lambda: multiprocessing.active_children()[0].kill()).start()
+                else:
+                    process.kill()
+                    process.join()
+
+    with pytest.raises(RecsysOptError, match="path x@cpu: its process ended with code -9"):
+        measure_paths([source], samples, MeasureSettings(sizes=(1,)), progress=KillsWhenMeasuring())
 
 
 @pytest.mark.parametrize(
