@@ -274,6 +274,7 @@ def _circumstances(
     return {
         **environment(),
         "clock": measure.clock,
+        "idle_s": measure.idle_s,
         "seconds_a_path": measure.seconds,
         "p50_within": measure.p50_within,
         "p99_within": measure.p99_within,

@@ -10,7 +10,7 @@ from recsys_opt.bench.profile import PathRequest, ProfileSettings, measured_prof
 from recsys_opt.cli.outcome import Outcome
 from recsys_opt.cli.plan_text import WIDTH
 from recsys_opt.cli.profile_text import lines_of
-from recsys_opt.cli.profile_values import accuracies, devices, named_runs
+from recsys_opt.cli.profile_values import accuracies, devices, duration, named_runs
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.cli.values import at_least, memory_size, output_file
 from recsys_opt.serving.measure import MeasureSettings
@@ -73,6 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cpu: seconds of the processor, for a machine that others use at the same time (default wall)",
     )
     parser.add_argument(
+        "--idle",
+        type=duration,
+        default=measure.idle_s,
+        metavar="TIME",
+        help="pause before each run, as a worker has that waits for queries: a model's first query after 1ms "
+        "takes some 10%% longer (default: none, as under load)",
+    )
+    parser.add_argument(
         "--data",
         type=Path,
         metavar="DATASET",
@@ -120,6 +128,7 @@ def run(args: argparse.Namespace) -> Outcome:
             workers=args.workers,
             threads=args.threads,
             clock=args.clock,
+            idle_s=args.idle,
             seed=args.seed,
         ),
         devices=args.devices,

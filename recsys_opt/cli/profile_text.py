@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from recsys_opt.cli.plan_text import WIDTH, clipped
 from recsys_opt.report.page import megabytes
@@ -55,11 +56,17 @@ def circumstance_lines(profile: Profile) -> list[str]:
         noise = [n for n in about.get("noise", {}).values() if isinstance(n, Mapping)]
         waited = max((float(n.get("waited", 0.0)) for n in noise), default=0.0)
         lines.append(
-            f"{name}: measured {str(about.get('date', ''))[:10]} by {about['clock']} time on "
+            f"{name}: measured {str(about.get('date', ''))[:10]} by {about['clock']} time"
+            f"{_idle(about)} on "
             f"{about.get('queries', 'queries')}; load {about.get('load_average', '?')}, up to {waited:.1%} "
             "of the time without a core"
         )
     return [line for text in lines for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
+
+
+def _idle(about: Mapping[str, Any]) -> str:
+    seconds = about.get("idle_s") or 0.0
+    return f" after pauses of {seconds * 1e3:g} ms" if seconds else ""
 
 
 def path_lines(profile: Profile) -> list[str]:

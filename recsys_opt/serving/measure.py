@@ -59,6 +59,8 @@ class MeasureSettings:
     """Of each."""
     clock: Clock = "wall"
     """wall, or cpu: seconds of the processor, which other programs on the machine lengthen less."""
+    idle_s: float = 0.0
+    """Pause before each run, as a worker has that waits for queries: caches are colder then."""
     quantiles: int = QUANTILES
     seed: int = 0
 
@@ -68,6 +70,8 @@ class MeasureSettings:
         for name in ("seconds", "p50_within", "p99_within"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} = {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.idle_s < 1:
+            raise InputError(f"idle_s = {self.idle_s}; it must be 0 or more, and less than a second")
         for name in ("workers", "threads", "quantiles"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} = {getattr(self, name)}; it must be at least 1")
@@ -226,7 +230,7 @@ def _turn(path: _Turns, settings: MeasureSettings, rng: np.random.Generator) -> 
     for size in sizes:
         known = path.of(size)
         each = float(np.median(known)) if len(known) else 0.0
-        runs += [size] * (max(1, min(2000, round(share / each))) if each else 3)
+        runs += [size] * (max(1, min(2000, round(share / (each + settings.idle_s)))) if each else 3)
     for _, connection in path.workers:
         with contextlib.suppress(BrokenPipeError):  # it has ended, which its answer tells
             connection.send(rng.permutation(runs).tolist())
@@ -296,7 +300,7 @@ def _serve_turns(
         while True:
             sizes = connection.recv()
             before = _switches(), core_wait_s() or 0.0, time.perf_counter()
-            seconds = np.array([_timed(model, samples, size, rng, clock) for size in sizes])
+            seconds = np.array([_timed(model, samples, size, rng, clock, settings.idle_s) for size in sizes])
             after = _switches(), core_wait_s() or 0.0, time.perf_counter()
             switches, waited, spent = (b - a for a, b in zip(before, after, strict=True))
             connection.send(
@@ -310,8 +314,12 @@ def _serve_turns(
             )
 
 
-def _timed(model: FrozenModel, samples: Samples, size: int, rng: np.random.Generator, clock: Any) -> float:
+def _timed(
+    model: FrozenModel, samples: Samples, size: int, rng: np.random.Generator, clock: Any, idle_s: float
+) -> float:
     request = samples.request(size, int(rng.integers(samples.rows)))
+    if idle_s:
+        time.sleep(idle_s)
     began = clock()
     model.predict(*request, checked=True)
     return float(clock() - began)

@@ -64,7 +64,7 @@ def test_measuring(table_run, tt_run):
 def test_settled_sizes_are_not_measured_further(table_run):
     samples = generated_samples(load_frozen(table_run).request, 2000)
     source = PathSource("table@cpu", str(table_run), ServingOptions(), "cpu")
-    settings = MeasureSettings(sizes=(1,), seconds=60, p50_within=10.0, p99_within=10.0)
+    settings = MeasureSettings(sizes=(1,), seconds=60, p50_within=10.0, p99_within=10.0, idle_s=1e-4)
     (found,) = measure_paths([source], samples, settings)
     assert found.unsettled == ()
     assert 380 <= found.times[0].runs <= 4003  # fewer have no interval of the 99th percentile
@@ -108,6 +108,8 @@ def test_a_process_that_is_killed(table_run, when):
         ({"seconds": 0.0}, "seconds = 0.0; it must be above 0"),
         ({"p99_within": float("nan")}, "p99_within = nan"),
         ({"workers": 0}, "workers = 0"),
+        ({"idle_s": -0.1}, "idle_s = -0.1"),
+        ({"idle_s": 2.0}, "less than a second"),
     ],
 )
 def test_bad_settings(change, message):
