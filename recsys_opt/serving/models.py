@@ -7,7 +7,6 @@ its tables, and start as soon as they have touched them.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,29 +15,27 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from recsys_opt.documents import from_document
 from recsys_opt.embeddings.registry import build_embedding
 from recsys_opt.embeddings.tt_freeze import Level
 from recsys_opt.errors import InputError
-from recsys_opt.files import atomic_path
 from recsys_opt.models.dlrm import DLRM, vector_order
 from recsys_opt.models.saved import model_from_description
 from recsys_opt.run_folder import RunFolder
 from recsys_opt.serving.dense_net import DenseNet, PackedNet, PlainNet, has_packed_products
-from recsys_opt.serving.frozen_tables import FrozenTables, dense_tables, freeze_tables
+from recsys_opt.serving.frozen_tables import FrozenTables, freeze_tables
+from recsys_opt.serving.kept import stacked_rows, store_computed_rows
 from recsys_opt.serving.profile import ServedModel
 from recsys_opt.serving.requests import check_request
 from recsys_opt.tables import TableConfig
-from recsys_opt.tensor_files import TensorWriter, map_tensors
+from recsys_opt.tensor_files import map_tensors
 
 Precision = Literal["fp32", "bf16"]
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _WHOLE_BYTES = 16 << 20
 _BLOCK_BYTES = 64 << 10
 _PAGE_BYTES = 4096
-_CHUNK_ROWS = 1 << 20
 _ROWS = frozenset({"dense", "fbgemm", "tiered"})
 
 
@@ -135,7 +132,9 @@ def load_frozen(
             f"the weights of {run} are not those that were profiled ({own}, not {fingerprint}): profile it "
             "again, or serve the run that the profile is of"
         )
-    stacked = None if options.tables == "fp32" else _stacked(folder, own, model, _TYPES[options.tables])
+    dtype = _TYPES[options.tables]
+    stacked = None if dtype == torch.float32 else stacked_rows(folder, own, model.embeddings, dtype)
+    store_computed_rows(folder, own, model.embeddings)
     tables = freeze_tables(model.embeddings, model.dim, options.tensor_trains, stacked, device)
     dataset = document.get("dataset", {})
     return FrozenModel(
@@ -235,21 +234,3 @@ def _net(model: DLRM, order: Sequence[int], dtype: torch.dtype, device: torch.de
     model.bottom.to(device)
     model.top.to(device)
     return PlainNet(model, order)
-
-
-def _stacked(folder: Path, fingerprint: str, model: DLRM, dtype: torch.dtype) -> Tensor:
-    """The rows of the dense tables in another type: written beside the checkpoint once, mapped ever after."""
-    name = str(dtype).removeprefix("torch.")
-    path = folder / f"served_tables_{name}_{fingerprint}.safetensors"
-    if not path.exists():
-        tables = [table.weight.detach() for table in dense_tables(model.embeddings).values()]
-        if not tables:
-            raise InputError(f"no table of the model has stored rows to keep in {name}; serve it in fp32")
-        shape = (sum(len(t) for t in tables), tables[0].shape[1])
-        own = path.with_name(f"{path.name}.{os.getpid()}")  # several processes may be at it
-        with atomic_path(own) as partial, TensorWriter(partial, {"rows": (dtype, shape)}) as writer:
-            for table in tables:
-                for rows in table.split(_CHUNK_ROWS):
-                    writer.write(rows.to(dtype))
-        os.replace(own, path)
-    return map_tensors(path)["rows"]
