@@ -26,11 +26,12 @@ from recsys_opt.training.metrics import Metrics
 from recsys_opt.training.trainer import train
 
 # Settings that a trial may have of its own, by dotted path, and the range that a search covers; a variant
-# without tensor trains is not touched by core_lr.
+# without compressed tables is not touched by core_lr. Its range is wide: cores of tensor trains learn best at
+# its upper end, the networks of deep hash embeddings below the middle.
 SPACE: dict[str, tuple[float, float]] = {
     "optimizer.mlp_lr": (0.003, 0.008),
     "optimizer.table_lr": (0.015, 0.1),
-    "optimizer.core_lr": (0.005, 0.03),
+    "optimizer.core_lr": (0.001, 0.03),
 }
 
 TUNE_RATE = "tune_rate"

@@ -1,4 +1,4 @@
-"""`recsys-opt bench quality`: dense tables against tensor trains on a dataset, over several seeds."""
+"""`recsys-opt bench quality`: tables, tensor trains and deep hash embeddings on a dataset, several seeds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ from recsys_opt.cli.train import LEAVE_OUT, NAMES
 from recsys_opt.data.dataset import Dataset
 from recsys_opt.errors import InputError
 from recsys_opt.quantities import byte_size, whole_number
-from recsys_opt.training.config import RECIPES, CompressionConfig, TrainingConfig, recipe, replaced
+from recsys_opt.training.config import (
+    RECIPES,
+    CompressionConfig,
+    HashingConfig,
+    TrainingConfig,
+    recipe,
+    replaced,
+)
 
 EXAMPLE = "recsys-opt bench quality kaggle/ --variants dense,tt8,tt16,tt32 --seeds 5 --record quality.json"
 
@@ -40,6 +48,8 @@ _VARIANTS_OWN = frozenset(
         "compression.tt_cache_rows",
         "compression.memory_budget",
         "compression.tt_fit",
+        "representation",
+        *(f"hashing.{field.name}" for field in fields(HashingConfig)),
         "placement.plan",
         "placement.statistics",
         "placement.cold_dir",
@@ -60,8 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "trained dense tables as tensor trains of rank 8 by TT-SVD, and fit8, fitted to the rows that the "
         "training rows look up, each as often; svd8+tuned and fit8+tuned, and trained on from there; "
         "dense+tuned, the dense model trained on likewise; budget4MB, "
-        "what --memory-budget 4MB chooses, and uniform4MB, one rank for the largest tables at as many bytes "
-        "(default dense,tt)",
+        "what --memory-budget 4MB chooses, and uniform4MB, one rank for the largest tables at as many bytes; "
+        "dhe, hybrid, select, as of train --representation; dhe256, with so many hashes; hybrid@halves, with "
+        "--hybrid-parts halves (default dense,tt)",
     )
     parser.add_argument("--cache-rows", type=whole_number, default=10_000, metavar="N", help="variants "
         "+cache: rows of each tensor train that are held dense (default 10000)")  # fmt: skip
@@ -170,12 +181,18 @@ def _variant(name: str, args: argparse.Namespace, config: TrainingConfig, datase
             )
         columns, dim = dataset.info.sparse_columns, config.architecture.embedding_dim
         return Variant(name, {"compression.tt_options": uniform_options(columns, dim, size)})
+    deep = re.fullmatch(r"(dhe|hybrid|select)([1-9]\d*)?(@halves)?", name)
+    if deep is not None and not (deep[3] and deep[1] != "hybrid"):
+        hashes = {} if deep[2] is None else {"hashing.dhe_hashes": int(deep[2])}
+        halves = {"hashing.hybrid_parts": "halves"} if deep[3] else {}
+        return Variant(name, {"representation": deep[1], **hashes, **halves})
     found = re.fullmatch(r"tt([1-9]\d*)?(?:@(\d+(?:x\d+)*))?(\+cache)?|(svd|fit)([1-9]\d*)(\+tuned)?", name)
     if found is None:
         raise InputError(
             f"--variants {args.variants}: there is no variant {name!r}; choose dense, tt, tt8, "
             "tt8@2x1x8, tt8+cache, tt8+bf16, dense+bf16, svd8, fit8, fit8+tuned, dense+tuned, with any rank "
-            "for 8, budget4MB, uniform4MB, with any size"
+            "for 8, budget4MB, uniform4MB, with any size, dhe, hybrid, hybrid@halves, select, "
+            "dhe256, with any number of hashes"
         )
     rank = found[1] or found[5]
     changes: dict[str, Any] = {} if rank is None else {"compression.tt_rank": int(rank)}

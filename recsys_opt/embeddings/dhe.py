@@ -236,20 +236,38 @@ class DHEEmbeddingBag(GroupedRepresentation):
             raise InputError(f"dtype = {dtype}; it must be a floating-point type")
         if level == "dense" or (level is None and self.stored_bytes(found) <= max_bytes):
             return self._stored(found)
+        weights, biases = ([p.detach().clone() for p in own] for own in (self.weights, self.biases))
+        return self._of_tensors(
+            self.hashes.clone(), weights, biases, self.mode, self.padding_idx, self.include_last_offset
+        )
+
+    def pooling_by_sum(self) -> DHEEmbeddingBag:
+        """For serving: this bag without a copy, as sums, with no padding."""
+        weights, biases = ([p.detach() for p in own] for own in (self.weights, self.biases))
+        return self._of_tensors(self.hashes, weights, biases, "sum", None, False)
+
+    def _of_tensors(
+        self,
+        hashes: Tensor,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        mode: Pooling,
+        padding_idx: int | None,
+        include_last_offset: bool,
+    ) -> DHEEmbeddingBag:
         bag = type(self)(
             self.num_embeddings,
             self.embedding_dim,
             **self._options(),
-            mode=self.mode,
-            padding_idx=self.padding_idx,
-            include_last_offset=self.include_last_offset,
-            dtype=self.weights[0].dtype,
+            mode=mode,
+            padding_idx=padding_idx,
+            include_last_offset=include_last_offset,
+            dtype=weights[0].dtype,
             device="meta",
         )
-        bag.hashes = self.hashes.clone()
-        for name in ("weights", "biases"):
-            copies = (nn.Parameter(p.detach().clone(), requires_grad=False) for p in getattr(self, name))
-            setattr(bag, name, nn.ParameterList(copies))
+        bag.hashes = hashes
+        for name, tensors in (("weights", weights), ("biases", biases)):
+            setattr(bag, name, nn.ParameterList(nn.Parameter(t, requires_grad=False) for t in tensors))
         return bag.eval()
 
     def stored_bytes(self, dtype: torch.dtype | None = None) -> int:

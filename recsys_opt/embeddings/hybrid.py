@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -14,6 +13,7 @@ from recsys_opt.embeddings.base import EmbeddingRepresentation, GroupedRepresent
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.embeddings.dhe import BUCKETS, DHE_OPTIONS, STORED_BYTES, DHEEmbeddingBag, Encoding
 from recsys_opt.embeddings.frozen import FrozenEmbeddingBag
+from recsys_opt.embeddings.mixed import bounds_of, look_up_mixed
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.errors import InputError
 from recsys_opt.tables import Pooling, TableConfig
@@ -147,8 +147,8 @@ class HybridEmbeddingBag(GroupedRepresentation):
                 bags, indices, offsets, per_sample_weights
             )
         sides = [
-            _side([bag.table for bag in bags], indices, offsets, per_sample_weights),
-            _side([bag.dhe for bag in bags], indices, offsets, per_sample_weights),
+            look_up_mixed([bag.table for bag in bags], indices, offsets, per_sample_weights),
+            look_up_mixed([bag.dhe for bag in bags], indices, offsets, per_sample_weights),
         ]
         return torch.cat([part for pair in zip(*sides, strict=True) for part in pair], dim=1)
 
@@ -217,44 +217,6 @@ def _check_table(table: str, options: Mapping[str, Any]) -> None:
         raise InputError(f"table_options has {unknown[0]!r}; a {table!r} table has {known}")
 
 
-def _side(
-    parts: Sequence[EmbeddingRepresentation], indices: Tensor, offsets: Tensor | None, weights: Tensor | None
-) -> list[Tensor]:
-    """One part of each table: tables of one kind in one launch."""
-    kinds: dict[type[EmbeddingRepresentation], list[int]] = defaultdict(list)
-    for t, part in enumerate(parts):
-        kinds[type(part)].append(t)
-    found: dict[int, Tensor] = {}
-    for kind, positions in kinds.items():
-        own = [parts[t] for t in positions]
-        picked = (indices, offsets, weights)
-        if len(kinds) > 1:
-            picked = _picked(positions, len(parts), indices, offsets, weights)
-        output = kind.forward_group(own, *picked)
-        found |= zip(positions, output.split([part.embedding_dim for part in own], dim=1), strict=True)
-    return [found[t] for t in range(len(parts))]
-
-
-def _picked(
-    positions: Sequence[int], tables: int, indices: Tensor, offsets: Tensor | None, weights: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The lookups of some of the tables, in the same form."""
-    if offsets is None:
-        ids = indices.view(tables, -1)[list(positions)].reshape(-1)
-        own = None if weights is None else weights.view(tables, -1)[list(positions)].reshape(-1)
-        return ids, None, own
-    # Of a size that no number in a tensor decides: ids of the others come behind the last bag.
-    batch = (offsets.shape[0] - 1) // tables
-    lengths = offsets.diff().view(tables, batch)
-    table_of = torch.bucketize(
-        torch.arange(indices.shape[0], device=indices.device), offsets[batch::batch].contiguous(), right=True
-    )
-    wanted = torch.zeros(tables + 1, dtype=torch.bool, device=indices.device)
-    wanted[list(positions)] = True
-    order = torch.argsort((~wanted[table_of]).to(torch.int8), stable=True)
-    return indices[order], _bounds(lengths[list(positions)]), None if weights is None else weights[order]
-
-
 def _without_padding(
     bags: Sequence[HybridEmbeddingBag], indices: Tensor, offsets: Tensor | None, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -271,9 +233,4 @@ def _without_padding(
     order = torch.argsort(dropped.to(torch.int8), stable=True)
     lengths = torch.zeros(bags_count + 1, dtype=torch.int64, device=indices.device)
     lengths = lengths.index_add(0, bag_of, (~dropped).to(torch.int64))[:-1]
-    return indices[order], _bounds(lengths), None if weights is None else weights[order]
-
-
-def _bounds(lengths: Tensor) -> Tensor:
-    lengths = lengths.reshape(-1)
-    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return indices[order], bounds_of(lengths), None if weights is None else weights[order]

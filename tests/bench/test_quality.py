@@ -220,6 +220,23 @@ def test_column_factors_and_precision_are_variants(tmp_path):
 
 
 @pytest.mark.slow
+def test_deep_hash_embeddings_are_variants(tmp_path):
+    data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
+    variants = ["dense", "dhe16", "hybrid16", "hybrid16@halves", "select16"]
+    flags = ["bench", "quality", str(data.path), "--variants", ",".join(variants), "--seeds", "1", *SMALL]
+    assert main([*flags, "--record", str(path)]) == 0
+    rows = {r["variant"]: r for r in json.loads(path.read_text())["rows"]}
+    assert list(rows) == variants
+    size = {name: row["embedding_bytes"] for name, row in rows.items()}
+    assert size["dhe16"] < size["hybrid16@halves"] < size["dense"] + size["dhe16"] == size["hybrid16"]
+    loss = {name: row["test_logloss"] for name, row in rows.items()}
+    assert loss["select16"] == loss["dhe16"]  # the 5 largest of 4 tables
+    assert len(set(loss.values())) == 4
+    assert len({row["dense_embedding_bytes"] for row in rows.values()}) == 1
+    assert main(["bench", "quality", str(data.path), "--variants", "dense,select@halves"]) == 2
+
+
+@pytest.mark.slow
 def test_held_rows_are_counted_as_bytes(tmp_path):
     data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
     flags = ["bench", "quality", str(data.path), "--variants", "tt4,tt4+cache", "--seeds", "1", *SMALL]
@@ -256,8 +273,8 @@ def test_a_budget_beside_one_rank_for_all(tmp_path, capsys):
 
 def test_refusals(tmp_path, capsys):
     data = make_dataset(tmp_path / "data", rows=100)
-    assert main(["bench", "quality", str(data.path), "--variants", "dense,dhe"]) == 2
-    assert "there is no variant 'dhe'" in capsys.readouterr().err
+    assert main(["bench", "quality", str(data.path), "--variants", "dense,rows"]) == 2
+    assert "there is no variant 'rows'" in capsys.readouterr().err
     assert main(["bench", "quality", str(data.path), "--variants", "dense,budget4XB"]) == 2
     assert "4XB is no number of bytes" in capsys.readouterr().err
     assert main(["bench", "quality", str(data.path), "--variants", "uniform100B"]) == 3

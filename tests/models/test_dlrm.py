@@ -217,5 +217,5 @@ def test_tables_of_two_vectors_are_crossed_as_two_features():
     pairs = [(vectors[i] * vectors[j]).sum(1) for i in range(6) for j in range(i)]
     want = model.top(torch.cat([x, torch.stack(pairs, dim=1)], dim=1))[:, 0]
     torch.testing.assert_close(model(dense, ids), want)
-    with pytest.raises(InputError, match="b has embedding_dim 6.*several such vectors"):
+    with pytest.raises(InputError, match=r"b has embedding_dim 6.*several such vectors"):
         DLRM([TableConfig("b", 30, 6)], dense_features=5, bottom_mlp=(8, 4), top_mlp=(6, 1))
