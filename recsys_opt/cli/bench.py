@@ -24,6 +24,10 @@ SUBVERBS: dict[str, tuple[str, str]] = {
     "tt-freeze": ("recsys_opt.cli.bench_tt_freeze", "bytes, error and time of the serving levels"),
     "convert": ("recsys_opt.cli.bench_convert", "AUC of a trained model at less rank, without training"),
     "tt-cache": ("recsys_opt.cli.bench_tt_cache", "when holding frequent rows of a tensor train pays"),
+    "dhe": (
+        "recsys_opt.cli.bench_dhe",
+        "time deep hash embeddings and hybrids beside their plain form, on the CPU",
+    ),
     "tiered": ("recsys_opt.cli.bench_tiered", "time tables in two tiers, in memory and in files"),
     "quality": ("recsys_opt.cli.bench_quality", "compare dense tables and tensor trains over several seeds"),
     "hardware": (

@@ -12,6 +12,7 @@ from recsys_opt.embeddings.bag_arguments import check_mode, check_padding
 from recsys_opt.embeddings.base import EmbeddingRepresentation, GroupedRepresentation
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
 from recsys_opt.embeddings.dhe import BUCKETS, DHE_OPTIONS, STORED_BYTES, DHEEmbeddingBag, Encoding
+from recsys_opt.embeddings.dhe_cache import CachedDHEBag
 from recsys_opt.embeddings.frozen import FrozenEmbeddingBag
 from recsys_opt.embeddings.mixed import bounds_of, look_up_mixed
 from recsys_opt.embeddings.tt import TTEmbeddingBag
@@ -170,6 +171,8 @@ class HybridEmbeddingBag(GroupedRepresentation):
         dtype  of stored rows, e.g. torch.bfloat16; default: as they are
         """
         table, dhe = self.table, self.dhe
+        if isinstance(dhe, CachedDHEBag):  # which is for serving
+            return self.eval()
         if not isinstance(table, (DenseEmbeddingBag, TTEmbeddingBag)) or not isinstance(dhe, DHEEmbeddingBag):
             raise InputError(
                 f"only a table or a tensor train beside a deep hash embedding can be frozen, not "
