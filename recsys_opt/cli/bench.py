@@ -53,6 +53,7 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "what plans that go on from yesterday's gain, by replay of later lookups",
     ),
     "replay": ("recsys_opt.cli.bench_replay", "lookups a second that a replay takes through a plan"),
+    "serving": ("recsys_opt.cli.bench_serving", "queries simulated a second, beside SimPy"),
     "stats": ("recsys_opt.cli.bench_stats", "lookups counted a second, beside numpy and polars"),
     "curves": (
         "recsys_opt.cli.bench_curves",

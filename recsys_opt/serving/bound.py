@@ -45,6 +45,7 @@ M(g) samples per query offered (`Sizes.least_samples`); by (2) lambda M(g) <= su
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ from numpy.typing import NDArray
 
 from recsys_opt.errors import InputError
 from recsys_opt.serving.linear import share_out
-from recsys_opt.serving.profile import Path, Profile
+from recsys_opt.serving.profile import Path, Profile, ServiceTime
 from recsys_opt.serving.sizes import Sizes
 
 Array = NDArray[Any]
@@ -102,9 +103,14 @@ class Bound:
 
 def sample_costs(path: Path, sla: float, factor: float = 1.0) -> Array:
     """f64 [max_size]: device seconds per timely sample of batches of m = 1 .. max_size; inf if none is."""
-    sizes = np.array(path.sizes, dtype=np.float64)
-    m = np.arange(1, path.max_size + 1, dtype=np.float64)
-    known = np.array([t.quantiles for t in path.times]) * factor  # [S, Q]
+    return _costs(path.times, sla, factor)
+
+
+@functools.lru_cache(maxsize=256)
+def _costs(times: tuple[ServiceTime, ...], sla: float, factor: float) -> Array:
+    sizes = np.array([t.size for t in times], dtype=np.float64)
+    m = np.arange(1, times[-1].size + 1, dtype=np.float64)
+    known = np.array([t.quantiles for t in times]) * factor  # [S, Q]
     at = np.clip(np.searchsorted(sizes, m), 1, max(len(sizes) - 1, 1))
     if len(sizes) == 1:
         quantiles = np.repeat(known, len(m), axis=0)
@@ -114,7 +120,9 @@ def sample_costs(path: Path, sla: float, factor: float = 1.0) -> Array:
     # A batch takes one of the quantiles, each as likely; what rounding adds is not late.
     timely = (quantiles <= sla * (1 + 1e-9)).mean(axis=1)
     with np.errstate(divide="ignore"):
-        return np.where(timely > 0, quantiles.mean(axis=1) / (m * timely), np.inf)
+        costs = np.where(timely > 0, quantiles.mean(axis=1) / (m * timely), np.inf)
+    costs.flags.writeable = False  # others have it too
+    return costs
 
 
 def correct_bound(

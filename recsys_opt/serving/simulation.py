@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from recsys_opt import _serving
 from recsys_opt.errors import InputError
-from recsys_opt.serving.bound import Coalescing, accuracy_bound, correct_bound
-from recsys_opt.serving.events import Event, device_states, native_events
+from recsys_opt.serving.events import Event, native_events
 from recsys_opt.serving.profile import Profile, fleet
+from recsys_opt.serving.windows import run_bound, windows
 from recsys_opt.serving.workload import Bursty, Diurnal, Poisson, Recorded, Workload
 
 Array = NDArray[Any]
@@ -234,11 +234,10 @@ def summarise(setup: Setup, policy: str, result: _serving.SimulationResult) -> S
     load = max(result.arrived - 1, 1) / span
     offered = result.arrived_samples / arrived * load
     rate = offered / setup.workload.sizes.mean
-    states = device_states(setup.events, profile, setup.warmup_queries / load + span)
-    bound = correct_bound(profile, setup.workload.sizes, rate, setup.sla, states=states)
-    alone = correct_bound(
-        profile, setup.workload.sizes, rate, setup.sla, states=states, coalescing=Coalescing.NONE
+    stretches = windows(
+        setup.workload.arrivals, setup.events, profile, setup.warmup_queries / load + span, setup.sla
     )
+    bound = run_bound(profile, setup.workload.sizes, rate, setup.sla, stretches)
     correct = result.worth_in_time / arrived * load
     total = max(int(result.path_samples.sum()), 1)
     names = [p.name for p in profile.paths]
@@ -275,10 +274,8 @@ def summarise(setup: Setup, policy: str, result: _serving.SimulationResult) -> S
         },
         bound_correct_per_s=bound.correct_per_s,
         bound_ratio=correct / bound.correct_per_s if bound.correct_per_s else 1.0,
-        bound_gain=gain(
-            profile, accuracy_bound(profile, setup.workload.sizes, rate, setup.sla, states=states)
-        ),
-        not_batched_bound_correct_per_s=alone.correct_per_s,
+        bound_gain=gain(profile, bound.accuracy),
+        not_batched_bound_correct_per_s=bound.not_batched_correct_per_s,
     )
 
 

@@ -66,6 +66,8 @@ def _range(text: str, name: str, value: str) -> list[float]:
 def _value(text: str, name: str, value: str) -> float:
     try:
         found = seconds(value) if name == "sla" else float(value)
+    except InputError as error:
+        raise InputError(f"sweep {text!r}: {name} = {error}") from None
     except ValueError:
         raise InputError(f"sweep {text!r}: {name} = {value!r}; it must be a number") from None
     if not (math.isfinite(found) and found > 0):
