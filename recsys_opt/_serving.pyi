@@ -139,6 +139,9 @@ class Scheduler:
         """Ends all waiting; queries are no longer admitted."""
     @property
     def closed(self) -> bool: ...
+    @property
+    def wake_at(self) -> float:
+        """When the policy wants to be asked again, by a `take`, though nothing happens until then; or inf."""
     def slowness(self, device: int) -> float:
         """How many times longer than profiled the device's batches take of late."""
     def statistics(self) -> dict[str, int]: ...

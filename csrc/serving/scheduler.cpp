@@ -87,11 +87,14 @@ bool Scheduler::take(int32_t worker, double timeout, Assignment& batch) {
   const double end = clock_now() + timeout;
   while (!seat.assigned) {
     const double now = clock_now();
-    if (closed_ || now >= end) return false;
-    // A policy may have asked to be asked again, which any waiting worker sees to.
-    const double wake = core_.wake_at();
-    seat.ready.wait_until(lock, at(std::min(end, wake)));
-    if (!seat.assigned && clock_now() >= core_.wake_at()) dispatch(clock_now());
+    if (closed_) return false;
+    // A policy may have asked to be asked again, which any worker sees to.
+    if (now >= core_.wake_at()) {
+      dispatch(now);
+      if (seat.assigned) break;
+    }
+    if (now >= end) return false;
+    seat.ready.wait_until(lock, at(std::min(end, core_.wake_at())));
   }
   seat.assigned = false;
   const Batch& given = core_.batch(worker);
@@ -193,6 +196,11 @@ Counts Scheduler::counts() const {
   counts.waiting_queries = core_.waiting_queries();
   counts.waiting_samples = core_.waiting_samples();
   return counts;
+}
+
+double Scheduler::wake_at() const {
+  const std::lock_guard lock(mutex_);
+  return core_.wake_at();
 }
 
 double Scheduler::slowness(int32_t device) const {

@@ -53,6 +53,8 @@ class Scheduler {
   bool closed() const;
   Counts counts() const;
   double slowness(int32_t device) const;
+  // When the policy wants to be asked again, though nothing happens until then; infinity: never.
+  double wake_at() const;
 
  private:
   struct Seat {  // of a worker

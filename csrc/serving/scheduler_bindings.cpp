@@ -84,6 +84,7 @@ void bind_scheduler(py::module_& m) {
       .def("dropped", &Scheduler::dropped, py::arg("timeout"), Unlocked())
       .def("close", &Scheduler::close, Unlocked())
       .def_property_readonly("closed", py::cpp_function(&Scheduler::closed, Unlocked()))
+      .def_property_readonly("wake_at", py::cpp_function(&Scheduler::wake_at, Unlocked()))
       .def("slowness", &Scheduler::slowness, py::arg("device"), Unlocked())
       .def("statistics", &counts);
 }

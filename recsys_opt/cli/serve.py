@@ -8,7 +8,6 @@ import dataclasses
 import gc
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -108,9 +107,7 @@ def run(args: argparse.Namespace) -> Outcome:
         token=read_token(args.token_file),
         limits=Limits(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)}),
     )
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
-    )
+    _log_to_stderr()
     try:
         from recsys_opt.server.service import Addresses
     except ImportError as error:
@@ -148,6 +145,15 @@ def _ready_line(found: dict[str, Any], took_s: float) -> str:
         f"ready      {where}  {paths}  policy {found['policy']}, SLA {found['sla_ms']:g} ms, "
         f"{len(found['workers'])} workers, {took_s:.1f} s"
     )
+
+
+def _log_to_stderr() -> None:
+    log = logging.getLogger("recsys_opt.server")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

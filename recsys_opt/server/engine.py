@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -112,6 +113,7 @@ class Engine:
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = math.inf
         for worker in self._workers:
             self._scheduler.set_worker(worker.index, False)
 
@@ -216,6 +218,15 @@ class Engine:
                 if batch is not None:
                     self._start(worker, batch)
         self._forget_dropped()
+        wake = self._scheduler.wake_at
+        if wake < self._wakes_at:  # the policy lets a worker wait
+            self._wakes_at = wake
+            self._loop.call_later(max(1e-4, wake - time.monotonic()), self._woken, wake)
+
+    def _woken(self, at: float) -> None:
+        if at == self._wakes_at and not self._closing:
+            self._wakes_at = math.inf
+            self._feed()
 
     def _start(self, worker: Worker, batch: Batch) -> None:
         process = worker.process

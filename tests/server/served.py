@@ -46,7 +46,7 @@ def write_run(folder: Path, *, tt: bool, seed: int = 0) -> Path:
     ]
     model = config.build(tables)
     run = RunFolder(folder)
-    weights = folder / ".checkpoint-000000001"
+    weights = folder / f".checkpoint-{seed:09d}"  # never over one that is being served: that is mapped
     weights.mkdir(parents=True, exist_ok=True)
     write_tensors(weights / "model.safetensors", model.state_dict())
     write_json(
