@@ -28,6 +28,10 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "recsys_opt.cli.bench_dhe",
         "time deep hash embeddings and hybrids beside their plain form, on the CPU",
     ),
+    "dhe-tiers": (
+        "recsys_opt.cli.bench_dhe_tiers",
+        "what a cache of stored and of approximate rows does to a trained model",
+    ),
     "tiered": ("recsys_opt.cli.bench_tiered", "time tables in two tiers, in memory and in files"),
     "quality": ("recsys_opt.cli.bench_quality", "compare dense tables and tensor trains over several seeds"),
     "hardware": (

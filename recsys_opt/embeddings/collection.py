@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -66,16 +66,30 @@ class EmbeddingCollection(nn.Module):
         """Features in the order of `values` and of the output's columns."""
         self.feature_dims = tuple(config.embedding_dim for config, _ in owners)
         """Columns of the output per feature."""
-        groups: dict[str, list[int]] = defaultdict(list)
-        for position, (config, _) in enumerate(owners):
-            groups[config.representation].append(position)
-        self._groups = tuple(
-            (representation_class(name), tuple(positions)) for name, positions in groups.items()
-        )
         self._table_of = tuple(config.name for config, _ in owners)
-        blocks = [position for _, positions in self._groups for position in positions]
-        self.group_order = tuple(blocks.index(f) for f in range(len(owners)))
+        self.group_order: tuple[int, ...]
         """Where each feature is in the outputs of `forward_groups`, side by side."""
+        self._group([representation_class(config.representation) for config, _ in owners])
+
+    def _group(self, kinds: Sequence[type[EmbeddingRepresentation]]) -> None:
+        """Puts features of one kind into a group; `kinds` has each feature's."""
+        groups: dict[type[EmbeddingRepresentation], list[int]] = defaultdict(list)
+        for position, kind in enumerate(kinds):
+            groups[kind].append(position)
+        self._groups = tuple((kind, tuple(positions)) for kind, positions in groups.items())
+        blocks = [position for _, positions in self._groups for position in positions]
+        self.group_order = tuple(blocks.index(f) for f in range(len(kinds)))
+
+    def with_tables(self, bags: Mapping[str, EmbeddingRepresentation]) -> EmbeddingCollection:
+        """A collection with some tables replaced by modules of the same rows and columns, the others shared.
+
+        Its `configs` stay as they are: they say what the tables were before.
+        """
+        found = EmbeddingCollection(self.configs, device="meta")
+        for name in self.tables:
+            found.tables.add(name, bags.get(name, self.tables[name]))
+        found._group([type(found.tables[name]) for name in found._table_of])
+        return found.train(self.training)
 
     @property
     def output_dim(self) -> int:

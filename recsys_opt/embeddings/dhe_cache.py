@@ -3,7 +3,7 @@
 exact        the rows of ids that are looked up often, stored: `CachedDHEBag`
 approximate  in place of computing the others, the stored row of the nearest of a few centroids in the space
              of the encodings: `CentroidBag`. Encodings of different ids are as good as independent, so that
-             a centroid is near nothing: `bench dhe --tiers` has what it loses. It is here to be measured.
+             a centroid is near nothing: `bench dhe-tiers` has what it loses. It is here to be measured.
 """
 
 from __future__ import annotations

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from recsys_opt import ops
+from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.collection import EmbeddingCollection
 from recsys_opt.errors import InputError
 from recsys_opt.tables import TableConfig
@@ -60,6 +62,15 @@ class DLRM(nn.Module):
         self.embeddings = EmbeddingCollection(tables, device=device, dtype=dtype)
         self.vector_order = vector_order(self.embeddings.group_order, self.embeddings.feature_dims, dim)
         """Where each vector is in the outputs of `EmbeddingCollection.forward_groups`, in vectors."""
+
+    def with_tables(self, bags: Mapping[str, EmbeddingRepresentation]) -> DLRM:
+        """A model with some tables replaced, e.g. by what serves them; it shares everything else."""
+        found = copy.copy(self)
+        found._modules = dict(self._modules)
+        found.embeddings = self.embeddings.with_tables(bags)
+        columns = found.embeddings.feature_dims
+        found.vector_order = vector_order(found.embeddings.group_order, columns, self.dim)
+        return found
 
     def forward(self, dense: Tensor, values: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Logits of a batch; their sigmoid is the probability of a click.
