@@ -57,6 +57,10 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "what plans that go on from yesterday's gain, by replay of later lookups",
     ),
     "replay": ("recsys_opt.cli.bench_replay", "lookups a second that a replay takes through a plan"),
+    "policies": (
+        "recsys_opt.cli.bench_policies",
+        "serving policies side by side: loads held, accuracy, bursts, lost devices",
+    ),
     "serving": ("recsys_opt.cli.bench_serving", "queries simulated a second, beside SimPy"),
     "stats": ("recsys_opt.cli.bench_stats", "lookups counted a second, beside numpy and polars"),
     "curves": (

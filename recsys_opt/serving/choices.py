@@ -14,8 +14,8 @@ from recsys_opt.serving.simulation import Policy, Setup
 from recsys_opt.serving.spec import Parameters
 
 POLICIES = {
-    "adaptive": "late binding, coalescing and dropping, at the price of the backlog; admit=1 rejects at "
-    "arrival",
+    "adaptive": "late binding, coalescing and dropping, at the price of the backlog; admit=0 rejects none "
+    "at arrival",
     "earliest-finish": "the path that would be done first",
     "priced": "accuracy against the time that is left, bound at arrival",
     "mp-rec": "the most accurate path that is expected to be in time (MP-Rec, as we read it)",
@@ -50,10 +50,10 @@ def parse_policy(text: str) -> Policy:
         given.no_more()
         return threshold(small, large, size)
     if name == "adaptive":
-        admit = bool(given.whole("admit", 0, least=0, most=1))
+        admit = bool(given.whole("admit", 1, least=0, most=1))
         given.no_more()
         return Policy(
-            "adaptive:admit=1" if admit else name,
+            name if admit else "adaptive:admit=0",
             lambda fleet, setup: _serving.make_policy("adaptive", fleet, setup.sla, admit=admit),
         )
     given.no_more()

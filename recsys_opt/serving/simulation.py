@@ -6,6 +6,7 @@ and the times of batches are drawn from the profile, or those of a recorded run.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -170,10 +171,13 @@ def run_native(
 ) -> _serving.SimulationResult:
     """What the simulator counted, as it is."""
     devices = fleet(setup.profile)
-    return _serving.simulate(
+    workload = native_workload(setup.workload, setup.queries, setup.seed)
+    own = policy.make(devices, setup)
+    simulate = functools.partial(
+        _serving.simulate,
         devices,
-        policy.make(devices, setup),
-        native_workload(setup.workload, setup.queries, setup.seed),
+        own,
+        workload,
         sla=setup.sla,
         queries=setup.queries,
         seed=setup.seed,
@@ -186,6 +190,10 @@ def run_native(
         record=record,
         recorded=[(starts.tolist(), ratios.tolist()) for starts, ratios in recorded],
     )
+    try:
+        return simulate()
+    except (ValueError, IndexError) as error:  # what a policy asked for cannot be
+        raise InputError(f"policy {policy.name}: {error}; mend it") from error
 
 
 def native_workload(workload: Workload, queries: int, seed: int) -> _serving.Workload:

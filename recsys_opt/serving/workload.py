@@ -61,10 +61,10 @@ class Bursty:
     """Seconds that a burst lasts on average."""
 
     def __post_init__(self) -> None:
-        if self.peak * self.share > 1:
+        if self.peak * self.share >= 1:
             raise InputError(
-                f"bursts of {self.peak:g} times the mean rate in {self.share:g} of the time are more than "
-                f"all queries; peak times share must be at most 1: take peak={1 / self.share:g}"
+                f"bursts of {self.peak:g} times the mean rate in {self.share:g} of the time leave none "
+                f"for the rest; peak times share must be below 1: take a peak below {1 / self.share:g}"
             )
 
     @property

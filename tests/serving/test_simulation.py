@@ -144,6 +144,11 @@ def test_a_policy_of_ones_own(tmp_path):
     same = simulate(setup(queries=2000), static("table@gpu")).summary
     assert own.policy == "First"
     assert (own.p50, own.p99, own.correct_per_s) == (same.p50, same.p99, same.correct_per_s)
+    file.write_text(file.read_text().replace("return 3", "return 99"))
+    with pytest.raises(
+        InputError, match=r"policy First: .* returned lane 99; the last one, shared by all, is 6"
+    ):
+        simulate(setup(queries=2000), python_policy(f"{file}:First"))
     (tmp_path / "wrong.py").write_text("raise RuntimeError('no')")
     for text, message in (
         (str(file), "names no class of a file"),

@@ -84,7 +84,7 @@ def test_impossible_sizes_are_refused(text, message):
     [
         ("weibull", "'weibull' is no kind of arrivals; it must be one of poisson:"),
         ("poisson:rate=-1", "rate = -1; it must be above 0"),
-        ("mmpp:peak=6,share=0.2", "peak times share must be at most 1: take peak=5"),
+        ("mmpp:peak=6,share=0.2", "peak times share must be below 1: take a peak below 5"),
         ("mmpp:dwell=soon", "dwell = 'soon' is no time; write e.g. 25ms"),
         ("mmpp:dwell=0s", "dwell = 0s; it must be longer than 0 s"),
         ("diurnal:swing=1.5", "swing = 1.5; it must be 0 .. 1"),
