@@ -23,6 +23,7 @@ def stacked_bars(
     colours: Sequence[int],
     share: bool = False,
     marks: Sequence[tuple[float, str]] = (),
+    level: tuple[float, str] = (0.0, ""),
 ) -> str:
     """A bar for each label; empty text where there is nothing to draw.
 
@@ -32,10 +33,12 @@ def stacked_bars(
     colours  [parts]
     share    the y axis goes to 100 %
     marks    (position in bars, text) of vertical lines
+    level    (value, text) of a horizontal line; none at 0
     """
     most = max((sum(bar) for bar in bars), default=0.0)
     if most <= 0:
         return ""
+    most = max(most, level[0])
     tick = 0.25 if share else round_step(most / 5)
     ticks = 4 if share else math.ceil(most / tick)
     top = tick * ticks
@@ -75,6 +78,11 @@ def stacked_bars(
             parts.append(
                 f'<text x="{x + shift:.1f}" y="{_TOP + 10}" text-anchor="{anchor}">{html.escape(text)}</text>'
             )
+    if level[0] > 0:
+        y = bottom - level[0] / top * (bottom - _TOP)
+        parts.append(f'<line class="level" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        text = html.escape(level[1])
+        parts.append(f'<text x="{right - 4}" y="{y - 5:.1f}" text-anchor="end">{text}</text>')
     label = html.escape(x_label)
     parts.append(
         f'<text x="{(_LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{label}</text></svg>'

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recsys_opt.plan import DeviceLoad, Plan, TablePlan, slow_share
+from recsys_opt.report.bars import stacked_bars
 from recsys_opt.report.page import Page, megabytes, milliseconds
-from recsys_opt.report.svg import HEIGHT, WIDTH, Series, chart, legend, short
+from recsys_opt.report.svg import Series, chart, legend
 
 Cells = tuple[NDArray[np.float64], NDArray[np.float64]]
 """(rows, share of the lookups) of each cell of a table's access curve, hottest first."""
 CURVES_SHOWN = 6
 TABLES_SHOWN = 200
-_LEFT, _BOTTOM, _TOP = 64, 44, 14
 
 
 def write_plan_page(plan: Plan, curves: Mapping[str, Cells], path: Path) -> Path:
@@ -43,21 +42,33 @@ def write_plan_page(plan: Plan, curves: Mapping[str, Cells], path: Path) -> Path
         ]
     )
     page.heading("Load of each device")
+    devices = [str(at) for at in range(len(plan.devices))]
     page.plots(
         [
             (
                 "Milliseconds of an iteration",
                 legend([(f"rows in {fast}", 0), (f"rows in {slow}", 1), ("links", 2)])
-                + stacked(
+                + stacked_bars(
                     [[1e3 * s for s in _parts(d)] for d in plan.devices],
-                    "device",
-                    "ms",
-                    plan.bound_seconds * 1e3,
+                    [f"rows in {fast}", f"rows in {slow}", "links"],
+                    devices,
+                    x_label="device",
+                    y_label="ms",
+                    colours=(0, 1, 2),
+                    level=(plan.bound_seconds * 1e3, "bound"),
                 ),
             ),
             (
                 f"Gigabytes held in {fast}",
-                legend([(fast, 0)]) + stacked([[d.fast_bytes / 1e9] for d in plan.devices], "device", "GB"),
+                legend([(fast, 0)])
+                + stacked_bars(
+                    [[d.fast_bytes / 1e9] for d in plan.devices],
+                    [fast],
+                    devices,
+                    x_label="device",
+                    y_label="GB",
+                    colours=(0,),
+                ),
             ),
         ]
     )
@@ -95,40 +106,6 @@ def write_plan_page(plan: Plan, curves: Mapping[str, Cells], path: Path) -> Path
         {"Settings": plan.settings, "Inputs": {k: v.get("path", "") for k, v in plan.inputs.items()}}
     )
     return page.write(path)
-
-
-def stacked(bars: Sequence[Sequence[float]], x_label: str, y_label: str, level: float = 0.0) -> str:
-    """Bars of parts on top of each other, as SVG; `level` is marked across them."""
-    if not bars:
-        return ""
-    top = max(max(sum(bar) for bar in bars), level) * 1.05 or 1.0
-    bottom, right = HEIGHT - _BOTTOM, WIDTH - 16
-    step = (right - _LEFT) / len(bars)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(y_label)}">']
-    for i in range(5):
-        y = bottom - i / 4 * (bottom - _TOP)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(top * i / 4)}</text>')
-    for at, bar in enumerate(bars):
-        base = float(bottom)
-        title = html.escape(f"{x_label} {at}: " + ", ".join(f"{v:.4g}" for v in bar) + f" {y_label}")
-        for colour, value in enumerate(bar):
-            height = value / top * (bottom - _TOP)
-            base -= height
-            parts.append(
-                f'<rect class="b{colour}" x="{_LEFT + step * at + step * 0.1:.1f}" y="{base:.1f}" '
-                f'width="{step * 0.8:.1f}" height="{height:.1f}"><title>{title}</title></rect>'
-            )
-    for at in range(0, len(bars), max(1, -(-len(bars) // 16))):
-        x = _LEFT + step * (at + 0.5)
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{at}</text>')
-    if level:
-        y = bottom - level / top * (bottom - _TOP)
-        parts.append(f'<line class="level" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{right - 4}" y="{y - 5:.1f}" text-anchor="end">bound</text>')
-    parts.append(f'<text x="{(_LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{x_label}</text>')
-    parts.append("</svg>")
-    return "".join(parts)
 
 
 def _parts(load: DeviceLoad) -> tuple[float, float, float]:

@@ -106,7 +106,10 @@ def _curves(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             Series(
                 name,
                 [s["load"] for s in by_policy[name]],
-                [None if s[field] is None else scale * s[field] for s in by_policy[name]],
+                [
+                    None if s[field] is None else round(scale * s[field], 6 if scale == 1 else 3)
+                    for s in by_policy[name]
+                ],
                 colour,
                 markers=True,
             )
