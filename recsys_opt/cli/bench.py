@@ -61,6 +61,10 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "recsys_opt.cli.bench_policies",
         "serving policies side by side: loads held, accuracy, bursts, lost devices",
     ),
+    "load": (
+        "recsys_opt.cli.bench_load",
+        "send a server queries at the times of a workload, and record them",
+    ),
     "serving": ("recsys_opt.cli.bench_serving", "queries simulated a second, beside SimPy"),
     "stats": ("recsys_opt.cli.bench_stats", "lookups counted a second, beside numpy and polars"),
     "curves": (

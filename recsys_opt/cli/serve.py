@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="in which a query is answered unless it says otherwise, e.g. 25ms (the default)",
     )
-    parser.add_argument("--http", type=_address, metavar="HOST:PORT", help="port 0: a free one")
-    parser.add_argument("--grpc", type=_address, metavar="HOST:PORT", help="port 0: a free one")
+    parser.add_argument("--http", type=address, metavar="HOST:PORT", help="port 0: a free one")
+    parser.add_argument("--grpc", type=address, metavar="HOST:PORT", help="port 0: a free one")
     parser.add_argument(
         "--model-name", default="dlrm", metavar="S", help="as queries may call it (%(default)s)"
     )
@@ -176,7 +176,8 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _address(text: str) -> tuple[str, int]:
+def address(text: str) -> tuple[str, int]:
+    """HOST:PORT on the command line."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isdecimal() or int(port) > 65535:

@@ -20,12 +20,14 @@ class Shape:
     samples: int
     dense_columns: int
     features: int
+    id_bytes: int = 8
+    """4 where all ids fit."""
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Bytes of ids, dense columns and outputs, in the order in which they lie, each a whole page."""
         return (
-            _pages(8 * self.samples * self.features),
+            _pages(self.id_bytes * self.samples * self.features),
             _pages(4 * self.samples * self.dense_columns),
             _pages(4 * self.samples),
         )
@@ -38,11 +40,11 @@ class Slots:
         ids, dense, outputs = shape.sizes
         self.shape = shape
         memory = mmap.mmap(fd, ids + dense + outputs)
-        self._ids = np.frombuffer(memory, np.int64, shape.samples * shape.features)
+        self._ids = np.frombuffer(memory, f"i{shape.id_bytes}", shape.samples * shape.features)
         self._dense = np.frombuffer(memory, np.float32, shape.samples * shape.dense_columns, ids)
         self._outputs = np.frombuffer(memory, np.float32, shape.samples, ids + dense)
 
-    def ids(self, samples: int) -> NDArray[np.int64]:
+    def ids(self, samples: int) -> NDArray[np.int32] | NDArray[np.int64]:
         """[F, samples], without gaps: feature-major as the models take it."""
         return self._ids[: samples * self.shape.features].reshape(self.shape.features, samples)
 

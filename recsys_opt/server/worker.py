@@ -70,7 +70,12 @@ class Task:
     @property
     def shape(self) -> Shape:
         """Of the shared memory."""
-        return Shape(self.samples, self.model.dense_features, len(self.model.features))
+        return Shape(
+            self.samples,
+            self.model.dense_features,
+            len(self.model.features),
+            4 if max(self.model.cardinalities) <= 1 << 31 else 8,
+        )
 
 
 def main(arguments: list[str]) -> int:
