@@ -3,6 +3,9 @@
 The share is of the queries that arrived: what is rejected or dropped counts against it. Each of several runs
 with seeds of their own finds its load by bisection, with the same random numbers at every load, so that only
 the load differs; their mean and its 95 % confidence interval are the answer.
+
+A run must be much longer than the SLA: what waits at its end is served after the last arrival, so that a
+short one holds more than can be held for long.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from recsys_opt.serving.simulation import Policy, Setup, in_time_share, run_nati
 SHARE = 0.99
 RUNS = 5
 QUERIES = 100_000
-"""Of each run."""
+"""Of each run, at least."""
+LENGTH = 100
+"""SLAs that a run lasts at least."""
 TOLERANCE = 0.002
 """Share of the load at which the bisection ends."""
 _T95 = {
@@ -75,7 +80,7 @@ def held_load(
     bound = held_bound(setup.profile, setup.workload.sizes, setup.sla, share)
     found = []
     for run in range(runs):
-        one = setup.at(queries=queries, seed=setup.seed + 1000 * (run + 1), events=(), warmup=queries // 20)
+        one = setup.at(queries=queries, seed=setup.seed + 1000 * (run + 1), events=(), warmup=None)
         found.append(_held_once(one, policy, share, bound))
         done()
     within = _T95[runs] * statistics.stdev(found) / math.sqrt(runs)
@@ -84,7 +89,9 @@ def held_load(
 
 def _held_once(setup: Setup, policy: Policy, share: float, bound: float) -> float:
     def holds(rate: float) -> bool:
-        return in_time_share(run_native(setup.at(rate=rate), policy)) >= share
+        queries = max(setup.queries, round(LENGTH * setup.sla * rate))
+        own = setup.at(rate=rate, queries=queries, warmup=queries // 20)
+        return in_time_share(run_native(own, policy)) >= share
 
     # Within one run chance may favour a policy that is near the bound.
     high = bound * 1.05
