@@ -10,7 +10,7 @@ namespace {
 
 // Shares of the time that queries are given, and ratios.
 constexpr double kSafe = .9;          // what plans use of it: times vary
-constexpr double kCorrection = 1;     // in which a backlog that is too large is to be gone
+constexpr double kCorrection = .5;    // in which a backlog that is too large is to be gone
 constexpr double kMemory = 50;        // over which arrivals are averaged
 constexpr double kInterval = .05;     // at least so far apart the average is brought up to date
 constexpr double kLongest = .5;       // a batch; what arrives as it starts waits for its end, and
@@ -19,6 +19,9 @@ constexpr double kMargin = .5;        // standard deviations of what arrives
 constexpr double kEfficient = .95;    // of the best rate: less is waste in an overload
 constexpr double kGoodRate = .8;      // of the best rate: what a query may count on
 constexpr double kGoodLongest = .25;  // a batch at that rate
+
+// Where between two prices at which a device changes its path, counted from the lower one.
+constexpr double kEdge = .02;
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
@@ -136,7 +139,12 @@ void Adaptive::find_steps(const Core& core) {
       }
       rate += best * core.available(static_cast<int32_t>(d));
     }
-    if (steps_.empty() || rate > steps_.back().rate) steps_.push_back({price, rate});
+    const double edge = below + kEdge * (prices[i] - below);
+    if (steps_.empty() || rate > steps_.back().rate) {
+      steps_.push_back({price, edge, rate});
+    } else {
+      steps_.back().least = edge;
+    }
   }
 }
 
@@ -195,10 +203,10 @@ double Adaptive::price(const Core& core) const {
   // Where fewer arrive than of late, the head is older than what waits behind it says.
   const double age = core.now() - core.query(lane.head().slot).arrival;
   const double waiting = std::max(static_cast<double>(lane.samples()), arrivals_.rate() * age);
-  const double rate = arrivals_.rate() + (waiting - keep) / (kCorrection * sla_);
+  const double rate = arrivals_.rate() + std::max(0.0, waiting - keep) / (kCorrection * sla_);
   std::size_t i = 0;
   while (i + 1 < steps_.size() && steps_[i].rate < rate) ++i;
-  if (waiting <= keep && i > 0 && steps_[i].rate > rate) --i;
+  if (waiting <= keep && i > 0 && steps_[i].rate > rate) return steps_[i - 1].least;
   return steps_[i].price;
 }
 

@@ -61,7 +61,8 @@ class Adaptive : public Policy {
 
  private:
   struct Step {
-    double price, rate;  // at this price the fleet serves `rate` samples a second
+    double price, least;  // within those at which this holds, and almost the least
+    double rate;          // samples a second that the fleet serves at these
   };
   // What follows from the devices there are and how slow they are.
   void refresh(const Core& core);
