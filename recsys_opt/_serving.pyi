@@ -61,7 +61,7 @@ class View:
         """Expected seconds of a batch as the device does of late; more than max_size: of several."""
 
 class Decision:
-    """What a free worker does: a batch of `samples` from a lane on a path; or nothing (path -1) until `wake`."""
+    """A free worker's batch: `samples` from a lane on a path; or nothing (path -1) until `wake`."""
 
     def __init__(self, path: int = -1, lane: int = 0, samples: int = 0, wake: float = ...) -> None: ...
     @property
@@ -85,7 +85,10 @@ class Policy:
         """What a free worker does; asked again after every arrival and every batch that ends."""
 
 def make_policy(name: str, fleet: Fleet, sla: float, **options: Any) -> Policy:
-    """static (path=), threshold (small=, large=, size=), mp-rec, earliest-finish, priced, adaptive (admit=)."""
+    """One of static (path=), threshold (small=, large=, size=), mp-rec, earliest-finish, priced, adaptive.
+
+    adaptive has admit= (True): reject at its arrival what would not be done in time.
+    """
 
 class Batch:
     """What a worker is to compute: of queries[i] the `count[i]` samples from first[i] on."""
