@@ -54,6 +54,7 @@ Core::Core(const Fleet& fleet, Policy& policy, int64_t max_waiting)
 double Core::profiled(int32_t path, int64_t size) const {
   const ServiceTimes& times = fleet_.paths()[path].times;
   const int64_t most = times.max_size();
+  if (size <= most) return times.mean(size);
   const int64_t whole = size / most, rest = size % most;
   return static_cast<double>(whole) * times.mean(most) + (rest ? times.mean(rest) : 0.0);
 }
@@ -69,8 +70,7 @@ void Core::wait(uint32_t slot, int32_t first, int32_t count) {
   waiting_queries_ += query.waiting == 0;
   query.waiting += count;
   waiting_ += count;
-  lanes_[query.lane].push(
-      {query.deadline, count / (query.deadline - query.arrival), slot, first, count});
+  lanes_[query.lane].push({query.deadline, slot, first, count});
   if (query.lane != shared_lane()) lane_seconds_[query.lane] += profiled(query.lane, count);
 }
 
@@ -183,7 +183,7 @@ void Core::finish(double now, int32_t worker, double seconds) {
   const double ratio = std::clamp(seconds / path.times.mean(w.batch.size),
                                   state.slowness / kOutlier, state.slowness * kOutlier);
   state.slowness += kNewest * (ratio - state.slowness);
-  if (std::abs(state.slowness / state.announced - 1) > kMatters) {
+  if (std::abs(state.slowness - state.announced) > kMatters * state.announced) {
     state.announced = state.slowness;
     ++epoch_;
   }

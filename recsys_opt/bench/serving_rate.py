@@ -17,7 +17,7 @@ from recsys_opt.serving.sizes import parse_sizes
 SIMULATOR, SIMPY = "recsys-opt", "SimPy"
 SINGLE, BATCHES = "M/M/1", "late binding, batches"
 LOAD = 0.8
-RATE, SLA = 4000.0, 0.025
+RATE, SLA = 8000.0, 0.025  # about .8 of the load that the fleet holds
 SIZES = "lognormal:mean=128"
 # (device, path, accuracy, seconds of a batch, seconds of a sample): a core and a GPU, of likely times.
 PATHS = (
