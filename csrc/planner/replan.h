@@ -13,8 +13,8 @@
 #include "planner/bound.h"
 #include "planner/load.h"
 #include "planner/problem.h"
-#include "random.h"
 #include "planner/split.h"
+#include "random.h"
 
 namespace recsys_opt::planner {
 

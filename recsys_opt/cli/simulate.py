@@ -36,7 +36,7 @@ from recsys_opt.serving.trace_of import trace_of
 
 EXAMPLE = """recsys-opt simulate profile.json --policy adaptive --policy mp-rec --load 1000 --sla 25ms
   recsys-opt simulate profile.json --load-held --sla 10ms --sizes lognormal:mean=128
-  recsys-opt simulate profile.json --load 2000 --event 10s:gpu:lost --event 20s:gpu:ok --html page.html
+  recsys-opt simulate profile.json --load 2000 --event 10s:gpu:lost --event 20s:gpu:ok --html p.html
   recsys-opt simulate profile.json --sweep load=100:5000:log,sla=10ms,25ms,100ms --csv sweep.csv
   recsys-opt simulate profile.json --against run.npz"""
 BLIND = "tables only"
