@@ -83,8 +83,10 @@ def held_load(
         one = setup.at(queries=queries, seed=setup.seed + 1000 * (run + 1), events=(), warmup=None)
         found.append(_held_once(one, policy, share, bound))
         done()
-    within = _T95[runs] * statistics.stdev(found) / math.sqrt(runs)
-    return HeldLoad(statistics.fmean(found), within, share, setup.sla, runs, queries, bound)
+    mean = statistics.fmean(found)
+    # What the bisections leave open, too: several may end in the same interval.
+    within = _T95[runs] * statistics.stdev(found) / math.sqrt(runs) + TOLERANCE / 2 * mean
+    return HeldLoad(mean, within, share, setup.sla, runs, queries, bound)
 
 
 def _held_once(setup: Setup, policy: Policy, share: float, bound: float) -> float:
