@@ -48,12 +48,12 @@ class Target:
 
     def describe(self) -> dict[str, Any]:
         """What /v1/models says."""
-        with Client(self.host, self.port, token=self.token) as client:
-            status, body = client.get("/v1/models")
-        if status != 200:
-            raise InputError(f"the server at {self.host}:{self.port} says {status}: {body.decode()[:200]}")
-        document: dict[str, Any] = json.loads(body)
+        document: dict[str, Any] = json.loads(self._get("/v1/models"))
         return document
+
+    def metrics(self) -> str:
+        """What /metrics says."""
+        return self._get("/metrics").decode()
 
     def model(self) -> ServedModel:
         """What queries must look like."""
@@ -65,6 +65,13 @@ class Target:
             tuple(f["rows"] for f in features),
             embedding_dim=1,
         )
+
+    def _get(self, path: str) -> bytes:
+        with Client(self.host, self.port, token=self.token) as client:
+            status, body = client.get(path)
+        if status != 200:
+            raise InputError(f"the server at {self.host}:{self.port} says {status}: {body.decode()[:200]}")
+        return body
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,6 +61,10 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "recsys_opt.cli.bench_policies",
         "serving policies side by side: loads held, accuracy, bursts, lost devices",
     ),
+    "server": (
+        "recsys_opt.cli.bench_server",
+        "what the server adds to its models' own time, and what it holds when full",
+    ),
     "load": (
         "recsys_opt.cli.bench_load",
         "send a server queries at the times of a workload, and record them",

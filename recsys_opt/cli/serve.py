@@ -64,6 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http", type=address, metavar="HOST:PORT", help="port 0: a free one")
     parser.add_argument("--grpc", type=address, metavar="HOST:PORT", help="port 0: a free one")
     parser.add_argument(
+        "--spin",
+        type=seconds,
+        default=Settings.spin_s,
+        metavar="TIME",
+        help="for which a worker that has computed a batch waits for the next one without sleep, from which "
+        "a core wakes late and slow (500us)",
+    )
+    parser.add_argument(
         "--model-name", default="dlrm", metavar="S", help="as queries may call it (%(default)s)"
     )
     parser.add_argument(
@@ -104,6 +112,7 @@ def run(args: argparse.Namespace) -> Outcome:
         sla_s=args.sla,
         paths=tuple(args.paths),
         model_name=args.model_name,
+        spin_s=args.spin,
         token=read_token(args.token_file),
         limits=Limits(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)}),
     )

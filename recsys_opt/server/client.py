@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
 import json
 import socket
 import time
@@ -21,7 +20,7 @@ from typing import cast
 
 from numpy.typing import ArrayLike
 
-from recsys_opt.errors import RecsysOptError
+from recsys_opt.errors import InputError, RecsysOptError
 from recsys_opt.server import wire
 from recsys_opt.server.refusal import KINDS, RefusalError
 from recsys_opt.server.wire import Answer
@@ -37,19 +36,20 @@ class ServerGoneError(RecsysOptError):
 class Client:
     """One connection, for one thread.
 
-    A query is sent again where that is safe: when a kept connection turns out to have been closed before the
-    query was sent whole or a byte of an answer came, once; and when the server refused to admit it, `retries`
-    times, after as long as it asked for, if that leaves time. A query that the server may be computing is
-    never sent again: that would double the load just when it is too high.
+    A query is sent again where that is safe: when a kept connection turns out to have been closed before a
+    byte of an answer came, once; and when the server refused to admit it, `retries` times, after as long as
+    it asked for, if that leaves time. A query whose answer does not come in time is never sent again: the
+    server may be computing it, and twice the load is the last thing it needs.
     """
 
     def __init__(
         self, host: str, port: int, *, token: str | None = None, timeout_s: float = 10.0, retries: int = 0
     ) -> None:
-        self._connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
-        self._headers = request_headers(token)
+        self._address = host, port
+        self._lines = _header_lines(host, port, token)
         self._timeout_s = timeout_s
         self._retries = retries
+        self._socket: socket.socket | None = None
 
     def predict(
         self, dense: ArrayLike, ids: ArrayLike, *, within_s: float | None = None, model: str = ""
@@ -60,34 +60,49 @@ class Client:
         ids       [F, B] int32 or int64
         within_s  in which the answer is wanted; None: the server's SLA
         """
-        body = wire.encode_query(dense, ids, within_s=within_s, model=model)
+        return self.predict_encoded(wire.encode_query(dense, ids, within_s=within_s, model=model))
+
+    def predict_encoded(self, body: bytes) -> Answer:
+        """The answer to a query of `wire.encode_query`."""
         end = time.monotonic() + self._timeout_s
-        for left in reversed(range(self._retries + 1)):
-            try:
-                status, headers, answer = self._send("POST", "/v1/predict", body)
-                if status == 200:
-                    return wire.decode_answer(answer)
-                raise refusal_of(status, headers, answer)
-            except RefusalError as refusal:
-                pause = refusal.retry_after_s
-                if (
-                    not left
-                    or refusal.code not in _RETRIED
-                    or pause is None
-                    or time.monotonic() + pause > end
-                ):
-                    raise
-                time.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
+        left = self._retries
+        while True:
+            status, headers, answer = self.request("POST", "/v1/predict", body)
+            if status == 200:
+                return wire.decode_answer(answer)
+            refusal = refusal_of(status, headers, answer)
+            pause = refusal.retry_after_s
+            if not left or refusal.code not in _RETRIED or pause is None or time.monotonic() + pause > end:
+                raise refusal
+            left -= 1
+            time.sleep(pause)
 
     def get(self, path: str) -> tuple[int, bytes]:
         """Status and body of a GET."""
-        status, _, body = self._send("GET", path, None)
+        status, _, body = self.request("GET", path)
         return status, body
+
+    def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body of the answer to any request."""
+        head = f"{method} {path} HTTP/1.1\r\n{self._lines}content-length: {len(body)}\r\n\r\n"
+        message = head.encode("latin-1") + body
+        if self._socket is not None:
+            with contextlib.suppress(_UnansweredError):  # closed while it was idle: another one is tried
+                return self._exchange(self._socket, message)
+        try:
+            self._socket = socket.create_connection(self._address, self._timeout_s)
+        except OSError as error:
+            raise ServerGoneError(
+                f"{':'.join(map(str, self._address))} cannot be reached: {error}"
+            ) from error
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._exchange(self._socket, message)
 
     def close(self) -> None:
         """Closes the connection."""
-        self._connection.close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def __enter__(self) -> Client:
         return self
@@ -95,30 +110,29 @@ class Client:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, Mapping[str, str], bytes]:
-        kept = self._connection.sock is not None
+    def _exchange(self, connection: socket.socket, message: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        answer = _AnswerReader()
+        end = time.monotonic() + self._timeout_s
         try:
-            return self._send_once(method, path, body)
-        except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError) as error:
-            self._connection.close()
-            if not kept:
-                raise ServerGoneError(f"the server closed the connection: {error}") from error
-        except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
-            raise ServerGoneError(f"no answer from the server: {error or type(error).__name__}") from error
-        try:  # the server had closed the connection while it was idle
-            return self._send_once(method, path, body)
-        except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
-            raise ServerGoneError(f"no answer from the server: {error or type(error).__name__}") from error
-
-    def _send_once(self, method: str, path: str, body: bytes | None) -> tuple[int, Mapping[str, str], bytes]:
-        self._connection.request(method, path, body, self._headers)
-        if self._connection.sock is not None:
-            self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        response = self._connection.getresponse()
-        answer = response.read()
-        return response.status, {k.lower(): v for k, v in response.headers.items()}, answer
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have said why, first
+                connection.sendall(message)
+            while not answer.whole:
+                if (left := end - time.monotonic()) <= 0:
+                    raise TimeoutError
+                connection.settimeout(left)
+                answer.add(connection.recv(1 << 18))
+        except TimeoutError:
+            self.close()
+            raise ServerGoneError(f"no answer from the server in {self._timeout_s:g} s") from None
+        except OSError as error:
+            self.close()
+            raise answer.cut_off(error) from None
+        except ServerGoneError:
+            self.close()
+            raise
+        if answer.closes:
+            self.close()
+        return answer.status, answer.headers, answer.body
 
 
 class AsyncClient:
@@ -128,8 +142,7 @@ class AsyncClient:
         self._host, self._port = host, port
         self._timeout_s = timeout_s
         self._free: deque[_Connection] = deque()
-        lines = "".join(f"{name}: {value}\r\n" for name, value in request_headers(token).items())
-        self._head = f"POST /v1/predict HTTP/1.1\r\nhost: {host}:{port}\r\n{lines}content-length: "
+        self._head = f"POST /v1/predict HTTP/1.1\r\n{_header_lines(host, port, token)}content-length: "
 
     async def predict(
         self, dense: ArrayLike, ids: ArrayLike, *, within_s: float | None = None, model: str = ""
@@ -139,7 +152,7 @@ class AsyncClient:
 
     async def predict_encoded(self, body: bytes) -> Answer:
         """The answer to a query of `wire.encode_query`."""
-        request = f"{self._head}{len(body)}\r\n\r\n".encode() + body
+        request = f"{self._head}{len(body)}\r\n\r\n".encode("latin-1") + body
         try:
             async with asyncio.timeout(self._timeout_s):
                 status, headers, answer = await self._exchange(request)
@@ -195,14 +208,58 @@ class _UnansweredError(ServerGoneError):
     """Not a byte of an answer came."""
 
 
+class _AnswerReader:
+    """One answer, from the pieces in which it comes."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        self.whole = False
+        self._received = bytearray()
+        self._begin = self._end = 0
+
+    def add(self, piece: bytes) -> None:
+        """The next piece; an empty one is the connection's end."""
+        if not piece:
+            raise self.cut_off(None)
+        self._received += piece
+        if not self._end:
+            at = self._received.find(b"\r\n\r\n")
+            if at < 0:
+                return
+            first, *lines = self._received[:at].decode("latin-1").split("\r\n")
+            self.headers = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines)}
+            length = self.headers.get("content-length", "0")
+            try:
+                self.status = int(first.split(" ")[1])
+                self._begin, self._end = at + 4, at + 4 + int(length)
+            except (IndexError, ValueError):
+                raise ServerGoneError(f"the answer begins with {first[:60]!r}: it is no HTTP") from None
+        self.whole = len(self._received) >= self._end
+
+    @property
+    def body(self) -> bytes:
+        """Of a whole answer."""
+        return bytes(self._received[self._begin : self._end])
+
+    @property
+    def closes(self) -> bool:
+        """Whether the server closes the connection after it."""
+        return self.headers.get("connection") == "close"
+
+    def cut_off(self, error: OSError | None) -> ServerGoneError:
+        """What to raise where no more comes."""
+        kind = ServerGoneError if self._received else _UnansweredError
+        return kind(f"the server closed the connection before its answer{f': {error}' if error else ''}")
+
+
 class _Connection(asyncio.Protocol):
     """A connection with at most one request under way."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
-        self._received = bytearray()
+        self._reader = _AnswerReader()
         self._answer: asyncio.Future[tuple[int, Mapping[str, str], bytes]] | None = None
-        self._head: tuple[int, Mapping[str, str], int, int] | None = None
         self.usable = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -210,37 +267,31 @@ class _Connection(asyncio.Protocol):
 
     async def exchange(self, request: bytes) -> tuple[int, Mapping[str, str], bytes]:
         assert self._transport is not None
+        self._reader = _AnswerReader()
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return await self._answer
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
-        if self._head is None:
-            end = self._received.find(b"\r\n\r\n")
-            if end < 0:
-                return
-            lines = self._received[:end].decode("latin-1").split("\r\n")
-            headers = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines[1:])}
-            length = int(headers.get("content-length", "0"))
-            self._head = int(lines[0].split(" ")[1]), headers, end + 4, end + 4 + length
-        status, told, begin, end = self._head
-        if len(self._received) < end:
+        answer, reader = self._answer, self._reader
+        if answer is None or answer.done():  # nothing was asked for
+            self.close()
             return
-        body = bytes(self._received[begin:end])
-        del self._received[:end]
-        self._head = None
-        if told.get("connection") == "close":
-            self.usable = False
-        answer, self._answer = self._answer, None
-        if answer is not None and not answer.done():
-            answer.set_result((status, told, body))
+        try:
+            reader.add(data)
+        except ServerGoneError as error:
+            answer.set_exception(error)
+            self.close()
+            return
+        if reader.whole:
+            self.usable = not reader.closes
+            self._answer = None
+            answer.set_result((reader.status, reader.headers, reader.body))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
         if self._answer is not None and not self._answer.done():
-            kind = ServerGoneError if self._received else _UnansweredError
-            self._answer.set_exception(kind(f"the server closed the connection: {exc or 'no answer'}"))
+            self._answer.set_exception(self._reader.cut_off(exc if isinstance(exc, OSError) else None))
 
     def close(self) -> None:
         self.usable = False
@@ -248,12 +299,13 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
 
-def request_headers(token: str | None) -> dict[str, str]:
-    """Of a binary query."""
-    headers = {"content-type": wire.CONTENT_TYPE}
+def _header_lines(host: str, port: int, token: str | None) -> str:
+    lines = [f"host: {host}:{port}", f"content-type: {wire.CONTENT_TYPE}"]
     if token is not None:
-        headers["authorization"] = f"Bearer {token}"
-    return headers
+        if not token.isprintable():
+            raise InputError("the token has characters that no HTTP header can hold")
+        lines.append(f"authorization: Bearer {token}")
+    return "".join(f"{line}\r\n" for line in lines)
 
 
 def refusal_of(status: int, headers: Mapping[str, str], body: bytes) -> RefusalError:

@@ -30,6 +30,7 @@ from recsys_opt.server.messages import Report, What
 from recsys_opt.server.metrics import EngineMetrics
 from recsys_opt.server.refusal import RefusalError
 from recsys_opt.server.settings import Settings
+from recsys_opt.server.slots import padded
 from recsys_opt.server.wire import Answer, Query
 from recsys_opt.server.worker_process import WorkerProcess
 
@@ -232,7 +233,10 @@ class Engine:
         process = worker.process
         assert process is not None
         size = batch.size
-        dense, ids = process.slots.dense(size), process.slots.ids(size)
+        width = padded(size)
+        dense, ids = process.slots.dense(width), process.slots.ids(width)
+        dense[size:] = 0
+        ids[:, size:] = 0
         parts = list(zip(batch.queries, batch.first, batch.count, strict=True))
         at = 0
         for number, first, count in parts:
@@ -245,7 +249,7 @@ class Engine:
                 ids[:, at : at + count] = 0
             at += count
         worker.running = Running(next(self._batches), batch.path, size, time.monotonic(), parts)
-        process.compute(self.served.path_in_worker[batch.path], size)
+        process.compute(self.served.path_in_worker[batch.path], width)
 
     def worker_reported(self, process: WorkerProcess, report: Report) -> None:
         """A worker has computed its batch, or could not."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from recsys_opt._serving import Fleet
 from recsys_opt.errors import InputError
 from recsys_opt.server.settings import Settings
+from recsys_opt.server.slots import padded
 from recsys_opt.server.worker import ModelTask, Task
 from recsys_opt.serving.profile import Device, Profile, fleet
 
@@ -20,6 +21,10 @@ class Served:
     profile: Profile
     """With the served paths and their devices alone."""
     runs: Path
+    cores: tuple[int, ...]
+    """That the server may use."""
+    spin_s: float
+    """For how long a worker waits for its next batch without sleep."""
     fleet: Fleet = field(init=False)
     path_in_worker: tuple[int, ...] = field(init=False)
     """By number of the path: which one it is among its device's own."""
@@ -33,8 +38,8 @@ class Served:
         object.__setattr__(self, "path_in_worker", tuple(numbers))
 
     @classmethod
-    def of(cls, settings: Settings) -> Served:
-        """Reads the profile, chooses the paths, and holds them against their runs."""
+    def of(cls, settings: Settings, cores: Iterable[int]) -> Served:
+        """Reads the profile and chooses the paths."""
         profile = Profile.load(settings.profile)
         if settings.paths:
             profile = profile.with_paths(settings.paths)
@@ -51,7 +56,7 @@ class Served:
                 raise InputError(f"path {path.name} is assumed, not measured; it cannot be served")
             if path.run is None:
                 raise InputError(f"path {path.name} names no run; profile a trained one: recsys-opt profile")
-        return cls(profile, settings.runs)
+        return cls(profile, settings.runs, tuple(sorted(cores)), settings.spin_s)
 
     def devices_of_workers(self) -> list[str]:
         """The device of each worker, in the scheduler's order."""
@@ -68,9 +73,10 @@ class Served:
                 for p in paths
             ),
             model=self.profile.model,
-            samples=max(p.max_size for p in paths),
+            samples=padded(max(p.max_size for p in paths)),
             cores=self._cores(worker),
             threads=device.threads,
+            spin_s=self.spin_s,
         )
 
     def _place(self, worker: int) -> tuple[Device, int]:
@@ -80,18 +86,21 @@ class Served:
             worker -= device.workers
         raise IndexError(f"there is no worker {worker} more")
 
+    def own_cores(self) -> tuple[int, ...]:
+        """For the server's own process: those that no worker keeps to, or all where there are none."""
+        taken = {core for worker in range(self.fleet.workers) for core in self._cores(worker)}
+        return tuple(core for core in self.cores if core not in taken) or self.cores
+
     def _cores(self, worker: int) -> tuple[int, ...]:
-        """From the last core downward: the server's own work finds the first ones free."""
-        device, _ = self._place(worker)
+        """A CPU worker's, from the last one downward; none: it may run anywhere."""
+        device, number = self._place(worker)
         if device.kind != "cpu":
             return ()
-        cores = sorted(os.sched_getaffinity(0), reverse=True)
         before = 0
-        left = worker
         for other in self.profile.devices:
-            taken = min(left, other.workers)
-            before += taken * other.threads if other.kind == "cpu" else 0
-            left -= taken
             if other.name == device.name:
                 break
-        return tuple(sorted(cores[(before + k) % len(cores)] for k in range(device.threads)))
+            before += other.workers * other.threads if other.kind == "cpu" else 0
+        first = before + number * device.threads
+        count = len(self.cores)
+        return tuple(sorted({self.cores[-1 - (first + k) % count] for k in range(device.threads)}))

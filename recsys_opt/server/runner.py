@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from recsys_opt.errors import InputError
-from recsys_opt.server.slots import Slots
+from recsys_opt.server.slots import Slots, padded_sizes
 from recsys_opt.server.worker import ModelTask, Task
 from recsys_opt.serving.models import FrozenModel, ServingOptions, load_frozen
 
@@ -19,15 +19,14 @@ class Runner:
         torch.set_num_threads(task.threads)
         self._models = [_load(task, m) for m in task.models]
         self._slots = slots
-        for path in range(len(self._models)):  # the first calls touch what later ones find
-            for samples in sorted({1, min(128, task.samples), task.samples}):
-                slots.ids(samples)[:] = 0
-                slots.dense(samples)[:] = 0
-                for _ in range(3):
-                    self.compute(path, samples)
+        slots.ids(task.samples)[:] = 0
+        slots.dense(task.samples)[:] = 0
+        for path in range(len(self._models)):  # products of every size are made before a query needs them
+            for samples in padded_sizes(task.samples):
+                self.compute(path, samples)
 
     def compute(self, path: int, samples: int) -> None:
-        """Computes the batch in the slots."""
+        """Computes the batch in the slots; `samples` is one of `padded_sizes`."""
         slots = self._slots
         slots.outputs(samples)[:] = self._models[path].predict(
             slots.dense(samples), slots.ids(samples), checked=True
@@ -47,5 +46,5 @@ def _load(task: Task, wanted: ModelTask) -> FrozenModel:
             f"the profile is of another model than {wanted.run}, which path {wanted.path} serves: "
             f"{difference}; profile it again, or name other runs"
         )
-    model.warm_up()
+    model.warm_up(())
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self._http = HttpServer(Routes(self), settings.limits, self._loop)
         self._grpc: Any = None
+        self._cores = os.sched_getaffinity(0)
         self._reloading: asyncio.Task[None] | None = None
         self._retiring: dict[Engine, asyncio.Task[None]] = {}
         self._stop = asyncio.Event()
@@ -164,10 +166,12 @@ class Service:
 
     async def _new_engine(self) -> Engine:
         settings = self.settings
-        served = await asyncio.to_thread(Served.of, settings)
+        served = await asyncio.to_thread(Served.of, settings, self._cores)
         chosen = _policy(settings, served)
         engine = Engine(served, chosen, settings, self.metrics, self._loop)
         await engine.start()
+        # A worker that wakes on the core that this process runs on would take it from it.
+        os.sched_setaffinity(0, served.own_cores())
         return engine
 
     async def _reload(self, reply: Callable[[RefusalError | None], None]) -> None:

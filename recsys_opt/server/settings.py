@@ -61,6 +61,9 @@ class Settings:
     """Paths to serve; none: all that are measured, on devices that this machine has."""
     model_name: str = "dlrm"
     """What queries may call the model."""
+    spin_s: float = 0.0005
+    """For how long a worker that has computed a batch waits for the next one without sleep, from which a core
+    wakes late and slow: its core is taken up for that time."""
     token: str | None = field(default=None, repr=False)
     """What clients must present; None: nothing."""
     limits: Limits = field(default_factory=Limits)

@@ -58,10 +58,12 @@ class Task:
     model: ServedModel
     """What queries look like."""
     samples: int
-    """Of the largest batch."""
+    """Of the largest batch, padded."""
     cores: tuple[int, ...]
     """That it keeps to; none: any."""
     threads: int
+    spin_s: float
+    """For how long it waits for the next batch without sleep."""
 
     def to_json(self) -> str:
         """A JSON text."""
@@ -101,9 +103,18 @@ def main(arguments: list[str]) -> int:
     gc.freeze()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server is gone
         channel.send(Report(What.READY).pack())
-        while message := channel.recv(LIMIT_BYTES):
+        while message := _next(channel, task.spin_s):
             channel.send(_compute(Order.unpack(message), runner).pack())
     return 0
+
+
+def _next(channel: socket.socket, spin_s: float) -> bytes:
+    """The next message; for a while without sleep, from which a core wakes late and slow."""
+    end = time.perf_counter() + spin_s
+    while time.perf_counter() < end:
+        with contextlib.suppress(BlockingIOError):
+            return channel.recv(LIMIT_BYTES, socket.MSG_DONTWAIT)
+    return channel.recv(LIMIT_BYTES)
 
 
 def _compute(order: Order, runner: Runner) -> Report:

@@ -49,7 +49,12 @@ class WorkerProcess:
                 [sys.executable, "-m", "recsys_opt.server.worker", str(theirs.fileno()), str(memory)],
                 stdin=subprocess.PIPE,
                 pass_fds=(theirs.fileno(), memory),
-                env={**os.environ, "OMP_NUM_THREADS": str(task.threads)},
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": str(task.threads),
+                    # Of matrix products that are kept: several for every padded size of every path.
+                    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "65536",
+                },
             )
         finally:
             theirs.close()

@@ -53,7 +53,7 @@ def test_a_reload_under_load_drops_nothing_and_brings_new_models(folder: Path):
             async with AsyncClient(*server.address, token=TOKEN) as client:
                 tasks = [asyncio.create_task(ask(client)) for _ in range(8)]
                 with Client(*server.address, token=TOKEN, timeout_s=60) as admin:
-                    status, _, body = await asyncio.to_thread(admin._send, "POST", "/v1/reload", b"")
+                    status, _, body = await asyncio.to_thread(admin.request, "POST", "/v1/reload", b"")
                 assert status == 200, body
                 before = len(seen)
                 while len(seen) < before + 200 and not any(task.done() for task in tasks):
@@ -91,7 +91,7 @@ def test_a_reload_that_fails_leaves_the_old_models_serving(folder: Path):
 def raise_refusal(client: Client, path: str) -> None:
     from recsys_opt.server.client import refusal_of
 
-    raise refusal_of(*client._send("POST", path, b""))
+    raise refusal_of(*client.request("POST", path, b""))
 
 
 def test_what_matters_needs_the_token(folder: Path):
