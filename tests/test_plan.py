@@ -83,7 +83,8 @@ def test_bad_files(tmp_path):
     document = json.loads(path.read_text())
     for broken, message in (
         ({**document, "version": 2}, "version 2 .* reads version 1"),
-        ({**document, "format": "recsys_opt.profile"}, "is of the format 'recsys_opt.profile', not a plan"),
+        ({**document, "format": "recsys_opt.other"}, "is of the format 'recsys_opt.other', not a plan"),
+        ({**document, "format": "recsys_opt.profile"}, "is a profile of paths, not a plan"),
         ({k: v for k, v in document.items() if k != "tables"}, "has no 'tables'.*; make the plan again"),
         ({**document, "tables": [{"name": "a"}]}, r"tables\[0\] has no 'num_embeddings'"),
         ({**document, "tables": [{**document["tables"][0], "hot_rows": ["4"]}]}, "hot_rows.0. = '4'"),

@@ -67,7 +67,8 @@ def lines_of(rows: list[dict[str, Any]]) -> list[str]:
     for row in (r for r in rows if r["what"] == "dispatch"):
         us = row["us_per_query"]
         lines.append(
-            f"dispatch   {us['p50']:.2f} us a query, p99 {us['p99']:.2f} us, {row['arriving']} arriving at a time"
+            f"dispatch   {us['p50']:.2f} us a query, p99 {us['p99']:.2f} us, "
+            f"{row['arriving']} arriving at a time"
         )
     lines.append(
         f"{'protocol':<10}{'size':>6}{'round trip':>13}{'model':>10}{'added p50':>12}{'p95':>8}{'p99':>8} ms"
