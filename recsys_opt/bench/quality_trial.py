@@ -28,10 +28,11 @@ from recsys_opt.training.trainer import train
 # Settings that a trial may have of its own, by dotted path, and the range that a search covers; a variant
 # without compressed tables is not touched by core_lr. Its range is wide: cores of tensor trains learn best at
 # its upper end, the networks of deep hash embeddings below the middle.
+CORE_RATE = "optimizer.core_lr"
 SPACE: dict[str, tuple[float, float]] = {
     "optimizer.mlp_lr": (0.003, 0.008),
     "optimizer.table_lr": (0.015, 0.1),
-    "optimizer.core_lr": (0.001, 0.03),
+    CORE_RATE: (0.001, 0.03),
 }
 
 TUNE_RATE = "tune_rate"
@@ -42,6 +43,10 @@ SETTINGS = (*SPACE, TUNE_RATE)
 
 AT_THE_END_S = 1e9
 """Between two checkpoints: longer than any trial, which leaves the one at its end."""
+
+CHECKPOINT_EVERY_S = 300.0
+"""Between two checkpoints of a trial that can be gone on with: short trials, of which there are many, write
+none."""
 
 Row = Mapping[str, Any]
 """A finished trial: its stage, variant, seed and settings, the metrics, the bytes of the tables."""
@@ -99,6 +104,9 @@ class Place:
     config: TrainingConfig
     folder: Path
     """For run folders; a trained dense model that later trials begin with stays here."""
+    resume: bool = False
+    """Go on with the runs that an interrupted command left in the folder. A run then writes a checkpoint
+    every `CHECKPOINT_EVERY_S`, and stays until it is done."""
 
     def dense_run(self, seed: int) -> Path:
         """The dense model of a seed."""
@@ -124,18 +132,31 @@ def run_trial(place: Place, trial: Trial) -> Row:
     if place.config.device == "cpu":
         torch.set_num_threads(1)
     if trial.keep:
-        return _train(place, trial, place.dense_run(trial.seed), checkpoint_every_s=AT_THE_END_S)
-    run = place.folder / trial.folder_name()
-    shutil.rmtree(run, ignore_errors=True)
-    try:
-        return _after_dense(place, trial, run) if trial.variant.after_dense else _train(place, trial, run)
-    finally:
+        every = CHECKPOINT_EVERY_S if place.resume else AT_THE_END_S
+        return _train(place, trial, place.dense_run(trial.seed), checkpoint_every_s=every)
+    run, trained = place.folder / trial.folder_name(), trial.variant.tuned or not trial.variant.after_dense
+    if not (place.resume and trained):
         shutil.rmtree(run, ignore_errors=True)
+    try:
+        row = _after_dense(place, trial, run) if trial.variant.after_dense else _train(place, trial, run)
+    except BaseException:
+        if not place.resume:
+            shutil.rmtree(run, ignore_errors=True)
+        raise
+    shutil.rmtree(run, ignore_errors=True)
+    return row
 
 
 def _train(place: Place, trial: Trial, run: Path, **changes: Any) -> dict[str, Any]:
-    own = {**trial.changes(), "seed": trial.seed, "checkpoint_every_s": None}
-    result = train(replaced(place.config, {**own, **changes}), place.dataset, run, resume=trial.keep)
+    every = CHECKPOINT_EVERY_S if place.resume else None
+    own = {**trial.changes(), "seed": trial.seed, "checkpoint_every_s": every}
+    result = train(
+        replaced(place.config, {**own, **changes}),
+        place.dataset,
+        run,
+        resume=trial.keep or place.resume,
+        final_checkpoint=trial.keep,
+    )
     return _row(trial, result.validation, result.test, run) | {"samples_per_s": result.samples_per_s}
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from recsys_opt.bench.logistic import fit_logistic
 from recsys_opt.bench.quality import DENSE, Comparison, best_settings, summarise
-from recsys_opt.bench.quality_trial import TUNE_RATE, Place, Row, Variant, tensor_trains
+from recsys_opt.bench.quality_trial import CORE_RATE, TUNE_RATE, Place, Row, Variant, tensor_trains
 from recsys_opt.bench.record import read_record, write_record
 from recsys_opt.bench.uniform import uniform_options
 from recsys_opt.cli.arguments import (
@@ -28,6 +30,7 @@ from recsys_opt.data.dataset import Dataset
 from recsys_opt.errors import InputError
 from recsys_opt.quantities import byte_size, whole_number
 from recsys_opt.training.config import (
+    HASHED,
     RECIPES,
     CompressionConfig,
     HashingConfig,
@@ -96,8 +99,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
     add_record_argument(parser, also="; every run as soon as it is done")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the record: runs that it holds are not made again"
+        "--resume",
+        action="store_true",
+        help="go on with the record: runs that it holds are not made again, and with --work one that was "
+        "interrupted goes on from its last checkpoint, of 5 minutes or less before",
     )
+    parser.add_argument("--hash-rate", type=float, metavar="X", help="variants dhe, hybrid and select: the "
+        "learning rate of their networks in a run without a search (default: --core-lr, which is for tensor "
+        "trains)")  # fmt: skip
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="for run folders, up to 2.3 GB for "
         "variants that begin with a dense model (default: the temporary folder)")  # fmt: skip
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="criteo_kaggle", help="settings")
@@ -112,6 +121,8 @@ def run(args: argparse.Namespace) -> Outcome:
         raise InputError(f"--variants {args.variants} names a variant twice")
     if args.seeds < 1 or args.search < 0 or args.jobs < 1:
         raise InputError("--seeds and --jobs must be at least 1, --search at least 0")
+    if args.hash_rate is not None and not args.hash_rate > 0:
+        raise InputError(f"--hash-rate {args.hash_rate}: give a rate above 0")
     if min(args.tune_rate) <= 0 or len(set(args.tune_rate)) < len(args.tune_rate):
         raise InputError(f"--tune-rate {args.tune_rate}: give rates above 0, none twice")
     dataset = Dataset(args.dataset)
@@ -137,12 +148,15 @@ def run(args: argparse.Namespace) -> Outcome:
         if args.record:
             write_record(args.record, "quality", rows, **described)
 
-    with ConsoleProgress() as progress, tempfile.TemporaryDirectory(dir=args.work, prefix="quality_") as work:
-        place = Place(args.dataset, config, Path(work))
+    with ConsoleProgress() as progress, _folder(args) as work:
+        place = Place(args.dataset, config, work, resume=args.resume and args.work is not None)
         comparison = Comparison(place, args.jobs, tuple(rows), keep, progress)
         found = comparison.search(variants, args.search) if args.search else []
         searched = {row["variant"] for row in found}
         chosen = {v.name: best_settings(found, v.name) for v in variants if v.name in searched}
+        if args.hash_rate is not None:
+            hashed = (v.name for v in variants if v.changes.get("representation") in HASHED)
+            chosen = {**{name: {CORE_RATE: args.hash_rate} for name in hashed}, **chosen}
         chosen |= {v.name: chosen.get(DENSE.name, {}) for v in variants if v.after_dense}
         tuned = [v.name for v in variants if v.tuned]
         if len(args.tune_rate) == 1:
@@ -158,6 +172,19 @@ def run(args: argparse.Namespace) -> Outcome:
     if args.record:
         write_record(args.record, "quality", rows, **described, summary=summary)
     return Outcome(_text(summary, names), summary)
+
+
+@contextlib.contextmanager
+def _folder(args: argparse.Namespace) -> Iterator[Path]:
+    """For run folders; one that --resume may need again stays when the command is interrupted."""
+    if args.resume and args.work is not None:
+        folder: Path = args.work / f"{args.record.stem}_runs"
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        shutil.rmtree(folder)
+    else:
+        with tempfile.TemporaryDirectory(dir=args.work, prefix="quality_") as folder_name:
+            yield Path(folder_name)
 
 
 def _variant(name: str, args: argparse.Namespace, config: TrainingConfig, dataset: Dataset) -> Variant:

@@ -70,6 +70,7 @@ def train(
     out: Path | str,
     *,
     resume: bool = False,
+    final_checkpoint: bool = True,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Trains on the dataset's "train" split; evaluates on "validation" on the way and on "test" at the end.
@@ -78,6 +79,8 @@ def train(
     out           the run folder; it must be new, unless `resume`
     resume        go on from the last checkpoint in `out`, or start anew where there is none; on the CPU, with
                   as many threads, the final weights are those of a run that was never interrupted
+    final_checkpoint  write one at the end too, where the configuration has any: False for a run of which
+                  the metrics are all that is wanted
     """
     dataset = Dataset(dataset_path)
     config = replaced(config, {"architecture.dense_features": len(dataset.info.dense_columns)})
@@ -93,14 +96,22 @@ def train(
         else:
             config, _ = with_chosen_tables(config, dataset, progress)
         config = with_plan(config, dataset)
-        return _Training(config, dataset, run, progress or SilentProgress()).to_the_end()
+        return _Training(config, dataset, run, progress or SilentProgress(), final_checkpoint).to_the_end()
 
 
 class _Training:
     """One run in progress."""
 
-    def __init__(self, config: TrainingConfig, dataset: Dataset, run: RunFolder, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        dataset: Dataset,
+        run: RunFolder,
+        progress: Progress,
+        final_checkpoint: bool,
+    ) -> None:
         self.config, self.dataset, self.run, self.progress = config, dataset, run, progress
+        self.final_checkpoint = final_checkpoint
         self.first_row, stop = dataset.split("train")
         self.epoch_rows = min(stop - self.first_row, config.max_rows or stop)
         if self.epoch_rows == 0:
@@ -233,7 +244,7 @@ class _Training:
 
     def _checkpoint_due(self, last: bool, elapsed_s: float) -> bool:
         every = self.config.checkpoint_every_s
-        return every is not None and (last or elapsed_s >= every)
+        return every is not None and ((last and self.final_checkpoint) or elapsed_s >= every)
 
     def _collect(self) -> None:
         """Moves predictions of the last updates to `recent`; raises when one is not finite."""

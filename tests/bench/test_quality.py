@@ -10,6 +10,7 @@ from recsys_opt.bench import quality
 from recsys_opt.bench.quality import mean_and_spread, paired_difference, points, summarise
 from recsys_opt.bench.quality_trial import SPACE
 from recsys_opt.cli.main import main
+from recsys_opt.training import trainer
 from tests.generated import make_dataset
 
 SMALL = [
@@ -289,3 +290,76 @@ def test_refusals(tmp_path, capsys):
     assert "none twice" in capsys.readouterr().err
     assert main(["bench", "quality", str(data.path), "--resume"]) == 2
     assert "--resume needs --record" in capsys.readouterr().err
+
+
+class InThisProcess:
+    """Of ProcessPoolExecutor what a comparison needs."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    def map(self, function, *arguments):
+        return map(function, *arguments)
+
+
+def without_speed(row):
+    return {key: value for key, value in row.items() if key != "samples_per_s"}
+
+
+@pytest.mark.slow
+def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path, capsys, monkeypatch):
+    data = make_dataset(tmp_path / "data")
+    flags = ["bench", "quality", str(data.path), "--variants", "dense,tt4,tt4+cache", "--seeds", "1", *SMALL]
+    flags += ["--batch-size", "100", "--json"]
+    # In this process, so that a trial can be cut off at a given update, with checkpoints every 4.
+    monkeypatch.setattr(quality, "ProcessPoolExecutor", InThisProcess)
+    assert main([*flags, "--record", str(tmp_path / "whole.json")]) == 0
+    whole = json.loads((tmp_path / "whole.json").read_text())["rows"]
+    place = ["--record", str(tmp_path / "cut.json"), "--work", str(tmp_path), "--resume"]
+    saves, updates = [], []
+    save, update = trainer._Training._save, trainer._Training._update
+
+    def cut_off(training, batch):
+        if len(updates) == 30:  # in the second of three trials
+            raise KeyboardInterrupt
+        updates.append(training.position.step)
+        update(training, batch)
+
+    def counted(training):
+        saves.append(training.position.step)
+        save(training)
+
+    monkeypatch.setattr(trainer._Training, "_save", counted)
+    monkeypatch.setattr(trainer._Training, "_update", cut_off)
+    monkeypatch.setattr(
+        trainer._Training, "_checkpoint_due", lambda t, last, elapsed: not last and t.position.step % 4 == 0
+    )
+    assert main([*flags, *place]) != 0
+    assert updates == [*range(20), *range(10)]
+    assert saves == [4, 8, 12, 16, 4, 8]
+    assert [r["variant"] for r in json.loads((tmp_path / "cut.json").read_text())["rows"]] == ["dense"]
+    updates.clear()
+    updates += [-1] * 31  # never cut off again
+    capsys.readouterr()
+    assert main([*flags, *place]) == 0
+    assert updates[31:] == [*range(8, 20), *range(20)]
+    rows = json.loads((tmp_path / "cut.json").read_text())["rows"]
+    assert [without_speed(r) for r in rows] == [without_speed(r) for r in whole]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.json", "data", "whole.json"]
+
+
+def test_networks_have_a_rate_of_their_own(tmp_path, capsys):
+    data, path = make_dataset(tmp_path / "data"), tmp_path / "record.json"
+    flags = ["bench", "quality", str(data.path), "--variants", "dense,dhe16", "--seeds", "1", *SMALL]
+    assert main([*flags, "--hash-rate", "0.003", "--record", str(path)]) == 0
+    dense, hashed = json.loads(path.read_text())["rows"]
+    assert hashed["optimizer.core_lr"] == 0.003
+    assert "optimizer.core_lr" not in dense
+    assert main([*flags, "--hash-rate", "0"]) == 2
+    assert "--hash-rate 0.0: give a rate above 0" in capsys.readouterr().err
