@@ -92,7 +92,7 @@ def complete(query: int) -> None:
 
 def read_summary(text: str) -> Summary:
     """LoadGen's summary."""
-    fields = {}
+    fields: dict[str, str] = {}
     for line in text.splitlines():
         name, colon, value = line.partition(":")
         if colon:
