@@ -69,6 +69,7 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "recsys_opt.cli.bench_load",
         "send a server queries at the times of a workload, and record them",
     ),
+    "loadgen": ("recsys_opt.cli.bench_loadgen", "MLPerf LoadGen's Server scenario on a running server"),
     "serving": ("recsys_opt.cli.bench_serving", "queries simulated a second, beside SimPy"),
     "stats": ("recsys_opt.cli.bench_stats", "lookups counted a second, beside numpy and polars"),
     "curves": (
