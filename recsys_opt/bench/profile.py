@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from recsys_opt.data.batches import BatchStream
-from recsys_opt.data.dataset import FILE_NAME, Dataset
+from recsys_opt.data.dataset import Dataset
 from recsys_opt.environment import cpu_model, environment
 from recsys_opt.errors import InputError
 from recsys_opt.progress import Progress, SilentProgress
 from recsys_opt.run_folder import RunFolder
 from recsys_opt.serving.assumed import GpuFigures, assumed_times, figures_json, model_stages, sample_bytes
+from recsys_opt.serving.cached import dataset_of
 from recsys_opt.serving.measure import SIZES, MeasuredPath, MeasureSettings, PathSource, measure_paths
 from recsys_opt.serving.models import FrozenModel, ServingOptions, load_frozen, open_run
 from recsys_opt.serving.profile import GIVEN, Device, Path, Profile, ServedModel
@@ -37,6 +38,8 @@ class PathRequest:
     name: str | None = None
     """Of the path, before the `@`; None: the representation."""
     options: ServingOptions = field(default_factory=ServingOptions)
+    suffix: str = ""
+    """Behind the name: what tells it from the run's other paths."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def _opened(
         raise InputError(
             f"an accuracy is given for {', '.join(unknown)}, but the paths are {', '.join(names.values())}"
         )
-    data = data or _dataset_of(requests[0].run)
+    data = data or dataset_of(requests[0].run)
     if data is not None:
         dataset_samples(data, model, 1)  # refuses another model's
     worth = {}
@@ -229,27 +232,19 @@ def _one_request(models: Mapping[PathRequest, FrozenModel]) -> ServedModel:
 
 def _names(models: Mapping[PathRequest, FrozenModel]) -> dict[PathRequest, str]:
     """Each path's name before the `@`: the one given, the representation, or where two have it the run's."""
-    kinds = [m.representation for r, m in models.items() if r.name is None]
+    by_run = {r.run: m.representation for r, m in models.items() if r.name is None}
+    kinds = list(by_run.values())
     names: dict[PathRequest, str] = {}
     for request, frozen in models.items():
         own = frozen.representation
         name = request.name or (own if kinds.count(own) == 1 else FilePath(request.run).resolve().name)
+        name += request.suffix
         if name in names.values():
             raise InputError(
                 f"two paths are called {name!r}; name them: recsys-opt profile NAME=RUN NAME=RUN"
             )
         names[request] = name
     return names
-
-
-def _dataset_of(run: str) -> FilePath | None:
-    """The run's dataset, if it is still where it was: from here, or from beside the run."""
-    about = RunFolder(run).description().get("dataset", {})
-    told, made_of = str(about.get("path", "")), about.get("input_hash")
-    for path in (FilePath(told), FilePath(run).parent / told, FilePath(run).parent.parent / told):
-        if told and (path / FILE_NAME).exists() and Dataset(path).info.input_hash == made_of:
-            return path
-    return None
 
 
 def _path(found: MeasuredPath, device: str, worth: Worth) -> Path:

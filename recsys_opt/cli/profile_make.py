@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from recsys_opt.bench.profile import PathRequest, ProfileSettings, measured_profile
@@ -13,6 +15,8 @@ from recsys_opt.cli.profile_text import lines_of
 from recsys_opt.cli.profile_values import accuracies, devices, duration, named_runs
 from recsys_opt.cli.progress import ConsoleProgress
 from recsys_opt.cli.values import at_least, memory_size, output_file
+from recsys_opt.errors import InputError
+from recsys_opt.run_folder import RunFolder
 from recsys_opt.serving.measure import MeasureSettings
 from recsys_opt.serving.models import ServingOptions
 
@@ -113,6 +117,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="type of the MLPs' products (default %(default)s)",
     )
     parser.add_argument(
+        "--cache-rows",
+        type=at_least(1),
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="for each run whose rows are computed (dhe, hybrid, select) one more path, NAME+cacheN, with so "
+        "many rows of each such table stored, those that lookups want most often",
+    )
+    parser.add_argument(
+        "--cache-from",
+        default=options.cache_from,
+        metavar="PATH",
+        help="what these lookups are counted in: access statistics (stats.npz), or a dataset's training rows "
+        "(default: the run's own)",
+    )
+    parser.add_argument(
+        "--centroids",
+        type=at_least(1),
+        nargs="+",
+        default=[],
+        metavar="C",
+        help="for each cache one more path, NAME+cacheN+C, in which the rows that are not stored are those "
+        "of the nearest of C centroids: MP-Rec's approximate tier; the path's accuracy tells what it loses",
+    )
+    parser.add_argument(
         "--memory", type=memory_size, metavar="BYTES", help="of the device (default: what it has)"
     )
     parser.add_argument("--seed", type=int, default=measure.seed, help="of the order of sizes and queries")
@@ -121,6 +150,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Outcome:
     """Measures, writes the profile, prints it."""
     options = ServingOptions(args.tensor_trains, args.tables, args.products)
+    if (args.cache_from or args.centroids) and not args.cache_rows:
+        raise InputError("--cache-from and --centroids are of a cache; give it rows by --cache-rows")
     settings = ProfileSettings(
         measure=MeasureSettings(
             sizes=tuple(args.sizes),
@@ -136,7 +167,11 @@ def run(args: argparse.Namespace) -> Outcome:
         accuracies=args.accuracy,
         memory_bytes=args.memory,
     )
-    requests = [PathRequest(run, name, options) for name, run in named_runs(args.runs)]
+    runs = named_runs(args.runs)
+    requests = [PathRequest(run, name, options) for name, run in runs]
+    requests += [request for name, run in runs for request in _cached(name, run, options, args)]
+    if args.cache_rows and len(requests) == len(runs):
+        raise InputError("--cache-rows: none of the runs has deep hash embeddings, whose rows are computed")
     profile = measured_profile(requests, settings, progress=ConsoleProgress())
     profile.save(args.out)
     lines = lines_of(profile)
@@ -157,3 +192,16 @@ def run(args: argparse.Namespace) -> Outcome:
                 subsequent_indent="  ",
             )
     return Outcome("\n".join([*lines, "", f"written: {args.out}"]), profile.to_json())
+
+
+def _cached(
+    name: str | None, run: str, options: ServingOptions, args: argparse.Namespace
+) -> Iterator[PathRequest]:
+    """The paths of a run with a cache."""
+    tables = RunFolder(run).description()["model"]["tables"]
+    if not any(table["representation"] in ("dhe", "hybrid") for table in tables):
+        return
+    for rows in args.cache_rows:
+        for centroids in (0, *args.centroids):
+            own = replace(options, cache_rows=rows, cache_from=args.cache_from, centroids=centroids)
+            yield PathRequest(run, name, own, f"+cache{rows}" + (f"+{centroids}" if centroids else ""))

@@ -41,7 +41,7 @@ def stacked_rows(
     if not os.access(folder, os.W_OK):
         return torch.cat([table.to(dtype) for table in tables])
     shape = (sum(len(t) for t in tables), tables[0].shape[1])
-    with _written(path) as partial, TensorWriter(partial, {"rows": (dtype, shape)}) as writer:
+    with written(path) as partial, TensorWriter(partial, {"rows": (dtype, shape)}) as writer:
         for table in tables:
             for rows in table.split(_CHUNK_ROWS):
                 writer.write(rows.to(dtype))
@@ -71,14 +71,14 @@ def store_computed_rows(folder: Path, fingerprint: str, collection: EmbeddingCol
             if isinstance(table, FrozenEmbeddingBag)
         }
         if os.access(folder, os.W_OK):
-            with _written(path) as partial:
+            with written(path) as partial:
                 write_tensors(partial, stored)
     for name, rows in stored.items():
         collection.tables.add(name, FrozenEmbeddingBag.of_rows(rows))
 
 
 @contextlib.contextmanager
-def _written(path: Path) -> Iterator[Path]:
+def written(path: Path) -> Iterator[Path]:
     """As `atomic_path`, for several processes at a time: the last to finish has written it."""
     own = path.with_name(f"{path.name}.{os.getpid()}")
     with atomic_path(own) as partial:

@@ -23,6 +23,7 @@ from recsys_opt.errors import InputError
 from recsys_opt.models.dlrm import DLRM, vector_order
 from recsys_opt.models.saved import model_from_description
 from recsys_opt.run_folder import RunFolder
+from recsys_opt.serving.cached import Cache, cache_computed_rows
 from recsys_opt.serving.dense_net import DenseNet, PackedNet, PlainNet, has_packed_products
 from recsys_opt.serving.frozen_tables import FrozenTables, freeze_tables
 from recsys_opt.serving.kept import stacked_rows, store_computed_rows
@@ -49,6 +50,22 @@ class ServingOptions:
     """Type of the stored rows of dense tables; what is not fp32 is written beside the checkpoint once."""
     products: Precision = "fp32"
     """Type of the MLPs' matrix products; sums are fp32."""
+    cache_rows: int = 0
+    """Of each table whose rows are computed: so many, those that lookups want most often, are stored."""
+    cache_from: str = ""
+    """What lookups are counted in: access statistics (stats.npz) or a dataset; empty: the run's own training
+    rows. Counted once: the rows are kept beside the checkpoint."""
+    centroids: int = 0
+    """Of a table with a cache: rows that are not stored are approximated by so many centroids'; 0: they are
+    computed."""
+
+    def __post_init__(self) -> None:
+        if min(self.cache_rows, self.centroids) < 0:
+            raise InputError(
+                f"cache_rows = {self.cache_rows}, centroids = {self.centroids}; they must be 0 or more"
+            )
+        if not self.cache_rows and (self.cache_from or self.centroids):
+            raise InputError("cache_from and centroids are of a cache; give it rows by cache_rows")
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only."""
@@ -135,6 +152,9 @@ def load_frozen(
     dtype = _TYPES[options.tables]
     stacked = None if dtype == torch.float32 else stacked_rows(folder, own, model.embeddings, dtype)
     store_computed_rows(folder, own, model.embeddings)
+    if options.cache_rows:
+        cache = Cache(options.cache_rows, options.cache_from, options.centroids)
+        cache_computed_rows(run, folder, own, model.embeddings, cache)
     tables = freeze_tables(model.embeddings, model.dim, options.tensor_trains, stacked, device)
     dataset = document.get("dataset", {})
     return FrozenModel(
