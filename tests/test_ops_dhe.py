@@ -168,6 +168,30 @@ def test_encodings(prime, buckets, encoding):
         ) == pytest.approx(want, abs=1e-15)
 
 
+@pytest.mark.parametrize("buckets", [2, 3, 8, 257, 2**31 - 1])
+def test_normal_encodings_to_the_last_places(buckets):
+    """Each pair of hashes, the extreme ones too: with a = 0, hash j of every id is b_j."""
+    ends = torch.arange(min(buckets, 64))
+    values = torch.cat(
+        [ends, buckets - 1 - ends, torch.randint(0, buckets, (200,)), torch.tensor([0, buckets // 2])]
+    )
+    hashes = torch.stack(
+        [torch.zeros(len(values) * 2, dtype=torch.int64), torch.cat([values, values.flip(0)])]
+    )
+    options = {"num_embeddings": 1, "prime": 2**31 - 1, "buckets": buckets, "encoding": 1}
+    got, like = [], torch.empty(0).double()
+    for order in (hashes, hashes[:, torch.randperm(hashes.shape[1])]):
+        u, v = ((order[1].double() + 0.5) / buckets).view(-1, 2).unbind(1)
+        radius = (-2 * u.log()).sqrt()
+        # In turns, not radians: what 2 pi v loses in the last place is not the kernel's to repeat.
+        angle = 2 * torch.pi * torch.where(v > 0.5, v - 1, v)
+        expected = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1).view(-1)
+        found = ops.dhe_encode(torch.tensor([0]), order, like=like, **options)[0]
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=3e-15)
+        got.append(found)
+    assert torch.isfinite(torch.stack(got)).all()
+
+
 def test_bad_arguments_are_refused_by_name():
     call = Call(torch.tensor([3, 60, 2]), None)
     add_table(call, 60, 8, (4,))

@@ -1,10 +1,8 @@
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
-#include <numbers>
-
 #include "as_contiguous.h"
 #include "dhe/dhe_encode.h"
+#include "dhe/dhe_normal.h"
 #include "dispatch.h"
 #include "empty_on_cpu.h"
 #include "simd.h"
@@ -13,6 +11,7 @@ namespace recsys_opt::dhe {
 namespace {
 
 constexpr int64_t kMostExactPrime = 94906265;  // whose square is below 2^53
+constexpr int64_t kPart = 64;                  // hashes at a time
 
 // What is left of x >= 0 by a whole d, given 1 / d; x and the quotient are whole, below 2^53 and
 // 2^31. The quotient may be one off.
@@ -43,12 +42,23 @@ SIMD_CLONES void hash_all(const Encoder& e, const double* a, const double* b, do
   hash_exactly(e, a, b, x, count, scale, shift, out);
 }
 
-// Two numbers evenly spread in (0, 1) become two that are normally distributed.
+// Pairs of numbers evenly spread in (0, 1) become normally distributed ones.
 template <typename T>
-void to_normal(double u, double v, T* out) {
-  const double radius = std::sqrt(-2.0 * std::log(u)), angle = 2.0 * std::numbers::pi * v;
-  out[0] = static_cast<T>(radius * std::cos(angle));
-  out[1] = static_cast<T>(radius * std::sin(angle));
+ALWAYS_INLINE void pairs_to_normal(const double* even, int64_t count, T* out) {
+  double first[kPart / 2], second[kPart / 2];
+  for (int64_t i = 0; i < count / 2; ++i)
+    to_normal(even[2 * i], even[2 * i + 1], first[i], second[i]);
+  for (int64_t i = 0; i < count / 2; ++i) {
+    out[2 * i] = static_cast<T>(first[i]);
+    out[2 * i + 1] = static_cast<T>(second[i]);
+  }
+}
+
+SIMD_CLONES void normal_all(const double* even, int64_t count, float* out) {
+  pairs_to_normal(even, count, out);
+}
+SIMD_CLONES void normal_all(const double* even, int64_t count, double* out) {
+  pairs_to_normal(even, count, out);
 }
 
 }  // namespace
@@ -67,7 +77,6 @@ void Hashes::encode_any(const int64_t* ids, int64_t count, int64_t begin, int64_
   const auto m = static_cast<double>(encoder_.buckets);
   const bool normal = encoder_.gaussian;
   const double scale = normal ? 1.0 / m : 2.0 / (m - 1.0), shift = normal ? 0.5 / m : -1.0;
-  constexpr int64_t kPart = 64;
   for (int64_t i = 0; i < count; ++i) {
     T* row = out + i * stride;
     const int64_t x = ids[i] % encoder_.prime;
@@ -90,7 +99,7 @@ void Hashes::encode_any(const int64_t* ids, int64_t count, int64_t begin, int64_
         }
       }
       if (normal)
-        for (int64_t l = 0; l < size; l += 2) to_normal(even[l], even[l + 1], row + j - begin + l);
+        normal_all(even, size, row + j - begin);
       else
         for (int64_t l = 0; l < size; ++l) row[j - begin + l] = static_cast<T>(even[l]);
     }

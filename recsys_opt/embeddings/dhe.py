@@ -60,7 +60,7 @@ class DHEEmbeddingBag(GroupedRepresentation):
                     Ids that are equal modulo the prime have one row: with 1000003, the next prime behind
                     a million, a table of ten million ids has only so many different rows
     encoding        "uniform" in [-1, 1], or "gaussian": standard normal numbers, by Box and Muller from pairs
-                    of hashes, which on the CPU take about ten times as long to make
+                    of hashes, which on the CPU take about twice as long to make
     mode            "sum" or "mean"
     padding_idx     an id that counts for nothing: no row, no gradient, no part in a mean
     include_last_offset  offsets has one more entry, the end of the last bag
