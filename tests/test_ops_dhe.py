@@ -148,6 +148,35 @@ def test_instruction_sets_agree(widest):
         ops.tt_limit_isa(before)
 
 
+@pytest.mark.parametrize("ids", [8, 200])
+@pytest.mark.parametrize(("hashes", "widths"), [(400, (32, 16)), (48, (16,)), (200, (24, 6))])
+def test_products_of_rounded_operands(ids, hashes, widths):
+    """They differ by some 2^-9 where there are enough ids and widths allow it, and not at all elsewhere."""
+    torch.manual_seed(1)
+    call = Call(torch.arange(ids), None)
+    add_table(call, 1000, hashes, widths)
+    call.weights, call.biases = (
+        [t.detach().float().requires_grad_() for t in ts] for ts in (call.weights, call.biases)
+    )
+    grad = torch.randn(ids, widths[-1])
+
+    def found():
+        out = ops.dhe_embedding_bag(*call.arguments())
+        return [out.detach(), *torch.autograd.grad(out, call.leaves(), grad)]
+
+    exact = found()
+    assert not ops.tt_allow_bf16(True)
+    try:
+        rounded = found()
+    finally:
+        assert ops.tt_allow_bf16(False)
+    assert float((rounded[0] - exact[0]).norm() / exact[0].norm()) < 0.01
+    for a, b in zip(rounded[1:], exact[1:], strict=True):  # sums that are near 0 may be on its other side
+        assert float((a - b).norm() / b.norm()) < 0.15
+    can = ids >= 16 and hashes % 16 == 0 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert torch.equal(rounded[0], exact[0]) != can
+
+
 @pytest.mark.parametrize(("prime", "buckets"), PRIMES)
 @pytest.mark.parametrize("encoding", [0, 1])
 def test_encodings(prime, buckets, encoding):

@@ -60,12 +60,12 @@ void gather(Work<T>& w, const Bags& bags, int64_t table, const T* grad, int64_t 
 // weight_grads[layer] (+)= x^T g over `count` rows x [k] and g [n].
 template <typename T>
 void add_outer(const T* x, int64_t x_stride, int64_t k, const T* g, int64_t n, int64_t count,
-               T* out, bool accumulate) {
+               T* out, bool accumulate, const tt::Kernels<T>& kernels) {
   for (int64_t i = 0; i < count; i += kBlockRows) {
     const int64_t size = std::min(kBlockRows, count - i);
     const RowsAt<const T, kBlockRows> left(x + i * x_stride, x_stride, size);
     const RowsAt<const T, kBlockRows> right(g + i * n, n, size);
-    product_kernels<T>(n).outer_product(left.at, right.at, size, out, 1, k, n, accumulate || i > 0);
+    kernels.outer_product(left.at, right.at, size, out, 1, k, n, accumulate || i > 0);
   }
 }
 
@@ -83,17 +83,18 @@ void upper_layers(Work<T>& w, const std::vector<const T*>& weights) {
     if (l == 0) return;
     if (w.count == 0) std::fill_n(w.weight_grads[l], k * n, T(0));
     const T* inputs = w.hidden + column - k;
-    add_outer(inputs, w.stride, k, w.grads.data(), n, w.count, w.weight_grads[l], false);
+    add_outer(inputs, w.stride, k, w.grads.data(), n, w.count, w.weight_grads[l], false,
+              product_kernels<T>(k, n, w.count));
     // The gradients of the inputs, g . weight^T, where the input was positive.
     tt::Array<T> transposed(n * k), below(w.count * k);
     for (int64_t i = 0; i < k; ++i)
       for (int64_t j = 0; j < n; ++j) transposed[j * k + i] = weights[l][i * n + j];
+    const Matrix<T> matrix(transposed.data(), n, k, w.count);
     for (int64_t i = 0; i < w.count; i += kBlockRows) {
       const int64_t size = std::min(kBlockRows, w.count - i);
       const RowsAt<const T, kBlockRows> left(w.grads.data() + i * n, n, size);
       const RowsAt<T, kBlockRows> sums(below.data() + i * k, k, size);
-      product_kernels<T>(k).product(left.at, size, transposed.data(), 1, n, k, sums.at, false,
-                                    nullptr);
+      matrix.multiply(left.at, size, 0, n, sums.at, false);
       for (int64_t r = 0; r < size; ++r)
         for (int64_t j = 0; j < k; ++j)
           if (!(inputs[(i + r) * w.stride + j] > T(0))) sums.at[r][j] = T(0);
@@ -108,10 +109,11 @@ void first_layer(const Work<T>& w, const Hashes& hashes, int64_t begin, int64_t 
   const int64_t n = w.table->widths[1], size = end - begin;
   T* out = w.weight_grads[0] + begin * n;
   if (w.count == 0) std::fill_n(out, size * n, T(0));
+  const tt::Kernels<T>& kernels = product_kernels<T>(size, n, w.count);
   for (int64_t i = 0; i < w.count; i += kBlockRows) {
     const int64_t count = std::min(kBlockRows, w.count - i);
     hashes.encode(w.ids + i, count, begin, end, encoding, size);
-    add_outer(encoding, size, size, w.grads.data() + i * n, n, count, out, i > 0);
+    add_outer(encoding, size, size, w.grads.data() + i * n, n, count, out, i > 0, kernels);
   }
 }
 

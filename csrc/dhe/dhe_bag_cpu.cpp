@@ -135,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dhe_embedding_bag_cpu(
     for (int64_t t = 0; t < s.tables(); ++t) {
       functions.push_back(
           std::make_unique<Hashes>(s.table[t].encoder, hashes[t].const_data_ptr<int64_t>()));
-      decoders.emplace_back(s.table[t], *functions.back(), weights, biases);
+      decoders.emplace_back(s.table[t], *functions.back(), weights, biases, count[t]);
     }
     torch::stable::parallel_for(
         0, static_cast<int64_t>(blocks.size()), 1, [&](int64_t begin, int64_t end) {

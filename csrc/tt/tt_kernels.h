@@ -113,6 +113,7 @@ Isa isa_limit();
 // Lets the calls to come round the operands of float products to bf16, where the machine has bf16
 // dot products and the ranks are multiples of 16; returns what was before.
 bool allow_bf16(bool allowed);
+bool bf16_is_allowed();
 
 // One set per instruction set, widest first; nullptr where the machine lacks it or no width divides
 // the ranks.

@@ -53,6 +53,10 @@ bool allow_bf16(bool allowed) {
   return bf16_allowed.exchange(allowed);
 }
 
+bool bf16_is_allowed() {
+  return bf16_allowed;
+}
+
 template const Kernels<float>& kernels<float>(int64_t, int64_t, int64_t, int64_t, int64_t);
 template const Kernels<double>& kernels<double>(int64_t, int64_t, int64_t, int64_t, int64_t);
 

@@ -117,6 +117,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="type of the MLPs' products (default %(default)s)",
     )
     parser.add_argument(
+        "--networks",
+        choices=("fp32", "bf16"),
+        default=options.networks,
+        help="type of the products of deep hash embeddings' networks (default %(default)s)",
+    )
+    parser.add_argument(
         "--cache-rows",
         type=at_least(1),
         nargs="+",
@@ -149,7 +155,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Outcome:
     """Measures, writes the profile, prints it."""
-    options = ServingOptions(args.tensor_trains, args.tables, args.products)
+    options = ServingOptions(args.tensor_trains, args.tables, args.products, args.networks)
     if (args.cache_from or args.centroids) and not args.cache_rows:
         raise InputError("--cache-from and --centroids are of a cache; give it rows by --cache-rows")
     settings = ProfileSettings(

@@ -25,8 +25,10 @@ def tt_allow_bf16(allowed: bool) -> bool:
     Off by default: products are exact float32. With it, the products of a chain and those of its gradient
     round their operands on the way in (sums and stored results stay float32), which is about twice as fast
     where the processor has bf16 dot products (AVX-512 BF16) and the ranks are multiples of 16; elsewhere it
-    changes nothing. A setting of the process, like torch.set_float32_matmul_precision("medium"); results
-    differ from exact ones by some 2^-9 of a product's largest terms.
+    changes nothing. So it is for the networks of deep hash embeddings, where layers are multiples of 16 wide
+    and a call has 16 distinct ids of a table or more. A setting of the process, like
+    torch.set_float32_matmul_precision("medium"); results differ from exact ones by some 2^-9 of a product's
+    largest terms.
     """
     before: bool = torch.ops.recsys_opt.tt_allow_bf16(allowed)
     return before

@@ -13,6 +13,8 @@ from recsys_opt import ops
 from recsys_opt.embeddings.base import EmbeddingRepresentation
 from recsys_opt.embeddings.collection import EmbeddingCollection
 from recsys_opt.embeddings.dense import DenseEmbeddingBag
+from recsys_opt.embeddings.dhe import DHEEmbeddingBag
+from recsys_opt.embeddings.dhe_cache import CachedDHEBag
 from recsys_opt.embeddings.hybrid import HybridEmbeddingBag
 from recsys_opt.embeddings.tt import TTEmbeddingBag
 from recsys_opt.embeddings.tt_freeze import Level
@@ -68,14 +70,23 @@ class StackedTables:
 class MadeTables:
     """Tables of one representation that makes its rows, as its own `forward_group` does."""
 
-    def __init__(self, bags: Sequence[EmbeddingRepresentation]) -> None:
-        """bags  of each feature; one that features share occurs several times"""
+    def __init__(self, bags: Sequence[EmbeddingRepresentation], bf16: bool = False) -> None:
+        """The bags of each feature; one that features share occurs several times.
+
+        bf16  round the operands of products
+        """
         self.bags = list(bags)
-        self._kind = type(self.bags[0])
+        self._kind, self._bf16 = type(self.bags[0]), bf16
 
     def __call__(self, ids: Tensor) -> Tensor:
         """Rows of the features' ids, [F, B], as [B, the tables' columns]."""
-        return self._kind.forward_group(self.bags, ids.reshape(-1)).float()
+        if not self._bf16:
+            return self._kind.forward_group(self.bags, ids.reshape(-1)).float()
+        before = ops.tt_allow_bf16(True)
+        try:
+            return self._kind.forward_group(self.bags, ids.reshape(-1)).float()
+        finally:
+            ops.tt_allow_bf16(before)
 
     def tensors(self) -> list[Tensor]:
         """What the lookups read, each once."""
@@ -121,7 +132,13 @@ class FrozenTables:
 
 
 def freeze_tables(
-    collection: EmbeddingCollection, dim: int, level: Level, stacked: Tensor | None, device: torch.device
+    collection: EmbeddingCollection,
+    dim: int,
+    level: Level,
+    stacked: Tensor | None,
+    device: torch.device,
+    *,
+    bf16_networks: bool = False,
 ) -> FrozenTables:
     """The tables as they are served.
 
@@ -129,6 +146,7 @@ def freeze_tables(
     level    of tensor trains
     stacked  the rows of the collection's dense tables, one table below the other in its order, to be served
              in their place; None: those of the collection itself
+    bf16_networks  round the operands of the products of deep hash embeddings
     """
     bags = {c.name: frozen_table(collection.table(c.name), level) for c in collection.configs}
     owners = [bags[c.name] for c in collection.configs for _ in c.feature_names]
@@ -146,7 +164,7 @@ def freeze_tables(
         elif kind[0] is DenseEmbeddingBag:
             group = _stored([cast(DenseEmbeddingBag, bag) for bag in own], device)
         else:
-            group = MadeTables([bag.to(device) for bag in own])
+            group = MadeTables([bag.to(device) for bag in own], bf16_networks and kind[0] in _NETWORKS)
         groups.append((group, [(p, parts[p][1], parts[p][0].embedding_dim) for p in places]))
     return FrozenTables(groups, device)
 
@@ -163,6 +181,7 @@ def _parts(bag: EmbeddingRepresentation, dim: int) -> list[EmbeddingRepresentati
     return [bag.table, bag.dhe]
 
 
+_NETWORKS = (DHEEmbeddingBag, CachedDHEBag, HybridEmbeddingBag)
 _Kind = tuple[type | None, int]
 _STACKED: _Kind = (None, 0)
 

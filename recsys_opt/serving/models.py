@@ -50,6 +50,8 @@ class ServingOptions:
     """Type of the stored rows of dense tables; what is not fp32 is written beside the checkpoint once."""
     products: Precision = "fp32"
     """Type of the MLPs' matrix products; sums are fp32."""
+    networks: Precision = "fp32"
+    """Type of the products of deep hash embeddings' networks; sums are fp32."""
     cache_rows: int = 0
     """Of each table whose rows are computed: so many, those that lookups want most often, are stored."""
     cache_from: str = ""
@@ -155,7 +157,19 @@ def load_frozen(
     if options.cache_rows:
         cache = Cache(options.cache_rows, options.cache_from, options.centroids)
         cache_computed_rows(run, folder, own, model.embeddings, cache)
-    tables = freeze_tables(model.embeddings, model.dim, options.tensor_trains, stacked, device)
+    if options.networks == "bf16" and (device.type != "cpu" or not has_packed_products(torch.bfloat16)):
+        raise InputError(
+            "networks in bf16 need a CPU that multiplies such numbers (AVX-512 BF16); serve with networks "
+            "fp32"
+        )
+    tables = freeze_tables(
+        model.embeddings,
+        model.dim,
+        options.tensor_trains,
+        stacked,
+        device,
+        bf16_networks=options.networks == "bf16",
+    )
     dataset = document.get("dataset", {})
     return FrozenModel(
         request_of(model, f"DLRM of {dataset.get('name', 'an unnamed dataset')}"),

@@ -163,8 +163,9 @@ class TrainingConfig:
     max_rows: int | None = None
     """Train on the first so many rows of the training split only."""
     precision: Precision = "fp32"
-    """bf16: matrix products of the MLPs in bfloat16 (autocast), and those of tensor trains whose ranks 16
-    divides, where the processor multiplies bf16 (AVX-512 BF16); tables, cores, sums and updates stay fp32."""
+    """bf16: matrix products of the MLPs in bfloat16 (autocast), and those of tensor trains whose ranks and of
+    deep hash embeddings whose widths 16 divides, where the processor multiplies bf16 (AVX-512 BF16); tables,
+    cores, sums and updates stay fp32."""
     dense_representation: DenseRepresentation = "dense"
     """Tables that are no tensor trains: dense, or fbgemm for FBGEMM's, which update themselves in the
     backward pass (CPU, an embedding dimension that 4 divides; needs the package fbgemm-gpu-cpu)."""

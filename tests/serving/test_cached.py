@@ -10,6 +10,7 @@ from recsys_opt.embeddings.dhe_cache import CachedDHEBag
 from recsys_opt.errors import InputError
 from recsys_opt.models.saved import load_model
 from recsys_opt.run_folder import RunFolder
+from recsys_opt.serving.dense_net import has_packed_products
 from recsys_opt.serving.models import ServingOptions, load_frozen
 from recsys_opt.serving.profile import Profile
 from recsys_opt.serving.samples import dataset_samples
@@ -25,7 +26,7 @@ LARGE = 2_200_000  # rows of 16 numbers that are not stored as a whole
 def hashed_runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cached")
     make_dataset(folder / "data", columns=(700, LARGE))
-    deep = HashingConfig(dhe_hashes=16, dhe_widths=(8,), dhe_largest=1)
+    deep = HashingConfig(dhe_hashes=16, dhe_widths=(16,), dhe_largest=1)
     return {
         kind: make_run(folder, kind, {"representation": kind, "hashing": deep})
         for kind in ("dhe", "hybrid", "select")
@@ -122,6 +123,22 @@ def test_centroids_change_predictions(run):
     assert apart[~stored].max() > 1e-4
     again = load_frozen(run, ServingOptions(cache_rows=50, centroids=4))
     np.testing.assert_array_equal(again.predict(dense, ids), near.predict(dense, ids))
+
+
+@pytest.mark.parametrize("cache_rows", [0, 50])
+def test_networks_in_bf16(run, cache_rows):
+    if not has_packed_products(torch.bfloat16):
+        with pytest.raises(InputError, match="serve with networks fp32"):
+            load_frozen(run, ServingOptions(networks="bf16"))
+        return
+    exact = load_frozen(run, ServingOptions(cache_rows=cache_rows))
+    rounded = load_frozen(run, ServingOptions(cache_rows=cache_rows, networks="bf16"))
+    path = RunFolder(run).description()["dataset"]["path"]
+    dense, ids = dataset_samples(path, exact.request).request(300, 0)
+    expected, found = exact.predict(dense, ids), rounded.predict(dense, ids)
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    assert not np.array_equal(found, expected)
+    np.testing.assert_array_equal(exact.predict(dense, ids), expected)
 
 
 def test_mistakes(table_run, run):
