@@ -175,9 +175,12 @@ def run(args: argparse.Namespace) -> Outcome:
     )
     runs = named_runs(args.runs)
     requests = [PathRequest(run, name, options) for name, run in runs]
-    requests += [request for name, run in runs for request in _cached(name, run, options, args)]
-    if args.cache_rows and len(requests) == len(runs):
-        raise InputError("--cache-rows: none of the runs has deep hash embeddings, whose rows are computed")
+    if args.cache_rows:
+        requests += [request for name, run in runs for request in _cached(name, run, options, args)]
+        if len(requests) == len(runs):
+            raise InputError(
+                "--cache-rows: none of the runs has deep hash embeddings, whose rows are computed"
+            )
     profile = measured_profile(requests, settings, progress=ConsoleProgress())
     profile.save(args.out)
     lines = lines_of(profile)
