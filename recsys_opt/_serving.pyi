@@ -249,18 +249,30 @@ def simulate(
     max_waiting: int = ...,
     events: Sequence[tuple[float, int, float]] = (),
     overhead: float = 0.0,
+    sample_overhead: float = 0.0,
+    wake: float = 0.0,
     turnaround: float = 0.0,
     bin: float = 0.0,
     record: bool = False,
     recorded: Sequence[tuple[Sequence[float], Sequence[float]]] = (),
+    batch_path: NDArray[Any] = ...,
+    batch_size: NDArray[Any] = ...,
+    batch_seconds: NDArray[Any] = ...,
+    times: Fleet | None = None,
 ) -> SimulationResult:
     """Serves `queries` arrivals of the workload.
 
     warmup      the first so many are not counted
     events      (time, device, factor): from then on its batches take so many times as long; inf: it is lost
-    overhead    seconds of each query beside its wait and its batch
+    overhead    seconds of each query beside its wait and its batch; sample_overhead: and of each sample
+    wake        further seconds of a batch that a worker has waited for: it begins as one of its queries
+                arrives
     turnaround  seconds of a worker between two batches
     bin         seconds of the timeline's bins; 0: no timeline
-    recorded    by device: starts of batches, and how many times the profile's mean they took, to be replayed
-                in place of times drawn from the profile
+    recorded    by device: starts of batches, and how many times the mean they took, to be replayed in place
+                of times drawn from the distributions
+    batch_path, batch_size, batch_seconds
+                by query, of the recorded batch with its last part (path -1: unknown): where a simulated batch
+                is that batch again, it takes just as long
+    times       whose times batches take, where these are others than the policy is to expect
     """

@@ -177,8 +177,10 @@ void bind_simulation(py::module_& m) {
       [](std::shared_ptr<Fleet> fleet, std::shared_ptr<Policy> policy, const Workload& workload,
          double sla, int64_t queries, uint64_t seed, int64_t warmup, int64_t max_waiting,
          const std::vector<std::tuple<double, int32_t, double>>& events, double overhead,
-         double turnaround, double bin, bool record,
-         const std::vector<std::pair<std::vector<double>, std::vector<double>>>& recorded) {
+         double sample_overhead, double wake, double turnaround, double bin, bool record,
+         const std::vector<std::pair<std::vector<double>, std::vector<double>>>& recorded,
+         const Array<int32_t>& batch_path, const Array<int32_t>& batch_size,
+         const Array<double>& batch_seconds, std::shared_ptr<Fleet> times) {
         SimulationOptions options;
         options.sla = sla;
         options.queries = workload.recorded() ? std::min(queries, workload.queries()) : queries;
@@ -186,7 +188,12 @@ void bind_simulation(py::module_& m) {
         options.warmup = warmup;
         options.max_waiting = max_waiting;
         options.overhead = overhead;
+        options.sample_overhead = sample_overhead;
+        options.wake = wake;
         options.turnaround = turnaround;
+        options.batches = {as_vector(batch_path, "batch_path"), as_vector(batch_size, "batch_size"),
+                           as_vector(batch_seconds, "batch_seconds")};
+        options.times = times.get();
         options.bin = bin;
         options.record = record;
         for (const auto& [time, device, factor] : events) {
@@ -205,9 +212,11 @@ void bind_simulation(py::module_& m) {
       py::arg("queries"), py::arg("seed") = 0, py::arg("warmup") = 0,
       py::arg("max_waiting") = std::numeric_limits<int64_t>::max() / 2,
       py::arg("events") = std::vector<std::tuple<double, int32_t, double>>(),
-      py::arg("overhead") = 0.0, py::arg("turnaround") = 0.0, py::arg("bin") = 0.0,
-      py::arg("record") = false,
-      py::arg("recorded") = std::vector<std::pair<std::vector<double>, std::vector<double>>>());
+      py::arg("overhead") = 0.0, py::arg("sample_overhead") = 0.0, py::arg("wake") = 0.0,
+      py::arg("turnaround") = 0.0, py::arg("bin") = 0.0, py::arg("record") = false,
+      py::arg("recorded") = std::vector<std::pair<std::vector<double>, std::vector<double>>>(),
+      py::arg("batch_path") = Array<int32_t>(0), py::arg("batch_size") = Array<int32_t>(0),
+      py::arg("batch_seconds") = Array<double>(0), py::arg("times") = std::shared_ptr<Fleet>());
 }
 
 }  // namespace recsys_opt::serving

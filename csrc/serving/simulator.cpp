@@ -27,6 +27,7 @@ class Simulation {
   Simulation(const Fleet& fleet, Policy& policy, const Workload& workload,
              const SimulationOptions& options)
       : fleet_(fleet),
+        times_(options.times ? *options.times : fleet),
         options_(options),
         core_(fleet, policy, options.max_waiting),
         stream_(workload, options.seed),
@@ -114,8 +115,7 @@ class Simulation {
   // A batch begins.
   void begin(int32_t worker) {
     const Batch& batch = core_.batch(worker);
-    const Path& path = fleet_.paths()[batch.path];
-    const double seconds = service(path, batch);
+    const double seconds = service(times_.paths()[batch.path], batch);
     ++result_.events;
     seconds_[worker] = seconds;
     completions_.push({batch.start + seconds + options_.turnaround, worker, runs_[worker]});
@@ -150,9 +150,11 @@ class Simulation {
   }
 
   double service(const Path& path, const Batch& batch) {
+    const double known = recorded_seconds(batch);
+    if (known > 0) return known * factors_[path.device];
     double seconds;
     if (options_.recorded.empty() || options_.recorded[path.device].starts.empty()) {
-      seconds = path.times.sample(batch.size, random_);
+      seconds = path.times.sample(batch.size, random_) + (waited_for(batch) ? options_.wake : 0);
     } else {
       const Recorded& recorded = options_.recorded[path.device];
       std::size_t& at = replayed_[path.device];
@@ -160,6 +162,26 @@ class Simulation {
       seconds = path.times.mean(batch.size) * recorded.ratios[at];
     }
     return seconds * factors_[path.device];
+  }
+
+  bool waited_for(const Batch& batch) const {
+    return std::any_of(batch.parts.begin(), batch.parts.end(), [&](const Part& part) {
+      return core_.query(part.slot).arrival == batch.start;
+    });
+  }
+
+  // Of the recorded batch that this one is; 0: it is none.
+  double recorded_seconds(const Batch& batch) const {
+    const RecordedBatches& batches = options_.batches;
+    if (batches.path.empty()) return 0;
+    for (const Part& part : batch.parts) {
+      const Query& query = core_.query(part.slot);
+      if (query.waiting == 0 && batches.path[query.id] == batch.path &&
+          batches.size[query.id] == batch.size) {
+        return batches.seconds[query.id];
+      }
+    }
+    return 0;
   }
 
   // False: it failed in the meantime.
@@ -172,7 +194,8 @@ class Simulation {
     core_.finish(now, worker, seconds_[worker]);
     for (const uint32_t slot : core_.finished()) {
       const Query& query = core_.query(slot);
-      const double done = now - options_.turnaround + options_.overhead;
+      const double done =
+          now - options_.turnaround + options_.overhead + query.size * options_.sample_overhead;
       // What rounding adds to a sum of times is not late.
       const bool in_time = done <= query.deadline + 1e-9 * options_.sla;
       if (query.id >= options_.warmup) {
@@ -243,6 +266,7 @@ class Simulation {
   static int size_class(int32_t size) { return std::bit_width(static_cast<uint32_t>(size)) - 1; }
 
   const Fleet& fleet_;
+  const Fleet& times_;
   const SimulationOptions& options_;
   Core core_;
   Workload::Stream stream_;
@@ -261,6 +285,17 @@ class Simulation {
 
 }  // namespace
 
+namespace {
+
+bool same_paths(const Fleet& a, const Fleet& b) {
+  return std::equal(a.paths().begin(), a.paths().end(), b.paths().begin(), b.paths().end(),
+                    [](const Path& p, const Path& q) {
+                      return p.name == q.name && p.times.max_size() >= q.times.max_size();
+                    });
+}
+
+}  // namespace
+
 SimulationResult simulate(const Fleet& fleet, Policy& policy, const Workload& workload,
                           const SimulationOptions& options) {
   const auto require = [](bool holds, const char* what) {
@@ -270,7 +305,17 @@ SimulationResult simulate(const Fleet& fleet, Policy& policy, const Workload& wo
   require(options.queries >= 1, "queries must be at least 1");
   require(options.warmup >= 0 && options.warmup < options.queries,
           "warmup must be less than the queries");
-  require(options.overhead >= 0 && options.turnaround >= 0, "overheads must not be negative");
+  require(options.overhead >= 0 && options.sample_overhead >= 0 && options.wake >= 0 &&
+              options.turnaround >= 0,
+          "overheads must not be negative");
+  require(options.times == nullptr || same_paths(*options.times, fleet),
+          "the fleet of the times has other paths, or smaller batches");
+  const RecordedBatches& batches = options.batches;
+  require(batches.path.empty() || static_cast<int64_t>(batches.path.size()) >= options.queries,
+          "recorded batches are by query");
+  require(
+      batches.size.size() == batches.path.size() && batches.seconds.size() == batches.path.size(),
+      "recorded batches need path, size and seconds of each");
   double before = -kNever;
   for (const DeviceEvent& event : options.events) {
     require(event.time >= before, "events must be in the order of their times");

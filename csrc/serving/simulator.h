@@ -20,9 +20,16 @@ struct DeviceEvent {
   double factor;
 };
 
-// How much longer than the profile's mean a device's batches took, by when they began.
+// How much longer than the mean a device's batches took, by when they began.
 struct Recorded {
   std::vector<double> starts, ratios;
+};
+
+// By query: path, samples and seconds of the recorded batch with its last part; path -1: unknown. A
+// simulated batch that is a recorded one again takes just as long.
+struct RecordedBatches {
+  std::vector<int32_t> path, size;
+  std::vector<double> seconds;
 };
 
 struct SimulationOptions {
@@ -31,12 +38,18 @@ struct SimulationOptions {
   uint64_t seed = 0;
   int64_t warmup = 0;  // the first so many queries are served but not counted
   int64_t max_waiting = std::numeric_limits<int64_t>::max();
-  double overhead = 0;    // seconds of each query beside its wait and its batch
-  double turnaround = 0;  // seconds of a worker between two batches
-  double bin = 0;         // seconds of the timeline's bins; 0: no timeline
+  double overhead = 0;         // seconds of each query beside its wait and its batch,
+  double sample_overhead = 0;  // and of each of its samples
+  double wake = 0;             // further seconds of a batch that a worker has waited for
+  double turnaround = 0;       // seconds of a worker between two batches
+  double bin = 0;              // seconds of the timeline's bins; 0: no timeline
   bool record = false;
   std::vector<DeviceEvent> events;
   std::vector<Recorded> recorded;  // by device; empty: times are drawn
+  RecordedBatches batches;         // empty, or one for each query
+  // Whose times batches take, where these are others than the policy expects; its paths are the
+  // fleet's.
+  const Fleet* times = nullptr;
 };
 
 constexpr int kSizeClasses = 32;  // class i has sizes 2^i .. 2^(i + 1) - 1

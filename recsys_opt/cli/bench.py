@@ -61,6 +61,10 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "recsys_opt.cli.bench_policies",
         "serving policies side by side: loads held, accuracy, bursts, lost devices",
     ),
+    "against": (
+        "recsys_opt.cli.bench_against",
+        "real runs of the server beside what simulation says of them, and the machine's noise",
+    ),
     "server": (
         "recsys_opt.cli.bench_server",
         "what the server adds to its models' own time, and what it holds when full",

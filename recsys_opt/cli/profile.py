@@ -17,6 +17,7 @@ SUBVERBS: dict[str, tuple[str, str]] = {
     "make": ("recsys_opt.cli.profile_make", "measure trained runs on this machine's devices (the default)"),
     "show": ("recsys_opt.cli.profile_show", "show a profile: paths, and their times by size of query"),
     "assume": ("recsys_opt.cli.profile_assume", "make a profile of a GPU that is not here, by its figures"),
+    "served": ("recsys_opt.cli.profile_served", "measure a profile's paths inside the server"),
     "map": ("recsys_opt.cli.profile_map", "choose the paths that each device's memory holds"),
     "merge": ("recsys_opt.cli.profile_merge", "make one profile of those of several machines"),
 }

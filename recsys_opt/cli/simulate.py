@@ -86,9 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--overhead",
         type=seconds_of,
-        default=0.0,
         metavar="TIME",
-        help="of each query beside wait and batch: network and server (default 0s)",
+        help="of each query beside wait and batch: network and server (default: what a profile says whose "
+        "times are as served, else 0s)",
     )
     what = parser.add_argument_group("what to find out, in place of one simulation of each policy")
     what.add_argument(

@@ -30,9 +30,9 @@ from recsys_opt.server.messages import Report, What
 from recsys_opt.server.metrics import EngineMetrics
 from recsys_opt.server.refusal import RefusalError
 from recsys_opt.server.settings import Settings
-from recsys_opt.server.slots import padded
 from recsys_opt.server.wire import Answer, Query
 from recsys_opt.server.worker_process import WorkerProcess
+from recsys_opt.serving.as_served import padded
 
 log = logging.getLogger("recsys_opt.server")
 
@@ -170,7 +170,7 @@ class Engine:
         out = np.empty(query.samples, np.float32)
         self._pending[number] = Pending(query, reply, now, deadline, out)
         self._idle.clear()
-        self._feed()
+        self._feed(now)
         return number
 
     def drop(self, number: int) -> None:
@@ -211,13 +211,18 @@ class Engine:
 
     # Batches.
 
-    def _feed(self) -> None:
-        """Gives every free worker what the scheduler has for it."""
+    def _feed(self, now: float | None = None) -> None:
+        """Gives every free worker what the scheduler has for it.
+
+        now  when that which is the reason happened: from then on the worker is taken up by its batch, so that
+             batches that follow one another leave no time between them
+        """
+        now = now or time.monotonic()
         for worker in self._workers:
             if worker.available and worker.running is None:
                 batch = self._scheduler.take(worker.index, 0.0)
                 if batch is not None:
-                    self._start(worker, batch)
+                    self._start(worker, batch, now)
         self._forget_dropped()
         wake = self._scheduler.wake_at
         if wake < self._wakes_at:  # the policy lets a worker wait
@@ -229,7 +234,7 @@ class Engine:
             self._wakes_at = math.inf
             self._feed()
 
-    def _start(self, worker: Worker, batch: Batch) -> None:
+    def _start(self, worker: Worker, batch: Batch, started: float) -> None:
         process = worker.process
         assert process is not None
         size = batch.size
@@ -248,7 +253,7 @@ class Engine:
                 dense[at : at + count] = 0
                 ids[:, at : at + count] = 0
             at += count
-        worker.running = Running(next(self._batches), batch.path, size, time.monotonic(), parts)
+        worker.running = Running(next(self._batches), batch.path, size, started, parts)
         process.compute(self.served.path_in_worker[batch.path], width)
 
     def worker_reported(self, process: WorkerProcess, report: Report) -> None:
@@ -264,7 +269,6 @@ class Engine:
             worker.available = True
             self._feed()
             return
-        now = time.monotonic()
         name = self._paths[running.path]
         outputs = process.slots.outputs(running.size)
         at = 0
@@ -276,8 +280,9 @@ class Engine:
                 pending.paths[name] = done + count
             at += count
         worker.running = None
+        now = time.monotonic()  # as the scheduler counts: what was copied to and fro is the batch's time
         finished = self._scheduler.done(worker.index)
-        self._feed()  # the worker first: the answers below are written while it computes
+        self._feed(now)  # the worker first: the answers below are written while it computes
         for query in finished:
             self._answer(query.query, running, now, report.seconds)
         self._metrics.batch(name, worker.device, running.size, now - running.started, report.seconds)

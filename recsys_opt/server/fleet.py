@@ -9,8 +9,8 @@ from pathlib import Path
 from recsys_opt._serving import Fleet
 from recsys_opt.errors import InputError
 from recsys_opt.server.settings import Settings
-from recsys_opt.server.slots import padded
 from recsys_opt.server.worker import ModelTask, Task
+from recsys_opt.serving.as_served import padded
 from recsys_opt.serving.profile import Device, Profile, fleet
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from recsys_opt.errors import InputError
-from recsys_opt.server.slots import Slots, padded_sizes
+from recsys_opt.server.slots import Slots
 from recsys_opt.server.worker import ModelTask, Task
+from recsys_opt.serving.as_served import padded_sizes
 from recsys_opt.serving.models import FrozenModel, ServingOptions, load_frozen
 
 

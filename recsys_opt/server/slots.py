@@ -12,9 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_STEPS = ((32, 1), (256, 8), (1024, 32))
-_LAST_STEP = 128
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -58,23 +55,6 @@ class Slots:
     def outputs(self, samples: int) -> NDArray[np.float32]:
         """[samples] probabilities."""
         return self._outputs[:samples]
-
-
-def padded(samples: int) -> int:
-    """The size that a batch is computed with: at most an eighth more.
-
-    oneDNN makes its products anew for every number of rows, in a millisecond or two, and keeps some thousand
-    of them: with batches of any size it would hardly ever have the one that is wanted.
-    """
-    for most, step in _STEPS:
-        if samples <= most:
-            return -(-samples // step) * step
-    return -(-samples // _LAST_STEP) * _LAST_STEP
-
-
-def padded_sizes(largest: int) -> list[int]:
-    """All that `padded` gives for batches of up to so many samples."""
-    return sorted({padded(samples) for samples in range(1, largest + 1)})
 
 
 def create(shape: Shape) -> int:

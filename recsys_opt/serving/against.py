@@ -1,14 +1,15 @@
 """Simulations held against a recorded run: the same arrivals, percentile by percentile.
 
-Two simulations answer two questions. With the recorded service times (each batch takes as many times the
-profile's mean as the batch that began last on its device in the recording) what is left is the scheduler's
-model: queues, batches, decisions. From the profile alone it is what one would have predicted.
+Two simulations answer two questions. With the recorded service times what is left is the scheduler's model:
+queues, batches, decisions. A simulated batch that is a recorded one again takes just as long; another one
+takes the mean of the recorded batches of its size, times what the batch that began last on its device in the
+recording took more or less than that. From the profile alone it is what one would have predicted.
 """
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 
 from recsys_opt import _serving
 from recsys_opt.errors import InputError
-from recsys_opt.serving.profile import Profile
+from recsys_opt.serving.as_served import AsServed
+from recsys_opt.serving.calibration import as_served, recorded_batches
+from recsys_opt.serving.profile import Profile, fleet
 from recsys_opt.serving.simulation import Policy, Setup, in_time_share, run_native
 from recsys_opt.serving.sizes import Sizes
 from recsys_opt.serving.trace import Trace
@@ -76,13 +79,14 @@ def against(
     *,
     sla: float | None = None,
     seed: int = 0,
-    overhead: float = 0.0,
+    overhead: float | None = None,
 ) -> Comparison:
     """Simulates a recorded run's arrivals.
 
     sla       seconds; None: the recorded one
-    overhead  seconds of each query beside wait and batch, for the simulation from the profile; with recorded
-              times it is the recorded median, where it is known
+    overhead  seconds of each query beside wait and batch, for the simulation from the profile; None: what
+              the profile says, if its times are as served, else none. With recorded times it is the recorded
+              one, where that is known
     """
     sla = sla if sla is not None else trace.sla
     if sla is None:
@@ -94,17 +98,23 @@ def against(
     setup = Setup(profile, workload, sla, queries=len(trace), seed=seed, overhead=overhead)
     notes = []
     replayed = None
-    times, ratios = recorded_times(profile, trace)
-    if len(ratios):
-        own = trace.latency - trace.wait - trace.service
-        known = own[trace.answered & np.isfinite(own)]
-        beside = max(0.0, float(np.median(known))) if len(known) else overhead
-        replayed = run_native(setup.at(overhead=beside), policy, recorded=times)
+    own = own_times(profile, trace)
+    if own is not None:
+        devices, ratios = recorded_times(profile, own, trace)
+        beside = own.as_served or AsServed(*setup.overheads)
+        replayed = run_native(
+            setup,
+            policy,
+            recorded=devices,
+            batches=batches_by_query(profile, trace),
+            times=own,
+            overheads=(beside.query_s, beside.sample_s),
+        )
         q50, q95, q99 = np.quantile(ratios, (0.5, 0.95, 0.99))
         notes.append(
             f"{len(ratios):,} recorded batches took {q50:.2f} times the profile's mean in the median, "
-            f"{q95:.2f} and {q99:.2f} times it in 1 of 20 and of 100; "
-            f"{1e6 * beside:,.0f} us a query beside wait and batch"
+            f"{q95:.2f} and {q99:.2f} times it in 1 of 20 and of 100; {1e6 * beside.query_s:,.0f} us a query "
+            f"beside wait and batch, and {1e6 * beside.sample_s:.2f} us a sample"
         )
     else:
         notes.append("the recording has no service times: it can be simulated from the profile alone")
@@ -138,31 +148,53 @@ def against(
     return Comparison(policy.name, len(trace), arrivals.rate, sla, tuple(rows), tuple(notes))
 
 
-def recorded_times(profile: Profile, trace: Trace) -> tuple[list[tuple[Array, Array]], Array]:
-    """By device: when batches began and how many times the profile's mean they took; and all these ratios."""
-    known = trace.answered & (trace.path >= 0) & np.isfinite(trace.service) & np.isfinite(trace.wait)
-    rows = np.flatnonzero(known)
-    # Of the queries of a batch one will do.
-    numbered = np.where(trace.batch[rows] >= 0, trace.batch[rows], -1 - rows)
-    rows = rows[np.unique(numbered, return_index=True)[1]]
-    starts = trace.arrival[rows] + trace.wait[rows] - trace.arrival[0]
-    sizes = np.where(trace.batch_size[rows] > 0, trace.batch_size[rows], trace.size[rows])
-    expected = np.empty(len(rows))
-    device = np.empty(len(rows), dtype=np.int64)
-    names = [d.name for d in profile.devices]
-    for number in np.unique(trace.path[rows]):
-        path = profile.path(trace.paths[number])
-        own = trace.path[rows] == number
-        means = np.array([path.expected(int(n)) for n in np.unique(np.minimum(sizes[own], path.max_size))])
-        expected[own] = means[np.unique(np.minimum(sizes[own], path.max_size), return_inverse=True)[1]]
-        device[own] = names.index(path.device)
-    ratios = trace.service[rows] / expected
+def own_times(profile: Profile, trace: Trace) -> Profile | None:
+    """The profile with a recorded run's times, where its paths were used; None: it has no times."""
+    used = np.unique(trace.path[trace.answered & (trace.path >= 0) & (trace.service > 0)])
+    if not len(used):
+        return None
+    for number in used:
+        profile.path(trace.paths[number])  # it has it
+    found = as_served(profile, [trace])
+    known = {p.name: p for p in found.paths}
+    return replace(
+        profile, paths=tuple(known.get(p.name, p) for p in profile.paths), as_served=found.as_served
+    )
+
+
+def recorded_times(profile: Profile, own: Profile, trace: Trace) -> tuple[list[tuple[Array, Array]], Array]:
+    """By device: when batches began and how many times the mean of `own` they took; and how many times the
+    profile's mean all took."""
+    found = recorded_batches(trace)
+    sizes, seconds = found.sizes, found.seconds
+    starts = trace.arrival[found.rows] + trace.wait[found.rows] - trace.arrival[0]
+    theirs, of_profile = fleet(own), fleet(profile)
+    mean, expected = np.empty(len(sizes)), np.empty(len(sizes))
+    device = np.empty(len(sizes), dtype=np.int64)
+    order = [d.name for d in profile.devices]
+    for number, path in enumerate(profile.paths):
+        mine = found.paths == path.name
+        size = np.minimum(sizes[mine], path.max_size)
+        mean[mine], expected[mine] = theirs.means(number)[size - 1], of_profile.means(number)[size - 1]
+        device[mine] = order.index(path.device)
     by_device = []
-    for number in range(len(names)):
-        own_rows = np.flatnonzero(device == number)
-        own_rows = own_rows[np.argsort(starts[own_rows], kind="stable")]
-        by_device.append((starts[own_rows], ratios[own_rows]))
-    return by_device, ratios
+    for number in range(len(order)):
+        at = np.flatnonzero((device == number) & np.isfinite(starts))
+        at = at[np.argsort(starts[at], kind="stable")]
+        by_device.append((starts[at], seconds[at] / mean[at]))
+    return by_device, seconds / expected
+
+
+def batches_by_query(profile: Profile, trace: Trace) -> dict[str, Array]:
+    """Of each query's last batch, as the simulator takes it."""
+    numbers = {path.name: number for number, path in enumerate(profile.paths)}
+    own = np.array([*(numbers.get(name, -1) for name in trace.paths), -1], np.int32)
+    known = trace.answered & np.isfinite(trace.service) & (trace.batch_size > 0) & (trace.service > 0)
+    return {
+        "batch_path": np.where(known, own[trace.path], -1).astype(np.int32),
+        "batch_size": trace.batch_size.astype(np.int32),
+        "batch_seconds": np.where(known, trace.service, 0.0),
+    }
 
 
 def _percentile(result: _serving.SimulationResult, percent: float) -> float | None:

@@ -42,4 +42,5 @@ def merged(profiles: Sequence[Profile]) -> Profile:
         tuple(devices.values()),
         tuple(p for profile in profiles for p in profile.paths),
         circumstances,
+        next((p.as_served for p in profiles if p.as_served is not None), None),
     )

@@ -28,6 +28,7 @@ from recsys_opt import _serving
 from recsys_opt.documents import from_document
 from recsys_opt.errors import InputError
 from recsys_opt.files import read_json, write_json
+from recsys_opt.serving.as_served import AsServed, padded_sizes
 
 FORMAT = "recsys_opt.profile"
 VERSION = 1
@@ -262,6 +263,8 @@ class Profile:
     paths: tuple[Path, ...]
     circumstances: Mapping[str, Any] = field(default_factory=dict)
     """By device: where, when and by which command its paths were measured; JSON values only."""
+    as_served: AsServed | None = None
+    """Where the times are those of batches inside a server; None: those of models by themselves."""
 
     def __post_init__(self) -> None:
         unique_names("devices", [d.name for d in self.devices])
@@ -374,8 +377,14 @@ def fleet(profile: Profile, paths: Collection[str] | None = None) -> _serving.Fl
     devices = _serving.Fleet()
     numbers = {d.name: devices.add_device(d.name, d.workers) for d in profile.devices}
     for path in profile.paths:
-        times = np.array([t.quantiles for t in path.times])
-        devices.add_path(path.name, numbers[path.device], path.accuracy, np.array(path.sizes), times)
+        sizes, times = list(path.sizes), np.array([t.quantiles for t in path.times])
+        if profile.as_served is not None:
+            # A batch takes the time of the size that it is filled up to.
+            full = sorted({min(s, path.max_size) for s in padded_sizes(path.max_size)})
+            at = {s: path.quantiles(s) for s in full}
+            sizes = sorted({1, *full, *(s + 1 for s in full if s < path.max_size)})
+            times = np.array([at[full[bisect.bisect_left(full, s)]] for s in sizes])
+        devices.add_path(path.name, numbers[path.device], path.accuracy, np.array(sizes), times)
     return devices
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -53,8 +53,9 @@ class Setup:
     events: tuple[Event, ...] = ()
     max_waiting: int = 1 << 40
     """Samples that may wait."""
-    overhead: float = 0.0
-    """Seconds that each query takes beside its wait and its batch: the network's and the server's work."""
+    overhead: float | None = None
+    """Seconds that each query takes beside its wait and its batch: the network's and the server's work. None:
+    what the profile says, if its times are as served, else none."""
     turnaround: float = 0.0
     """Seconds of a worker between two batches."""
 
@@ -64,7 +65,7 @@ class Setup:
         if self.queries < 1:
             raise InputError(f"{self.queries} queries; simulate at least 1")
         for name in ("overhead", "turnaround"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if not 0 <= (getattr(self, name) or 0.0) < math.inf:
                 raise InputError(f"{name} = {getattr(self, name)}; it must be 0 s or more")
         if self.warmup is not None and not 0 <= self.warmup < self.queries:
             raise InputError(f"warmup = {self.warmup}; it must be less than the {self.queries} queries")
@@ -78,6 +79,14 @@ class Setup:
             return self.warmup
         recorded = isinstance(self.workload.arrivals, Recorded)
         return 0 if self.events or recorded else int(self.queries * WARMUP)
+
+    @property
+    def overheads(self) -> tuple[float, float]:
+        """Seconds of each query beside wait and batch, and of each of its samples."""
+        known = self.profile.as_served
+        if self.overhead is not None or known is None:
+            return self.overhead or 0.0, 0.0
+        return known.query_s, known.sample_s
 
     def at(self, **changes: Any) -> Setup:
         """The same but for some fields; `rate` is the workload's."""
@@ -168,9 +177,18 @@ def run_native(
     record: bool = False,
     bin_seconds: float = 0.0,
     recorded: Sequence[tuple[Array, Array]] = (),
+    batches: Mapping[str, Array] | None = None,
+    times: Profile | None = None,
+    overheads: tuple[float, float] | None = None,
 ) -> _serving.SimulationResult:
-    """What the simulator counted, as it is."""
+    """What the simulator counted, as it is.
+
+    batches    recorded ones by query: batch_path, batch_size, batch_seconds of `_serving.simulate`
+    times      whose times batches take, where these are others than the policy is to expect
+    overheads  None: the setup's
+    """
     devices = fleet(setup.profile)
+    overhead, sample_overhead = overheads or setup.overheads
     workload = native_workload(setup.workload, setup.queries, setup.seed)
     own = policy.make(devices, setup)
     simulate = functools.partial(
@@ -184,11 +202,15 @@ def run_native(
         warmup=setup.warmup_queries,
         max_waiting=setup.max_waiting,
         events=native_events(setup.events, setup.profile),
-        overhead=setup.overhead,
+        overhead=overhead,
+        sample_overhead=sample_overhead,
+        wake=0.0 if setup.profile.as_served is None else setup.profile.as_served.wake_s,
         turnaround=setup.turnaround,
         bin=bin_seconds,
         record=record,
         recorded=[(starts.tolist(), ratios.tolist()) for starts, ratios in recorded],
+        times=None if times is None else fleet(times),
+        **(batches or {}),
     )
     try:
         return simulate()

@@ -26,9 +26,11 @@ def trace_of(setup: Setup, run: Run) -> Trace:
     order = np.argsort(ends, kind="stable")
     batch = np.full(len(arrival), -1, dtype=np.int64)
     if len(ends):
-        at = np.searchsorted(ends[order], queries["finish"][answered] - setup.overhead)
+        overhead, each = setup.overheads
+        ended = (queries["finish"] - overhead - each * queries["size"])[answered]
+        at = np.searchsorted(ends[order], ended)
         near = np.stack([np.clip(at + step, 0, len(ends) - 1) for step in (-1, 0)])
-        off = np.abs(ends[order][near] - (queries["finish"][answered] - setup.overhead))
+        off = np.abs(ends[order][near] - ended)
         batch[answered] = order[near[np.argmin(off, axis=0), np.arange(near.shape[1])]]
 
     def of_batch(values: Array, unknown: float) -> Array:

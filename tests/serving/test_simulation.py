@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recsys_opt.errors import InputError
-from recsys_opt.serving.against import against, recorded_times
+from recsys_opt.serving.against import against, own_times, recorded_times
 from recsys_opt.serving.bound import DeviceState
 from recsys_opt.serving.choices import (
     parse_policy,
@@ -266,8 +266,10 @@ def test_a_recorded_run_of_an_adaptive_policy_is_met():
         assert abs(rows[name].profiled_off) < 0.15, name
     slower = cpu_gpu_profile()
     doubled = Trace(**{**vars(trace), "service": trace.service * 2})
-    _, ratios = recorded_times(slower, doubled)
+    own = own_times(slower, doubled)
+    devices, ratios = recorded_times(slower, own, doubled)
     assert np.median(ratios) == pytest.approx(2.0, rel=0.05)
+    assert np.median(np.concatenate([ratios for _, ratios in devices])) == pytest.approx(1.0, rel=0.05)
 
 
 def test_recordings_without_times_or_sla():
