@@ -5,6 +5,7 @@
     stored    the rows of small tables stored, of large ones each distinct id once: `freeze()`
     cached    and the rows of frequent ids of large tables stored: `CachedDHEBag`; "frequent" is by rows that
               come before those of the queries
+    bf16      and the operands of the networks' products rounded, where the processor multiplies such numbers
 
 Queries are rows of the generator, which has Criteo's skew, in turn; between calls a buffer larger than the
 processor's caches is written, as other requests would.
@@ -34,7 +35,7 @@ from recsys_opt.errors import InputError
 from recsys_opt.models.dlrm import DLRM, vector_order
 from recsys_opt.models.recipes import criteo_kaggle, hashed_tables, table_configs
 from recsys_opt.progress import Progress
-from recsys_opt.serving.dense_net import PackedNet
+from recsys_opt.serving.dense_net import PackedNet, has_packed_products
 from recsys_opt.serving.frozen_tables import FrozenTables, freeze_tables
 
 Kind = Literal["dhe", "hybrid"]
@@ -171,7 +172,11 @@ def _candidates(model: DLRM, source: SyntheticCriteo, settings: Settings) -> dic
     frozen = freeze_tables(embeddings, model.dim, "prefix", None, torch.device("cpu"))
     cache = _with_cache(model, source, settings)
     with_cache = freeze_tables(cache, model.dim, "prefix", None, torch.device("cpu"))
-    return found | {"stored": _frozen(model, frozen), "cached": _frozen(model, with_cache)}
+    found |= {"stored": _frozen(model, frozen), "cached": _frozen(model, with_cache)}
+    if has_packed_products(torch.bfloat16):
+        rounded = freeze_tables(cache, model.dim, "prefix", None, torch.device("cpu"), bf16_networks=True)
+        found["bf16"] = _frozen(model, rounded)
+    return found
 
 
 def _frozen(model: DLRM, tables: FrozenTables) -> _Candidate:

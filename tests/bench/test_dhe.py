@@ -1,8 +1,10 @@
 import json
 
 import pytest
+import torch
 
 from recsys_opt.cli.main import main
+from recsys_opt.serving.dense_net import has_packed_products
 
 
 @pytest.mark.slow
@@ -10,13 +12,13 @@ def test_measures_kinds_and_candidates_with_equal_outputs(tmp_path, capsys):
     path = tmp_path / "record.json"
     flags = [
         "--query-size",
-        "8",
+        "32",
         "--threads",
         "1",
         "--hashes",
         "32",
         "--widths",
-        "8",
+        "16",
         "--max-cardinality",
         "2k",
     ]
@@ -27,9 +29,11 @@ def test_measures_kinds_and_candidates_with_equal_outputs(tmp_path, capsys):
         (kind, part, name)
         for kind in ("dhe", "hybrid")
         for part in ("tables", "model")
-        for name in ("plain", "distinct", "stored", "cached")
+        for name in ("plain", "distinct", "stored", "cached", "bf16")
+        if name != "bf16" or has_packed_products(torch.bfloat16)
     }
-    assert all(r["max_error"] < 1e-5 for r in rows)
+    assert all(r["max_error"] < 1e-5 for r in rows if r["candidate"] != "bf16")
+    assert all(r["max_error"] < 0.02 for r in rows)
     assert all(r["faster"] == 1 for r in rows if r["candidate"] == "plain")
     assert "hybrid model, cached" in capsys.readouterr().out
 
