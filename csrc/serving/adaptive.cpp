@@ -55,11 +55,7 @@ double Adaptive::best_rate(const Core& core, int32_t p) const {
   const double slowness = core.slowness(path.device);
   int64_t most = path.times.most_within(kLongest * sla_ / slowness);
   if (most == 0) most = path.times.most_within(sla_ / slowness);
-  double best = 0;
-  for (int64_t m = 1; m <= most; ++m) {
-    best = std::max(best, static_cast<double>(m) / path.times.mean(m));
-  }
-  return best / slowness;
+  return path.times.best_rate(most) / slowness;
 }
 
 // Seconds of the least batch that is nearly as efficient as the best.
@@ -80,19 +76,8 @@ void Adaptive::refresh(const Core& core) {
   const std::vector<Path>& paths = core.fleet().paths();
   const std::vector<Device>& devices = core.fleet().devices();
   rates_.resize(paths.size());
-  std::size_t largest = 1;
   for (std::size_t p = 0; p < paths.size(); ++p) {
     rates_[p] = best_rate(core, static_cast<int32_t>(p));
-    largest = std::max<std::size_t>(largest, paths[p].times.max_size());
-  }
-  least_time_.assign(largest + 1, kNever);
-  for (const Path& path : paths) {
-    if (core.available(path.device) == 0) continue;
-    for (std::size_t m = 1; m <= largest; ++m) {
-      const int64_t size = std::min(static_cast<int64_t>(m), path.times.max_size());
-      const double time = path.times.mean(size) * core.slowness(path.device);
-      least_time_[m] = std::min(least_time_[m], time);
-    }
   }
   fastest_.clear();
   double most = -1;
@@ -154,10 +139,21 @@ int32_t Adaptive::arrive(const Core& core, int32_t size, double deadline) {
   return admit_ && !in_time(core, size, deadline) ? -1 : core.shared_lane();
 }
 
+double Adaptive::least_time(const Core& core, int32_t count) const {
+  double least = kNever;
+  for (const Path& path : core.fleet().paths()) {
+    if (core.available(path.device) == 0) continue;
+    const int64_t size = std::min<int64_t>(count, path.times.max_size());
+    least = std::min(least, path.times.mean(size) * core.slowness(path.device));
+  }
+  return least;
+}
+
 // After what runs and what waits, as fast as the fleet can, in a batch of a good size.
 bool Adaptive::in_time(const Core& core, int32_t size, double deadline) {
   if (steps_.empty()) return false;
-  const double left = kSafe * (deadline - core.now()) - std::max(least_time(size), good_batch_);
+  const double left =
+      kSafe * (deadline - core.now()) - std::max(least_time(core, size), good_batch_);
   auto ahead = static_cast<double>(core.waiting_samples());
   // No batch is longer.
   if (ahead <= (left - sla_) * most_rate()) return true;
@@ -169,7 +165,7 @@ bool Adaptive::in_time(const Core& core, int32_t size, double deadline) {
 
 void Adaptive::give_up(Core& core, int32_t device) const {
   const Lane& lane = core.lane(core.shared_lane());
-  while (!lane.empty() && core.now() + least_time(lane.head().count) > lane.head().deadline) {
+  while (!lane.empty() && core.now() + least_time(core, lane.head().count) > lane.head().deadline) {
     core.give_up(lane.head().slot);
   }
   // In an overload also what could be in time, but only in batches so small that more would be

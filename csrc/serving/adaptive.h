@@ -85,19 +85,16 @@ class Adaptive : public Policy {
   // The latest time at which the device can begin with the head; infinity: it is past.
   double latest_start(const Core& core, int32_t device) const;
   // Seconds of so many samples on the fastest path there is.
-  double least_time(int32_t count) const {
-    return least_time_[std::min<std::size_t>(count, least_time_.size() - 1)];
-  }
+  double least_time(const Core& core, int32_t count) const;
 
   double sla_;
   bool admit_;
   ArrivalRate arrivals_;
   int64_t epoch_ = -1;
-  std::vector<double> rates_;       // [paths] samples a second at the best size of batch
-  std::vector<int32_t> fastest_;    // [devices] the path of the highest rate
-  std::vector<double> least_time_;  // [largest batch + 1]
-  std::vector<Step> steps_;         // by falling price, rising rate
-  double good_batch_ = 0;           // seconds of an efficient batch where most is served
+  std::vector<double> rates_;     // [paths] samples a second at the best size of batch
+  std::vector<int32_t> fastest_;  // [devices] the path of the highest rate
+  std::vector<Step> steps_;       // by falling price, rising rate
+  double good_batch_ = 0;         // seconds of an efficient batch where most is served
 };
 
 }  // namespace recsys_opt::serving

@@ -37,6 +37,7 @@ ServiceTimes::ServiceTimes(const int64_t* sizes, const double* quantiles, int64_
   mean_.resize(most + 1);
   high_.resize(most + 1);
   high_upto_.resize(most + 1);
+  rate_upto_.resize(most + 1);
   int64_t row = 0;
   for (int64_t size = 0; size <= most; ++size) {
     while (row + 1 < count && size >= sizes[row + 1]) ++row;
@@ -51,6 +52,8 @@ ServiceTimes::ServiceTimes(const int64_t* sizes, const double* quantiles, int64_
     mean_[size] = sum / static_cast<double>(per_size);
     high_[size] = quantile(size, .99);
     high_upto_[size] = std::max(high_[size], size ? high_upto_[size - 1] : 0.0);
+    rate_upto_[size] =
+        size ? std::max(static_cast<double>(size) / mean_[size], rate_upto_[size - 1]) : 0.0;
   }
 }
 

@@ -27,6 +27,8 @@ class ServiceTimes {
   }
   // The most samples whose high() is at most `seconds`; 0: none.
   int64_t most_within(double seconds) const;
+  // Samples a second of the most efficient batch of at most so many samples; 0 for none.
+  double best_rate(int64_t most) const { return rate_upto_[most]; }
 
  private:
   double between(int64_t size, int64_t k) const {
@@ -45,6 +47,7 @@ class ServiceTimes {
   std::vector<double> mean_;       // [max_size + 1]
   std::vector<double> high_;       // [max_size + 1]
   std::vector<double> high_upto_;  // [max_size + 1] the largest high() up to a size: it ascends
+  std::vector<double> rate_upto_;  // [max_size + 1] the largest size / mean() up to a size
 };
 
 struct Path {
