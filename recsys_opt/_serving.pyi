@@ -129,8 +129,12 @@ class Scheduler:
         """Admits a query; False: rejected (more than max_waiting samples would wait, or by the policy)."""
     def take(self, worker: int, timeout: float) -> Batch | None:
         """The worker's next batch; None after `timeout` seconds without one, or once closed."""
-    def done(self, worker: int) -> list[Finished]:
-        """The worker's batch is computed: the queries that this completes."""
+    def done(self, worker: int, seconds: float = ...) -> list[Finished]:
+        """The worker's batch is computed: the queries that this completes.
+
+        seconds  that it took on the device, from which policies learn how slow that is (default: since the
+                 batch was given out, with all that kept the caller from take() and done())
+        """
     def failed(self, worker: int) -> None:
         """The worker died: its parts wait again, and it is not available."""
     def set_worker(self, worker: int, available: bool) -> None: ...

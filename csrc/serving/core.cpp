@@ -88,7 +88,10 @@ bool Core::submit(double now, int64_t id, int32_t size, double deadline) {
   now_ = now;
   if (waiting_ + size > max_waiting_) return false;
   const int32_t lane = policy_.arrive(*this, size, deadline);
-  if (lane < 0) return false;
+  if (lane < 0) {
+    if (waiting_ == 0) forget_slowness();
+    return false;
+  }
   if (lane > shared_lane()) {
     throw std::out_of_range("a policy's arrive() returned lane " + std::to_string(lane) +
                             "; the last one, shared by all, is " + std::to_string(shared_lane()));
@@ -182,11 +185,7 @@ void Core::finish(double now, int32_t worker, double seconds) {
   // An outlier says little.
   const double ratio = std::clamp(seconds / path.times.mean(w.batch.size),
                                   state.slowness / kOutlier, state.slowness * kOutlier);
-  state.slowness += kNewest * (ratio - state.slowness);
-  if (std::abs(state.slowness - state.announced) > kMatters * state.announced) {
-    state.announced = state.slowness;
-    ++epoch_;
-  }
+  learn_slowness(state, ratio);
   w.running = false;
   set_idle(worker);
 }
@@ -225,6 +224,24 @@ void Core::set_available(double now, int32_t worker, bool available) {
     state.idle.push_back(worker);
   } else {
     std::erase(state.idle, worker);
+  }
+}
+
+// A device without work shows no more how fast it is: one that was slow once, so much that nothing
+// is admitted to it, would be taken to be so for ever.
+void Core::forget_slowness() {
+  for (State& state : states_) {
+    if (static_cast<int32_t>(state.idle.size()) == state.available && state.slowness > 1) {
+      learn_slowness(state, 1);
+    }
+  }
+}
+
+void Core::learn_slowness(State& state, double ratio) {
+  state.slowness += kNewest * (ratio - state.slowness);
+  if (std::abs(state.slowness - state.announced) > kMatters * state.announced) {
+    state.announced = state.slowness;
+    ++epoch_;
   }
 }
 

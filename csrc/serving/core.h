@@ -122,6 +122,8 @@ class Core {
   void wait(uint32_t slot, int32_t first, int32_t count);
   void unwait(const Query& query, int32_t count);
   void set_idle(int32_t worker);
+  void forget_slowness();
+  void learn_slowness(State& state, double ratio);
 
   const Fleet& fleet_;
   Policy& policy_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -112,12 +113,12 @@ bool Scheduler::take(int32_t worker, double timeout, Assignment& batch) {
   return true;
 }
 
-std::vector<Answer> Scheduler::done(int32_t worker) {
+std::vector<Answer> Scheduler::done(int32_t worker, double seconds) {
   const std::lock_guard lock(mutex_);
   seat(worker);
   require_running(worker);
   const double now = clock_now();
-  core_.finish(now, worker, now - core_.batch(worker).start);
+  core_.finish(now, worker, std::isnan(seconds) ? now - core_.batch(worker).start : seconds);
   std::vector<Answer> answers;
   for (const uint32_t slot : core_.finished()) {
     const Query& query = core_.query(slot);

@@ -42,7 +42,10 @@ class Scheduler {
   bool submit(int64_t query, int32_t size, double deadline);
   // The worker's next batch; false after `timeout` seconds without one, or once closed.
   bool take(int32_t worker, double timeout, Assignment& batch);
-  std::vector<Answer> done(int32_t worker);
+  // The worker's batch is computed. `seconds` is what it took on the device, from which the policy
+  // learns how slow that is; NaN: the time since the batch was given out. In a process whose own
+  // work delays take() and done(), that is not the same.
+  std::vector<Answer> done(int32_t worker, double seconds);
   void failed(int32_t worker);
   void set_worker(int32_t worker, bool available);
   // Gives up a query that waits; false: it does not.

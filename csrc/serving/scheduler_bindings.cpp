@@ -76,7 +76,8 @@ void bind_scheduler(py::module_& m) {
       .def("submit", &Scheduler::submit, py::arg("query"), py::arg("size"), py::arg("deadline"),
            Unlocked())
       .def("take", &take, py::arg("worker"), py::arg("timeout"))
-      .def("done", &Scheduler::done, py::arg("worker"), Unlocked())
+      .def("done", &Scheduler::done, py::arg("worker"),
+           py::arg("seconds") = std::numeric_limits<double>::quiet_NaN(), Unlocked())
       .def("failed", &Scheduler::failed, py::arg("worker"), Unlocked())
       .def("set_worker", &Scheduler::set_worker, py::arg("worker"), py::arg("available"),
            Unlocked())

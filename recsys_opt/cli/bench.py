@@ -74,6 +74,10 @@ SUBVERBS: dict[str, tuple[str, str]] = {
         "send a server queries at the times of a workload, and record them",
     ),
     "loadgen": ("recsys_opt.cli.bench_loadgen", "MLPerf LoadGen's Server scenario on a running server"),
+    "soak": (
+        "recsys_opt.cli.bench_soak",
+        "a server under load for long, with workers killed and rude clients beside it",
+    ),
     "serving": ("recsys_opt.cli.bench_serving", "queries simulated a second, beside SimPy"),
     "stats": ("recsys_opt.cli.bench_stats", "lookups counted a second, beside numpy and polars"),
     "curves": (

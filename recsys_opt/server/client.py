@@ -141,6 +141,8 @@ class AsyncClient:
     def __init__(self, host: str, port: int, *, token: str | None = None, timeout_s: float = 10.0) -> None:
         self._host, self._port = host, port
         self._timeout_s = timeout_s
+        self.unasked = 0
+        """Times that the server sent something on a connection on which nothing was asked."""
         self._free: deque[_Connection] = deque()
         self._head = f"POST /v1/predict HTTP/1.1\r\n{_header_lines(host, port, token)}content-length: "
 
@@ -183,7 +185,7 @@ class AsyncClient:
                     return await self._exchange_on(connection, request)
         try:
             _, connection = await asyncio.get_running_loop().create_connection(
-                _Connection, self._host, self._port
+                lambda: _Connection(self), self._host, self._port
             )
         except OSError as error:
             raise ServerGoneError(f"{self._host}:{self._port} cannot be reached: {error}") from error
@@ -256,7 +258,8 @@ class _AnswerReader:
 class _Connection(asyncio.Protocol):
     """A connection with at most one request under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
         self._transport: asyncio.Transport | None = None
         self._reader = _AnswerReader()
         self._answer: asyncio.Future[tuple[int, Mapping[str, str], bytes]] | None = None
@@ -274,7 +277,9 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         answer, reader = self._answer, self._reader
-        if answer is None or answer.done():  # nothing was asked for
+        if answer is None or answer.done():
+            if self.usable:  # else who asked has given up
+                self._client.unasked += 1
             self.close()
             return
         try:

@@ -43,6 +43,11 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 _STEADY_S = 60.0
 """A worker that has run so long is restarted without a pause that grew before."""
 _TICK_S = 0.25
+_MOST_TIMES_MODEL, _MOST_BESIDE_MODEL_S = 2.0, 0.001
+"""What a batch takes longer than its model is at most so much its device's slowness; the rest is that this
+process had other work, as in an overload, and says nothing of the device."""
+_STALL_S = 1.0
+"""A tick that comes so much later: this process did not run, nor perhaps its workers."""
 
 
 @dataclass(slots=True)
@@ -114,6 +119,9 @@ class Engine:
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
         self._timer: asyncio.TimerHandle | None = None
+        self._tick_at = math.inf
+        self._patient_until = 0.0
+        """Until then nothing is taken to hang."""
         self._wakes_at = math.inf
         for worker in self._workers:
             self._scheduler.set_worker(worker.index, False)
@@ -122,9 +130,9 @@ class Engine:
 
     async def start(self) -> None:
         """Starts the workers; returns when all have loaded their models, or raises what kept one from it."""
-        for worker in self._workers:
-            self._spawn(worker)
         try:
+            for worker in self._workers:
+                self._spawn(worker)
             async with asyncio.timeout(self._settings.limits.start_timeout_s):
                 await asyncio.gather(*(w.process.ready for w in self._workers if w.process is not None))
         except TimeoutError:
@@ -281,7 +289,8 @@ class Engine:
             at += count
         worker.running = None
         now = time.monotonic()  # as the scheduler counts: what was copied to and fro is the batch's time
-        finished = self._scheduler.done(worker.index)
+        most = _MOST_TIMES_MODEL * report.seconds + _MOST_BESIDE_MODEL_S
+        finished = self._scheduler.done(worker.index, min(now - running.started, most))
         self._feed(now)  # the worker first: the answers below are written while it computes
         for query in finished:
             self._answer(query.query, running, now, report.seconds)
@@ -294,7 +303,8 @@ class Engine:
             return
         total = now - pending.admitted
         self._metrics.outcome("answered", total, late=now > pending.deadline)
-        pending.reply(
+        _reply(
+            pending,
             Answer(
                 pending.out,
                 pending.paths,
@@ -304,7 +314,7 @@ class Engine:
                 total,
                 running.number,
                 running.size,
-            )
+            ),
         )
 
     def _forget_dropped(self) -> None:
@@ -326,7 +336,7 @@ class Engine:
     def _refuse(self, number: int, refusal: RefusalError) -> None:
         pending = self._pending.pop(number)
         self._metrics.outcome({"late": "dropped"}.get(refusal.code, "failed"))
-        pending.reply(refusal)
+        _reply(pending, refusal)
         self._after_answers()
 
     def _overloaded(self, query: Query) -> RefusalError:
@@ -380,8 +390,14 @@ class Engine:
         self._feed()  # other workers take over what it had
 
     def _respawn(self, worker: Worker) -> None:
-        if not self._closing:
+        if self._closing:
+            return
+        try:
             self._spawn(worker)
+        except OSError as error:  # no process, memory or file descriptor to be had: perhaps later
+            log.error("worker %s of %s cannot be started: %s", worker.index, worker.device, error)
+            self._loop.call_later(worker.pause_s, self._respawn, worker)
+            worker.pause_s = min(2 * worker.pause_s, _LONGEST_PAUSE_S)
 
     def _failed(self, worker: Worker, why: str) -> None:
         """The worker's batch will not be: its queries wait again, unless they have failed too often."""
@@ -405,9 +421,12 @@ class Engine:
     def _tick(self) -> None:
         """Now and then: workers that hang are ended, free ones fed, and no query stays without an answer."""
         now = time.monotonic()
+        longest = self._settings.limits.batch_timeout_s
+        if now > self._tick_at + _STALL_S:
+            self._patient_until = now + longest
         for worker in self._workers:
             running = worker.running
-            if running is not None and now - running.started > self._settings.limits.batch_timeout_s:
+            if running is not None and now > max(running.started + longest, self._patient_until):
                 log.error("worker %s computes a batch for too long", worker.index)
                 if worker.process is not None:
                     worker.process.kill()
@@ -415,10 +434,19 @@ class Engine:
             for number in [n for n, p in self._pending.items() if p.deadline < now]:
                 self._scheduler.drop(number)
                 self._refuse(number, RefusalError("unavailable", "no worker is up", retry_after_s=2.0))
+        self._feed()
         # Whatever went wrong, nobody waits for ever.
-        overdue = now - self._settings.limits.batch_timeout_s
+        overdue = now - longest if now > self._patient_until else -math.inf
         for number in [n for n, p in self._pending.items() if p.deadline < overdue]:
             self._scheduler.drop(number)
             self._refuse(number, RefusalError("failed", "the query was not answered; see the server's log"))
-        self._feed()
+        self._tick_at = now + _TICK_S
         self._timer = self._loop.call_later(_TICK_S, self._tick)
+
+
+def _reply(pending: Pending, answer: Answer | RefusalError) -> None:
+    """Whatever is wrong with one client, the others of the batch are answered."""
+    try:
+        pending.reply(answer)
+    except Exception:
+        log.exception("an answer could not be given")

@@ -74,7 +74,7 @@ class Served:
             ),
             model=self.profile.model,
             samples=padded(max(p.max_size for p in paths)),
-            cores=self._cores(worker),
+            cores=self._cores(worker) or self.cores,  # not those that the server keeps for itself
             threads=device.threads,
             spin_s=self.spin_s,
         )

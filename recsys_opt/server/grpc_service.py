@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -61,7 +62,7 @@ class GrpcServer:
             engine = service.engine_for_queries()
             query = wire.decode_query(_payload(request), max_samples=service.settings.limits.max_samples)
             answered: asyncio.Future[Answer | RefusalError] = asyncio.get_running_loop().create_future()
-            number = engine.submit(query, answered.set_result)
+            number = engine.submit(query, functools.partial(_tell, answered))
         except RefusalError as refusal:
             service.count_refusal(refusal)
             await _abort(context, refusal)
@@ -74,6 +75,11 @@ class GrpcServer:
             await _abort(context, answer)
         reply: bytes = PredictReply(answer=wire.encode_answer(answer)).SerializeToString()
         return reply
+
+
+def _tell(waiting: asyncio.Future[Answer | RefusalError], answer: Answer | RefusalError) -> None:
+    if not waiting.done():  # cancelled a moment ago, which the engine has not heard of yet
+        waiting.set_result(answer)
 
 
 def _payload(request: bytes) -> bytes:

@@ -29,6 +29,11 @@ JSON = "application/json"
 _LINGER_S = 2.0
 """For a client that still sends after it was refused: closing at once would take the answer from it."""
 _MOST_PIPELINED = 32
+"""Requests of one connection that may come, or wait for their answers, together."""
+_LOOK_S = 0.25
+_STALL_S = 1.0
+"""A look at the connections' times that comes so much later: this process did not run, its clients' bytes may
+have come long ago."""
 
 
 @dataclass(slots=True)
@@ -106,6 +111,7 @@ class HttpServer:
         self.connections: set[HttpConnection] = set()
         self.closing = False
         self._server: asyncio.Server | None = None
+        self._look_at = 0.0
         self._sweep: asyncio.TimerHandle | None = None
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
@@ -113,6 +119,7 @@ class HttpServer:
         self._server = await self.loop.create_server(
             lambda: HttpConnection(self), host, port, backlog=1024, reuse_address=True
         )
+        self._look_at = time.monotonic()
         self._look()
         address = self._server.sockets[0].getsockname()
         return address[0], address[1]
@@ -135,9 +142,14 @@ class HttpServer:
     def _look(self) -> None:
         """Ends connections whose time is up. One timer for all: none is set and cancelled by each request."""
         now = time.monotonic()
-        for connection in [c for c in self.connections if c.expires < now]:
-            connection.expire()
-        self._sweep = self.loop.call_later(0.25, self._look)
+        late = now - self._look_at
+        for connection in list(self.connections):
+            if late > _STALL_S:
+                connection.postpone(late)
+            elif connection.expires < now:
+                connection.expire()
+        self._look_at = now + _LOOK_S
+        self._sweep = self.loop.call_later(_LOOK_S, self._look)
 
 
 class HttpConnection(asyncio.Protocol):
@@ -161,8 +173,10 @@ class HttpConnection(asyncio.Protocol):
         self._reading = True
         self._can_write = True
         self._close_after = False
-        self.expires = 0.0
-        """When the connection is ended unless something happens before."""
+        self._came_together = 0
+        """Requests in the bytes that came last."""
+        self._reads_by = 0.0
+        self._writes_by = math.inf
 
     # From the transport.
 
@@ -200,6 +214,7 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._in_headers:
             self._head_bytes += len(data)
+        self._came_together = 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -227,11 +242,12 @@ class HttpConnection(asyncio.Protocol):
         """The client does not read."""
         self._can_write = False
         self._pause_reading()
-        self._expire_in(self._limits.write_timeout_s)
+        self._writes_by = time.monotonic() + self._limits.write_timeout_s
 
     def resume_writing(self) -> None:
         """It reads again."""
         self._can_write = True
+        self._writes_by = math.inf
         self._write()
 
     # From the parser.
@@ -287,15 +303,17 @@ class HttpConnection(asyncio.Protocol):
         """The request is whole."""
         request, self._request = self._request, None
         assert request is not None
+        self._came_together += 1
+        if max(self._came_together, len(self._waiting) + 1) > _MOST_PIPELINED:
+            # Nothing more is read: the rest of these bytes alone could take the server's time for seconds.
+            raise RefusalError(
+                "overloaded",
+                f"more than {_MOST_PIPELINED} requests came at once on one connection; send fewer",
+                retry_after_s=1,
+            )
         self._waiting.append(request)
         self._expire_in(math.inf)  # the answer is the server's business
         try:
-            if len(self._waiting) > _MOST_PIPELINED:
-                raise RefusalError(
-                    "overloaded",
-                    f"more than {_MOST_PIPELINED} requests wait on one connection",
-                    retry_after_s=1,
-                )
             self._server.handler.handle(request)
         except RefusalError as refusal:
             request.refuse(refusal)
@@ -305,6 +323,18 @@ class HttpConnection(asyncio.Protocol):
                 request.refuse(RefusalError("failed", "the server has a fault; it was written to its log"))
         if len(self._waiting) > 1:  # the client is ahead of its answers
             self._pause_reading()
+
+    # Its time.
+
+    @property
+    def expires(self) -> float:
+        """When the connection is ended unless something happens before."""
+        return min(self._reads_by, self._writes_by)
+
+    def postpone(self, seconds: float) -> None:
+        """Adds to the connection's time: the server did not run for so long."""
+        self._reads_by += seconds
+        self._writes_by += seconds
 
     # Answers.
 
@@ -382,7 +412,7 @@ class HttpConnection(asyncio.Protocol):
         request.refuse(refusal, close=True)
 
     def _expire_in(self, seconds: float) -> None:
-        self.expires = time.monotonic() + seconds
+        self._reads_by = time.monotonic() + seconds
 
     def _headers_too_large(self) -> RefusalError:
         return RefusalError(

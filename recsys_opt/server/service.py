@@ -177,8 +177,9 @@ class Service:
     async def _reload(self, reply: Callable[[RefusalError | None], None]) -> None:
         try:
             engine = await self._new_engine()
-        except RecsysOptError as error:
-            log.error("the models were not reloaded, the old ones go on: %s", error)
+        except Exception as error:
+            trace = None if isinstance(error, (RecsysOptError, OSError)) else error
+            log.error("the models were not reloaded, the old ones go on: %s", error, exc_info=trace)
             self.metrics.reloaded("failed")
             reply(RefusalError("failed", f"the models were not reloaded, the old ones go on: {error}"))
             return

@@ -39,7 +39,7 @@ class Slots:
     def __init__(self, fd: int, shape: Shape) -> None:
         ids, dense, outputs = shape.sizes
         self.shape = shape
-        memory = mmap.mmap(fd, ids + dense + outputs)
+        self._memory = memory = mmap.mmap(fd, ids + dense + outputs)
         self._ids = np.frombuffer(memory, f"i{shape.id_bytes}", shape.samples * shape.features)
         self._dense = np.frombuffer(memory, np.float32, shape.samples * shape.dense_columns, ids)
         self._outputs = np.frombuffer(memory, np.float32, shape.samples, ids + dense)
@@ -55,6 +55,11 @@ class Slots:
     def outputs(self, samples: int) -> NDArray[np.float32]:
         """[samples] probabilities."""
         return self._outputs[:samples]
+
+    def close(self) -> None:
+        """Gives the memory back; nobody may have one of its arrays any more."""
+        del self._ids, self._dense, self._outputs
+        self._memory.close()
 
 
 def create(shape: Shape) -> int:

@@ -132,6 +132,7 @@ class WorkerProcess:
         self._ending = True
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
+        self.slots.close()
 
 
 def _seen(future: asyncio.Future[None]) -> None:
