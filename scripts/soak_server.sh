@@ -19,9 +19,11 @@ if [ -z "${PROFILE:-}" ]; then
   PROFILE=$folder/profile.json RUNS=$folder/runs
   if [ ! -e "$PROFILE" ]; then
     mkdir -p "$folder"
-    recsys-opt data synth --rows 60000 --max-cardinality 100000 --out "$folder/data"
+    [ -f "$folder/data/dataset.json" ] ||
+      recsys-opt data synth --rows 60000 --max-cardinality 100000 --out "$folder/data"
     for representation in table tt; do
-      recsys-opt train "$folder/data" --representation $representation --out "$folder/runs/$representation"
+      [ -e "$folder/runs/$representation/checkpoint" ] ||
+        recsys-opt train "$folder/data" --representation $representation --out "$folder/runs/$representation"
     done
     recsys-opt profile "$folder"/runs/{table,tt} --data "$folder/data" --workers 2 --clock cpu --seconds 20 --out "$PROFILE"
   fi
