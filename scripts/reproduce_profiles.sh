@@ -22,19 +22,14 @@ seconds=${SECONDS_A_PATH:-60}
 clock=${CLOCK:-cpu}
 representations="table tt dhe hybrid select"
 
+. scripts/trained_runs.sh
+
 # profile NAME "SYNTH ARGUMENTS" "TRAIN ARGUMENTS" PUBLISHED
 profile() {
   local name=$1 synth=$2 train=$3 published=$4 own=$folder/$1
-  mkdir -p "$own/runs" "$out"
-  # shellcheck disable=SC2086  # several arguments each
-  [ -f "$own/data/dataset.json" ] || recsys-opt data synth $synth --out "$own/data"
-  local runs=()
-  for representation in $representations; do
-    # shellcheck disable=SC2086
-    [ -e "$own/runs/$representation/checkpoint" ] ||
-      recsys-opt train "$own/data" $train --representation "$representation" --out "$own/runs/$representation"
-    runs+=("$own/runs/$representation")
-  done
+  mkdir -p "$out"
+  local runs
+  trained_runs "$own" "$synth" "$train" $representations
   recsys-opt profile "${runs[@]}" --data "$own/data" --seconds "$seconds" --clock "$clock" --out "$own/cpu.json"
   for gpu in v100 h100; do
     recsys-opt profile assume "${runs[@]}" --data "$own/data" --gpu $gpu --out "$own/$gpu.json" >/dev/null

@@ -38,11 +38,11 @@ class Serving:
     """As `recsys-opt serve --spin`."""
 
     @contextlib.contextmanager
-    def server(self, *arguments: str) -> Iterator[Served]:
+    def server(self, *arguments: str, grpc: bool = False) -> Iterator[Served]:
         """A server; the process that asks it keeps to the server's own cores meanwhile."""
         own = os.sched_getaffinity(0)
         spin = ("--spin", f"{self.spin_s:g}s")
-        with served(self.profile, self.runs, *spin, *arguments) as server:
+        with served(self.profile, self.runs, *spin, *arguments, grpc=grpc) as server:
             os.sched_setaffinity(0, os.sched_getaffinity(server.process.pid))
             try:
                 yield server

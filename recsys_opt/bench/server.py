@@ -7,14 +7,15 @@ import http.client
 import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recsys_opt import _serving
+from recsys_opt.bench.as_served import Serving
 from recsys_opt.bench.load import Target, in_loop, samples_for
-from recsys_opt.bench.served import cpu_seconds, gauge, served
+from recsys_opt.bench.served import cpu_seconds, gauge
 from recsys_opt.progress import Progress
 from recsys_opt.server import wire
 from recsys_opt.server.client import AsyncClient, Client
@@ -33,8 +34,20 @@ Ask = Callable[[bytes], tuple[float, Answer]]
 def dispatch_cost(profile: Profile, sla: float, *, batches: int, together: int) -> dict[str, Any]:
     """Time of the scheduler's calls for a query, with so many that arrive at a time.
 
-    Between the calls the batches take their time, as they do in a server: its caches are cold by then.
+    Once with calls one after another, and once while the batches take their time, as in a server that has
+    nothing else to do: then it sleeps, and its caches are cold when it wakes.
     """
+    row: dict[str, Any] = {"what": "dispatch", "arriving": together, "queries": batches * together}
+    for name, asleep in (("us_per_query", False), ("us_per_query_from_sleep", True)):
+        us = 1e6 * _dispatches(profile, sla, batches, together, asleep)
+        row[name] = {**{f"p{q}": float(np.percentile(us, q)) for q in (50, 95, 99)}, "mean": float(us.mean())}
+    return row
+
+
+def _dispatches(
+    profile: Profile, sla: float, batches: int, together: int, asleep: bool
+) -> NDArray[np.float64]:
+    """Seconds of a query."""
     devices = fleet(profile)
     scheduler = _serving.Scheduler(devices, _serving.make_policy("adaptive", devices, sla))
     scheduler.set_worker(0, True)
@@ -46,23 +59,20 @@ def dispatch_cost(profile: Profile, sla: float, *, batches: int, together: int) 
             scheduler.submit(number, 128, deadline)
         while (batch := scheduler.take(0, 0.0)) is not None:
             _ = batch.queries, batch.first, batch.count
-            spent += time.perf_counter()
-            time.sleep(batch.expected)
-            spent -= time.perf_counter()
+            if asleep:
+                spent += time.perf_counter()
+                time.sleep(batch.expected)
+                spent -= time.perf_counter()
             scheduler.done(0)
             scheduler.dropped(0.0)
         found.append((spent + time.perf_counter()) / together)
-    us = 1e6 * np.array(found)
-    row: dict[str, Any] = {"what": "dispatch", "arriving": together, "queries": batches * together}
-    return {**row, "us_per_query": {f"p{q}": float(np.percentile(us, q)) for q in (50, 95, 99)}}
+    return np.array(found)
 
 
 def measure(
-    profile: Path,
-    runs: Path,
+    serving: Serving,
     *,
     path: str,
-    data: Path | None,
     sizes: Sequence[int],
     queries: int,
     seconds: float,
@@ -71,15 +81,15 @@ def measure(
     sla: float,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """All figures; `path` is the one whose round trips are taken."""
-    loaded = Profile.load(profile)
+    """All figures; `path` is the one whose round trips are taken, by a client on the server's own cores."""
+    loaded = Profile.load(serving.profile)
     measured = loaded.with_paths([p.name for p in loaded.paths if not p.assumed])
     rows = [dispatch_cost(measured, sla, batches=1000, together=n) for n in (1, 4)]
     progress.start("round trips", 3 * len(sizes), "series")
     limits = ["--max-within", _SECONDS_IN_LIMITS, "--sla", "10s"]
-    with served(profile, runs, "--paths", path, "--policy", f"static:{path}", *limits, grpc=True) as server:
+    with serving.server("--paths", path, "--policy", f"static:{path}", *limits, grpc=True) as server:
         target = server.target
-        samples = samples_for(target, data)
+        samples = samples_for(target, serving.data)
         for size in sizes:
             for protocol, make in _PROTOCOLS.items():
                 ask, close = make(target, server.ready)
@@ -89,7 +99,7 @@ def measure(
                 progress.advance(1)
         server.stop()
     progress.start("saturation", 1, "runs")
-    rows.append(saturation(profile, runs, data, mix, seconds, policy, sla))
+    rows.append(saturation(serving, mix, seconds, policy, sla))
     progress.advance(1)
     return rows
 
@@ -117,14 +127,12 @@ def round_trips(protocol: str, ask: Ask, samples: Samples, size: int, count: int
     return row
 
 
-def saturation(
-    profile: Path, runs: Path, data: Path | None, mix: Sizes, seconds: float, policy: str, sla: float
-) -> dict[str, Any]:
+def saturation(serving: Serving, mix: Sizes, seconds: float, policy: str, sla: float) -> dict[str, Any]:
     """Queries and samples a second with more waiting than can be answered, in a closed loop."""
     outstanding = 32
-    with served(profile, runs, "--policy", policy, "--sla", f"{sla:g}s") as server:
+    with serving.server("--policy", policy, "--sla", f"{sla:g}s") as server:
         target = server.target
-        samples = samples_for(target, data)
+        samples = samples_for(target, serving.data)
         before = {name: cpu_seconds(pid) for name, pid in server.pids.items()}
         model_before, begun = gauge(target, "recsys_opt_model_seconds_total"), time.monotonic()
         answered = in_loop(_closed_loop(target, samples, mix, outstanding, seconds))

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from recsys_opt.bench.as_served import Serving
 from recsys_opt.bench.record import write_record
 from recsys_opt.bench.server import measure
 from recsys_opt.cli.arguments import add_record_argument
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--policy", default="adaptive", help="of the saturated server (%(default)s)")
     add("--sla", type=seconds_of, default=0.025, metavar="TIME", help="of the saturated server (25ms)")
     add("--sizes", default="lognormal:mean=128", metavar="TEXT", help="of its queries (%(default)s)")
+    add("--spin", type=seconds_of, default=Serving.spin_s, metavar="TIME", help="as `serve` takes it (500us)")
     add_record_argument(parser, "server_cpu.json")
 
 
@@ -45,10 +47,8 @@ def run(args: argparse.Namespace) -> Outcome:
     """Measures, writes the record, prints a table."""
     with ConsoleProgress() as progress:
         rows = measure(
-            args.profile,
-            args.runs,
+            Serving(args.profile, args.runs, args.data, args.spin),
             path=args.path,
-            data=args.data,
             sizes=args.at,
             queries=args.queries,
             seconds=args.seconds,
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> Outcome:
             sla=args.sla,
             progress=progress,
         )
-    write_record(args.record, "server", rows, served_path=args.path)
+    write_record(args.record, "server", rows, served_path=args.path, spin_s=args.spin)
     return Outcome("\n".join([*lines_of(rows), f"record     {args.record}"]), {"rows": rows})
 
 
@@ -65,10 +65,10 @@ def lines_of(rows: list[dict[str, Any]]) -> list[str]:
     """For a person."""
     lines = []
     for row in (r for r in rows if r["what"] == "dispatch"):
-        us = row["us_per_query"]
+        us, cold = row["us_per_query"], row["us_per_query_from_sleep"]
         lines.append(
-            f"dispatch   {us['p50']:.2f} us a query, p99 {us['p99']:.2f} us, "
-            f"{row['arriving']} arriving at a time"
+            f"dispatch   {us['p50']:.2f} us a query, p99 {us['p99']:.2f} us, {row['arriving']} arriving at a "
+            f"time; woken from sleep {cold['p50']:.2f} us"
         )
     lines.append(
         f"{'protocol':<10}{'size':>6}{'round trip':>13}{'model':>10}{'added p50':>12}{'p95':>8}{'p99':>8} ms"
