@@ -15,6 +15,7 @@ import numpy as np
 
 from recsys_opt.bench.as_served import Serving, capacity, measured_as_served
 from recsys_opt.bench.load import Plan, samples_for, send
+from recsys_opt.bench.served import Disturbance
 from recsys_opt.progress import Progress
 from recsys_opt.serving.against import Comparison, against
 from recsys_opt.serving.choices import parse_policy
@@ -56,7 +57,7 @@ def measure(
     profile.save(own)
     plans = _plans(profile, settings)
     served = Serving(own, serving.runs, serving.data, serving.spin_s)
-    runs: dict[tuple[str, float], list[Trace]] = {}
+    runs: dict[tuple[str, float], list[tuple[Trace, Disturbance]]] = {}
     progress.start("runs", len(settings.policies) * settings.repeats * len(plans), "runs")
     for policy in settings.policies:
         with served.server("--policy", policy, "--sla", f"{settings.sla:g}s") as server:
@@ -64,8 +65,9 @@ def measure(
             send(server.target, Plan.of(_workload(settings, 50.0), 0.5, 99), samples)  # warms up
             for repeat in range(settings.repeats):
                 for share, plan in plans.items():
-                    trace = send(server.target, plan, samples, seed=settings.seed).trace
-                    runs.setdefault((policy, share), []).append(trace)
+                    with Disturbance.during(server) as disturbance:
+                        trace = send(server.target, plan, samples, seed=settings.seed).trace
+                    runs.setdefault((policy, share), []).append((trace, disturbance[0]))
                     name = policy.partition(":")[0]
                     write_trace(folder / f"{name}_{100 * share:.0f}_{repeat}.npz", trace)
                     progress.advance(1, policy=policy, share=f"{share:.0%}")
@@ -78,9 +80,10 @@ def measure(
 
 
 def row(
-    before: Profile, after: Profile, policy: str, share: float, traces: Sequence[Trace]
+    before: Profile, after: Profile, policy: str, share: float, runs: Sequence[tuple[Trace, Disturbance]]
 ) -> dict[str, Any]:
     """One load's runs beside their simulations; relative errors, and how far apart measurements are."""
+    traces = [trace for trace, _ in runs]
     chosen = parse_policy(policy)
     found = [against(before, chosen, trace) for trace in traces]
     second = against(after, chosen, traces[0])
@@ -102,6 +105,7 @@ def row(
     for name in ("batch_size", "paths"):
         figures[name] = [_of_batches(trace)[name] for trace in traces]
     figures["queries"] = len(traces[0])
+    figures["disturbance"] = [vars(d) for _, d in runs]
     figures["notes"] = [list(c.notes) for c in found]
     return figures
 

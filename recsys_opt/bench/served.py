@@ -94,6 +94,37 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@dataclass(frozen=True)
+class Disturbance:
+    """What else the machine did meanwhile, in shares of the time of a core."""
+
+    others: float
+    """That processes other than this one and the server's took."""
+    stolen: float
+    """That the hypervisor gave to others."""
+
+    @classmethod
+    @contextlib.contextmanager
+    def during(cls, server: Served) -> Iterator[list[Disturbance]]:
+        """Of the block; the list has it when that is left."""
+        pids = [os.getpid(), *server.pids.values()]
+        found: list[Disturbance] = []
+        begun, before, own = time.monotonic(), _machine_seconds(), sum(map(cpu_seconds, pids))
+        yield found
+        span = time.monotonic() - begun
+        busy, stolen = (b - a for a, b in zip(before, _machine_seconds(), strict=True))
+        others = busy - (sum(map(cpu_seconds, pids)) - own)
+        found.append(cls(max(0.0, others) / span, stolen / span))
+
+
+def _machine_seconds() -> tuple[float, float]:
+    """Seconds of cores in which something ran, and which were stolen."""
+    numbers = [int(n) for n in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    user, nice, system, _, _, irq, softirq, stolen, *_ = numbers
+    ticks = os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + irq + softirq) / ticks, stolen / ticks
+
+
 def wait_until_idle(target: Target, seconds: float = 30.0) -> None:
     """Until the server has no unanswered query; raises where that does not come."""
     end = time.monotonic() + seconds

@@ -71,16 +71,17 @@ def lines_of(rows: list[dict[str, Any]]) -> list[str]:
     """For a person."""
     lines = [
         f"{'policy':<20}{'share':>6}{'load':>7}{'':>6}{'measured':>12}{'recorded times':>17}"
-        f"{'from profile':>15}{'runs apart':>12}{'profiles':>10}"
+        f"{'from profile':>15}{'runs apart':>12}{'profiles':>10}{'others':>13}"
     ]
     for row in rows:
+        others = " ".join(f"{100 * d['others']:.1f}" for d in row["disturbance"])
         for name in ("p50", "p99"):
             found = row[name]
             measured = sum(found["measured_ms"]) / len(found["measured_ms"])
             lines.append(
                 f"{row['policy'][:19]:<20}{row['share']:>6.0%}{row['load']:>7.0f}{name:>6}{measured:>9.2f} ms"
                 f"{_all(found['replayed_off']):>17}{_all(found['profiled_off']):>15}"
-                f"{_share(found['runs_apart']):>12}{_share(found['profiles_apart']):>10}"
+                f"{_share(found['runs_apart']):>12}{_share(found['profiles_apart']):>10}{others:>11} %"
             )
     return lines
 
