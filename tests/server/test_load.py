@@ -41,7 +41,8 @@ def test_every_query_of_a_load_is_accounted_for(tmp_path: Path, capsys: pytest.C
         batches = {b: trace.batch_size[trace.batch == b] for b in np.unique(trace.batch)}
         for batch, size in batches.items():
             assert len(set(size.tolist())) == 1
-            assert trace.size[trace.batch == batch].sum() <= size[0] or size[0] == 1024
+            own = trace.size[trace.batch == batch]  # the first may have had a part in the batch before
+            assert own.sum() - own.max() <= size[0]
         assert set(trace.paths) <= {"table@cpu", "tt@cpu"}
         # More at once than may wait: refused, and counted so.
         burst = Plan(np.zeros(200), np.full(200, 400), "a burst")
