@@ -16,77 +16,31 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recsys_opt._serving import Batch, Policy, Scheduler
 from recsys_opt.errors import RecsysOptError
 from recsys_opt.server.check import QueryCheck
 from recsys_opt.server.fleet import Served
+from recsys_opt.server.in_flight import Pending, Reply, Running, Worker
 from recsys_opt.server.messages import Report, What
 from recsys_opt.server.metrics import EngineMetrics
 from recsys_opt.server.refusal import RefusalError
 from recsys_opt.server.settings import Settings
 from recsys_opt.server.wire import Answer, Query
 from recsys_opt.server.worker_process import WorkerProcess
-from recsys_opt.serving.as_served import padded
 
 log = logging.getLogger("recsys_opt.server")
 
-Reply = Callable[[Answer | RefusalError], None]
 MOST_ATTEMPTS = 3
 """Batches of a query that may fail before the query is given up: it may be what ends the workers."""
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
-_STEADY_S = 60.0
-"""A worker that has run so long is restarted without a pause that grew before."""
 _TICK_S = 0.25
 _MOST_TIMES_MODEL, _MOST_BESIDE_MODEL_S = 2.0, 0.001
 """What a batch takes longer than its model is at most so much its device's slowness; the rest is that this
 process had other work, as in an overload, and says nothing of the device."""
 _STALL_S = 1.0
 """A tick that comes so much later: this process did not run, nor perhaps its workers."""
-
-
-@dataclass(slots=True)
-class Pending:
-    """A query that is admitted and not yet answered."""
-
-    query: Query
-    reply: Reply
-    admitted: float
-    deadline: float
-    out: NDArray[np.float32]
-    paths: dict[str, int] = field(default_factory=dict)
-    failures: int = 0
-
-
-@dataclass(slots=True)
-class Running:
-    """A batch that a worker computes."""
-
-    number: int
-    path: int
-    size: int
-    started: float
-    parts: list[tuple[int, int, int]]
-    """Query, its first sample in the part, their count."""
-
-
-class Worker:
-    """A place in the scheduler, and the process that fills it at the moment."""
-
-    def __init__(self, index: int, device: str) -> None:
-        self.index = index
-        self.device = device
-        self.process: WorkerProcess | None = None
-        self.running: Running | None = None
-        self.available = False
-        self.pause_s = _FIRST_PAUSE_S
-        self.since = 0.0
-        self.restarts = 0
 
 
 class Engine:
@@ -245,23 +199,8 @@ class Engine:
     def _start(self, worker: Worker, batch: Batch, started: float) -> None:
         process = worker.process
         assert process is not None
-        size = batch.size
-        width = padded(size)
-        dense, ids = process.slots.dense(width), process.slots.ids(width)
-        dense[size:] = 0
-        ids[:, size:] = 0
-        parts = list(zip(batch.queries, batch.first, batch.count, strict=True))
-        at = 0
-        for number, first, count in parts:
-            pending = self._pending.get(number)
-            if pending is not None:
-                dense[at : at + count] = pending.query.dense[first : first + count]
-                ids[:, at : at + count] = pending.query.ids[:, first : first + count]
-            else:  # given up a moment ago: what is there may be no ids of this model's
-                dense[at : at + count] = 0
-                ids[:, at : at + count] = 0
-            at += count
-        worker.running = Running(next(self._batches), batch.path, size, started, parts)
+        worker.running = Running.of(next(self._batches), batch, started)
+        width = worker.running.write(process.slots, self._pending)
         process.compute(self.served.path_in_worker[batch.path], width)
 
     def worker_reported(self, process: WorkerProcess, report: Report) -> None:
@@ -278,15 +217,7 @@ class Engine:
             self._feed()
             return
         name = self._paths[running.path]
-        outputs = process.slots.outputs(running.size)
-        at = 0
-        for number, first, count in running.parts:
-            pending = self._pending.get(number)
-            if pending is not None:
-                pending.out[first : first + count] = outputs[at : at + count]
-                done = pending.paths.pop(name, 0)  # the last part's path is the last
-                pending.paths[name] = done + count
-            at += count
+        running.read(process.slots, self._pending, name)
         worker.running = None
         now = time.monotonic()  # as the scheduler counts: what was copied to and fro is the batch's time
         most = _MOST_TIMES_MODEL * report.seconds + _MOST_BESIDE_MODEL_S
@@ -303,8 +234,7 @@ class Engine:
             return
         total = now - pending.admitted
         self._metrics.outcome("answered", total, late=now > pending.deadline)
-        _reply(
-            pending,
+        pending.reply(
             Answer(
                 pending.out,
                 pending.paths,
@@ -336,7 +266,7 @@ class Engine:
     def _refuse(self, number: int, refusal: RefusalError) -> None:
         pending = self._pending.pop(number)
         self._metrics.outcome({"late": "dropped"}.get(refusal.code, "failed"))
-        _reply(pending, refusal)
+        pending.reply(refusal)
         self._after_answers()
 
     def _overloaded(self, query: Query) -> RefusalError:
@@ -381,12 +311,9 @@ class Engine:
         worker.process = None
         if worker.available:
             self._failed(worker, why)
-        if time.monotonic() - worker.since > _STEADY_S:
-            worker.pause_s = _FIRST_PAUSE_S
         worker.restarts += 1
         self._metrics.restarted(worker.device)
-        self._loop.call_later(worker.pause_s, self._respawn, worker)
-        worker.pause_s = min(2 * worker.pause_s, _LONGEST_PAUSE_S)
+        self._loop.call_later(worker.pause_s(), self._respawn, worker)
         self._feed()  # other workers take over what it had
 
     def _respawn(self, worker: Worker) -> None:
@@ -396,8 +323,7 @@ class Engine:
             self._spawn(worker)
         except OSError as error:  # no process, memory or file descriptor to be had: perhaps later
             log.error("worker %s of %s cannot be started: %s", worker.index, worker.device, error)
-            self._loop.call_later(worker.pause_s, self._respawn, worker)
-            worker.pause_s = min(2 * worker.pause_s, _LONGEST_PAUSE_S)
+            self._loop.call_later(worker.pause_s(), self._respawn, worker)
 
     def _failed(self, worker: Worker, why: str) -> None:
         """The worker's batch will not be: its queries wait again, unless they have failed too often."""
@@ -442,11 +368,3 @@ class Engine:
             self._refuse(number, RefusalError("failed", "the query was not answered; see the server's log"))
         self._tick_at = now + _TICK_S
         self._timer = self._loop.call_later(_TICK_S, self._tick)
-
-
-def _reply(pending: Pending, answer: Answer | RefusalError) -> None:
-    """Whatever is wrong with one client, the others of the batch are answered."""
-    try:
-        pending.reply(answer)
-    except Exception:
-        log.exception("an answer could not be given")
