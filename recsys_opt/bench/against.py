@@ -1,7 +1,8 @@
 """Simulation held against measurement: real runs of the server, each beside what simulation says of it.
 
-Every load is sent twice, and the profile as served is measured before and after: how far the two runs, and
-what the two profiles predict, lie apart is the machine's noise, without which an error says nothing.
+Every load is sent twice, and each path is measured by itself before and after: how far the two runs, and what
+the two profiles predict, lie apart is the machine's noise, without which an error says nothing. Predictions
+are from both measurements of the paths; the server has the first as its profile.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from recsys_opt.bench.as_served import Serving, capacity, measured_as_served
+from recsys_opt.bench.as_served import Serving, capacity, served_traces
 from recsys_opt.bench.load import Plan, samples_for, send
 from recsys_opt.bench.served import Disturbance
 from recsys_opt.progress import Progress
 from recsys_opt.serving.against import Comparison, against
+from recsys_opt.serving.calibration import as_served
 from recsys_opt.serving.choices import parse_policy
 from recsys_opt.serving.profile import Profile
 from recsys_opt.serving.sizes import Sizes
@@ -47,12 +49,11 @@ def measure(
 ) -> tuple[list[dict[str, Any]], Profile]:
     """A row for each policy and load, and the profile as served that predictions are from.
 
-    folder  gets that profile and the runs' traces
+    folder  gets the server's profile and the runs' traces
     """
     folder.mkdir(parents=True, exist_ok=True)
-    profile = measured_as_served(
-        serving, seconds=settings.path_seconds, seed=settings.seed, progress=progress
-    )
+    before = _served(serving, settings, settings.seed, progress)
+    profile = as_served(Profile.load(serving.profile), before)
     own = folder / "profile.json"
     profile.save(own)
     plans = _plans(profile, settings)
@@ -73,20 +74,31 @@ def measure(
                     progress.advance(1, policy=policy, share=f"{share:.0%}")
             server.stop()
     progress.finish()
-    after = measured_as_served(
-        serving, seconds=settings.path_seconds, seed=settings.seed + 1, progress=progress
-    )
-    return [row(profile, after, *key, traces) for key, traces in runs.items()], profile
+    after = _served(serving, settings, settings.seed + 1, progress)
+    bare = Profile.load(serving.profile)
+    both = as_served(bare, [*before, *after])
+    halves = as_served(bare, before), as_served(bare, after)
+    return [row(profile, both, halves, *key, found) for key, found in runs.items()], both
 
 
 def row(
-    before: Profile, after: Profile, policy: str, share: float, runs: Sequence[tuple[Trace, Disturbance]]
+    profile: Profile,
+    times: Profile,
+    halves: Sequence[Profile],
+    policy: str,
+    share: float,
+    runs: Sequence[tuple[Trace, Disturbance]],
 ) -> dict[str, Any]:
-    """One load's runs beside their simulations; relative errors, and how far apart measurements are."""
+    """One load's runs beside their simulations; relative errors, and how far apart measurements are.
+
+    profile  that the server had
+    times    that predictions are from
+    halves   measurements of it
+    """
     traces = [trace for trace, _ in runs]
     chosen = parse_policy(policy)
-    found = [against(before, chosen, trace) for trace in traces]
-    second = against(after, chosen, traces[0])
+    found = [against(profile, chosen, trace, times=times) for trace in traces]
+    others = [against(profile, chosen, traces[0], times=half) for half in halves]
     figures: dict[str, Any] = {"policy": policy, "share": share, "load": found[0].load, "sla": found[0].sla}
     for name in ("p50", "p95", "p99", "mean"):
         mine = [_row(c, name) for c in found]
@@ -96,7 +108,7 @@ def row(
             "replayed_off": [r.replayed_off for r in mine],
             "profiled_off": [r.profiled_off for r in mine],
             "runs_apart": _apart(measured),
-            "profiles_apart": _apart([mine[0].profiled, _row(second, name).profiled]),
+            "profiles_apart": _apart([_row(c, name).profiled for c in others]),
         }
     figures["in_sla"] = {
         "measured": [_row(c, "in SLA").measured for c in found],
@@ -118,6 +130,10 @@ def _plans(profile: Profile, settings: AgainstSettings) -> dict[float, Plan]:
         share: Plan.of(_workload(settings, share * most), settings.seconds, settings.seed)
         for share in settings.shares
     }
+
+
+def _served(serving: Serving, settings: AgainstSettings, seed: int, progress: Progress) -> list[Trace]:
+    return served_traces(serving, seconds=settings.path_seconds, seed=seed, progress=progress)
 
 
 def _workload(settings: AgainstSettings, rate: float) -> Any:

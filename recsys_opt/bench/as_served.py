@@ -19,7 +19,7 @@ from recsys_opt.progress import Progress, SilentProgress
 from recsys_opt.serving.calibration import as_served
 from recsys_opt.serving.profile import Path as ServedPath
 from recsys_opt.serving.profile import Profile
-from recsys_opt.serving.trace import State
+from recsys_opt.serving.trace import State, Trace
 
 _FIRST_S = 0.5
 _MOST_LOST = 0.02
@@ -59,7 +59,30 @@ def measured_as_served(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Profile:
-    """The measured paths (default: all) with their times inside the server, and what it adds to a query.
+    """The measured paths (default: all) with their times inside the server, and what it adds to a query."""
+    traces = served_traces(serving, paths=paths, seconds=seconds, share=share, seed=seed, progress=progress)
+    found = as_served(Profile.load(serving.profile), traces)
+    devices = {p.device for p in found.paths}
+    about: dict[str, Any] = {
+        **environment(),
+        "as_served": f"{seconds:g} s of load on each path by itself, {share:.0%} of its capacity",
+        "spin_s": serving.spin_s,
+        "queries": traces[0].circumstances["samples"],
+    }
+    before = found.circumstances
+    return replace(found, circumstances={**before, **{d: {**before.get(d, {}), **about} for d in devices}})
+
+
+def served_traces(
+    serving: Serving,
+    *,
+    paths: Sequence[str] = (),
+    seconds: float = 10.0,
+    share: float = 0.6,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Trace]:
+    """Of a load on each of the measured paths (default: all) by itself.
 
     seconds  of load for each path
     share    of its capacity: a worker is found at work and waiting, about as often
@@ -85,16 +108,7 @@ def measured_as_served(
         traces.append(load.trace)
         progress.advance(1, path=name)
     progress.finish()
-    found = as_served(profile, traces)
-    devices = {p.device for p in found.paths}
-    about: dict[str, Any] = {
-        **environment(),
-        "as_served": f"{seconds:g} s of load on each path by itself, {share:.0%} of its capacity",
-        "spin_s": serving.spin_s,
-        "queries": traces[0].circumstances["samples"],
-    }
-    before = found.circumstances
-    return replace(found, circumstances={**before, **{d: {**before.get(d, {}), **about} for d in devices}})
+    return traces
 
 
 def capacity(path: ServedPath, sizes: np.ndarray[Any, Any], workers: int = 1) -> float:

@@ -80,6 +80,7 @@ def against(
     sla: float | None = None,
     seed: int = 0,
     overhead: float | None = None,
+    times: Profile | None = None,
 ) -> Comparison:
     """Simulates a recorded run's arrivals.
 
@@ -87,6 +88,8 @@ def against(
     overhead  seconds of each query beside wait and batch, for the simulation from the profile; None: what
               the profile says, if its times are as served, else none. With recorded times it is the recorded
               one, where that is known
+    times     whose times batches take in the simulation from the profile; None: the profile's, which is what
+              the policy expects in any case
     """
     sla = sla if sla is not None else trace.sla
     if sla is None:
@@ -101,24 +104,26 @@ def against(
     own = own_times(profile, trace)
     if own is not None:
         devices, ratios = recorded_times(profile, own, trace)
-        beside = own.as_served or AsServed(*setup.overheads)
+        server = own.as_served or AsServed(*setup.overheads)
         replayed = run_native(
             setup,
             policy,
             recorded=devices,
             batches=batches_by_query(profile, trace),
             times=own,
-            overheads=(beside.query_s, beside.sample_s),
+            overheads=(server.query_s, server.sample_s),
         )
         q50, q95, q99 = np.quantile(ratios, (0.5, 0.95, 0.99))
         notes.append(
             f"{len(ratios):,} recorded batches took {q50:.2f} times the profile's mean in the median, "
-            f"{q95:.2f} and {q99:.2f} times it in 1 of 20 and of 100; {1e6 * beside.query_s:,.0f} us a query "
-            f"beside wait and batch, and {1e6 * beside.sample_s:.2f} us a sample"
+            f"{q95:.2f} and {q99:.2f} times it in 1 of 20 and of 100; {1e6 * server.query_s:,.0f} us a query "
+            f"beside wait and batch, and {1e6 * server.sample_s:.2f} us a sample"
         )
     else:
         notes.append("the recording has no service times: it can be simulated from the profile alone")
-    runs = [run_native(setup.at(seed=seed + at), policy) for at in range(RUNS)]
+    work = None if times is None else times.as_served
+    beside = None if work is None or overhead is not None else (work.query_s, work.sample_s)
+    runs = [run_native(setup.at(seed=seed + at), policy, times=times, overheads=beside) for at in range(RUNS)]
     latency = trace.latency[trace.answered]
     rows = [
         Row(

@@ -189,6 +189,7 @@ def run_native(
     """
     devices = fleet(setup.profile)
     overhead, sample_overhead = overheads or setup.overheads
+    served = (times or setup.profile).as_served
     workload = native_workload(setup.workload, setup.queries, setup.seed)
     own = policy.make(devices, setup)
     simulate = functools.partial(
@@ -204,7 +205,7 @@ def run_native(
         events=native_events(setup.events, setup.profile),
         overhead=overhead,
         sample_overhead=sample_overhead,
-        wake=0.0 if setup.profile.as_served is None else setup.profile.as_served.wake_s,
+        wake=0.0 if served is None else served.wake_s,
         turnaround=setup.turnaround,
         bin=bin_seconds,
         record=record,

@@ -34,11 +34,25 @@ def test_served_profile_runs_and_comparison(tmp_path: Path, capsys: pytest.Captu
     # What was measured in the server replaces the made-up times.
     profile = Profile.load(keep / "profile.json")
     assert profile.as_served.query_s > 0
-    assert profile.circumstances["cpu"]["as_served"].startswith("1 s of load")
     trace = read_trace(keep / "static_20_1.npz")
     assert len(trace) == row["queries"]
     # Replayed with its own times a run is itself, but for what took each query a time of its own.
     assert all(abs(off) < 0.5 for off in row["p50"]["replayed_off"])
+
+
+@pytest.mark.slow
+def test_a_profile_as_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = write_all(tmp_path)
+    words = ["profile", "served", str(folder / "profile.json"), "--runs", str(folder / "runs")]
+    out = tmp_path / "served.json"
+    assert main([*words, "--paths", "table@cpu", "--seconds", "1s", "--out", str(out)]) == 0
+    assert "table@cpu" in capsys.readouterr().out
+    profile = Profile.load(out)
+    assert [p.name for p in profile.paths] == ["table@cpu"]
+    assert profile.as_served.query_s > 0
+    assert profile.circumstances["cpu"]["as_served"].startswith("1 s of load")
+    assert profile.path("table@cpu").times[0].runs >= 100
+    assert main(["simulate", str(out), "--load", "100", "--queries", "2000"]) == 0
 
 
 def test_nothing_to_serve(tmp_path: Path):
