@@ -9,16 +9,14 @@ namespace recsys_opt::serving {
 namespace {
 
 // Shares of the time that queries are given, and ratios.
-constexpr double kSafe = .9;          // what plans use of it: times vary
-constexpr double kCorrection = .5;    // in which a backlog that is too large is to be gone
-constexpr double kMemory = 50;        // over which arrivals are averaged
-constexpr double kInterval = .05;     // at least so far apart the average is brought up to date
-constexpr double kLongest = .5;       // a batch; what arrives as it starts waits for its end, and
-                                      // then needs a batch of its own
-constexpr double kMargin = .5;        // standard deviations of what arrives
-constexpr double kEfficient = .95;    // of the best rate: less is waste in an overload
-constexpr double kGoodRate = .8;      // of the best rate: what a query may count on
-constexpr double kGoodLongest = .25;  // a batch at that rate
+constexpr double kSafe = .9;         // what plans use of it: times vary
+constexpr double kCorrection = 1.5;  // in which a backlog that is too large is to be gone
+constexpr double kMemory = 50;       // over which arrivals are averaged
+constexpr double kInterval = .05;    // at least so far apart the average is brought up to date
+constexpr double kLongest = .5;      // a batch; what arrives as it starts waits for its end, and
+                                     // then needs a batch of its own
+constexpr double kMargin = .5;       // standard deviations of what arrives
+constexpr double kEfficient = .95;   // of the best rate: less is waste in an overload
 
 // Where between two prices at which a device changes its path, counted from the lower one.
 constexpr double kEdge = .02;
@@ -58,17 +56,14 @@ double Adaptive::best_rate(const Core& core, int32_t p) const {
   return path.times.best_rate(most) / slowness;
 }
 
-// Seconds of the least batch that is nearly as efficient as the best.
-double Adaptive::good_batch(const Core& core, int32_t p) const {
-  const Path& path = core.fleet().paths()[p];
-  const double slowness = core.slowness(path.device);
-  for (int64_t m = 1; m <= path.times.max_size(); ++m) {
-    const double time = path.times.mean(m) * slowness;
-    if (static_cast<double>(m) >= kGoodRate * rates_[p] * time) {
-      return std::min(time, kGoodLongest * sla_);
-    }
-  }
-  return kGoodLongest * sla_;
+// As long as leaves what arrives meanwhile the time for a batch of its own.
+Adaptive::Full Adaptive::full_batch(const Core& core, int32_t device) const {
+  if (core.available(device) == 0) return {};
+  const ServiceTimes& times = core.fleet().paths()[fastest_[device]].times;
+  const double slowness = core.slowness(device);
+  int64_t size = times.most_within(kSafe * sla_ / 2 / slowness);
+  if (size == 0) size = times.most_within(kSafe * sla_ / slowness);
+  return {size, size > 0 ? times.mean(size) * slowness : 0};
 }
 
 void Adaptive::refresh(const Core& core) {
@@ -80,16 +75,15 @@ void Adaptive::refresh(const Core& core) {
     rates_[p] = best_rate(core, static_cast<int32_t>(p));
   }
   fastest_.clear();
+  full_.clear();
   double most = -1;
   for (std::size_t d = 0; d < devices.size(); ++d) {
     fastest_.push_back(
         *std::max_element(devices[d].paths.begin(), devices[d].paths.end(),
                           [&](int32_t p, int32_t q) { return rates_[p] < rates_[q]; }));
     const double rate = rates_[fastest_[d]] * core.available(static_cast<int32_t>(d));
-    if (rate > most) {
-      most = rate;
-      good_batch_ = good_batch(core, fastest_[d]);
-    }
+    if (rate > most) most = rate, main_ = static_cast<int32_t>(d);
+    full_.push_back(full_batch(core, static_cast<int32_t>(d)));
   }
   find_steps(core);
 }
@@ -149,18 +143,24 @@ double Adaptive::least_time(const Core& core, int32_t count) const {
   return least;
 }
 
-// After what runs and what waits, as fast as the fleet can, in a batch of a good size.
-bool Adaptive::in_time(const Core& core, int32_t size, double deadline) {
-  if (steps_.empty()) return false;
-  const double left =
-      kSafe * (deadline - core.now()) - std::max(least_time(core, size), good_batch_);
-  auto ahead = static_cast<double>(core.waiting_samples());
-  // No batch is longer.
-  if (ahead <= (left - sla_) * most_rate()) return true;
+// Each worker first ends its batch, then does full ones: what fits until the deadline must be what
+// waits already, and the query. Only where no full one fits, a smaller one counts.
+bool Adaptive::in_time(const Core& core, int32_t size, double deadline) const {
+  const double end = core.now() + kSafe * (deadline - core.now());
+  int64_t left = core.waiting_samples() + size;
   for (int32_t w = 0; w < core.fleet().workers(); ++w) {
-    ahead += (core.free_at(w) - core.now()) * rates_[fastest_[core.fleet().device_of(w)]];
+    const int32_t d = core.fleet().device_of(w);
+    const Full& full = full_[d];
+    if (full.size == 0 || !core.worker_available(w)) continue;
+    const double time = end - core.free_at(w);
+    if (time >= full.seconds) {
+      left -= static_cast<int64_t>(time / full.seconds) * full.size;
+    } else if (time > 0) {
+      left -= core.fleet().paths()[fastest_[d]].times.most_within(time / core.slowness(d));
+    }
+    if (left <= 0) return true;
   }
-  return ahead <= left * most_rate();
+  return false;
 }
 
 void Adaptive::give_up(Core& core, int32_t device) const {
@@ -169,7 +169,8 @@ void Adaptive::give_up(Core& core, int32_t device) const {
     core.give_up(lane.head().slot);
   }
   // In an overload also what could be in time, but only in batches so small that more would be
-  // late for it.
+  // late for it. Which these are, the device says that serves the most.
+  if (device != main_) return;
   const double slowness = core.slowness(device);
   while (!lane.empty() && static_cast<double>(lane.samples()) > kLongest * sla_ * most_rate()) {
     const double left = lane.head().deadline - core.now();

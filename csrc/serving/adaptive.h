@@ -17,6 +17,10 @@
 // margin for how much more than on average may arrive in T:
 //     T + z sqrt(T v) / rate = safe sla / 2,    v: sum of the squared sizes that arrive a second.
 //
+// A query is admitted if all that waits, and it, fit in until its deadline: each worker first ends
+// what it does and then does full batches, those of which two fit into the time that queries are
+// given. So what is admitted in an overload is served in full batches, and in time.
+//
 // All constants are shares of the time that queries are given; none depends on the load, the
 // devices or the models.
 #pragma once
@@ -64,15 +68,19 @@ class Adaptive : public Policy {
     double price, least;  // within those at which this holds, and almost the least
     double rate;          // samples a second that the fleet serves at these
   };
+  struct Full {  // a batch in an overload
+    int64_t size = 0;
+    double seconds = 0;
+  };
   // What follows from the devices there are and how slow they are.
   void refresh(const Core& core);
   void find_steps(const Core& core);
   double best_rate(const Core& core, int32_t path) const;
-  double good_batch(const Core& core, int32_t path) const;
+  Full full_batch(const Core& core, int32_t device) const;
   double most_rate() const { return steps_.empty() ? 0.0 : steps_.back().rate; }
 
   // Whether a query that arrives now is expected to be done in time.
-  bool in_time(const Core& core, int32_t size, double deadline);
+  bool in_time(const Core& core, int32_t size, double deadline) const;
   // Gives up what cannot be in time.
   void give_up(Core& core, int32_t device) const;
   double backlog_to_keep() const;
@@ -93,8 +101,9 @@ class Adaptive : public Policy {
   int64_t epoch_ = -1;
   std::vector<double> rates_;     // [paths] samples a second at the best size of batch
   std::vector<int32_t> fastest_;  // [devices] the path of the highest rate
+  std::vector<Full> full_;        // [devices]
+  int32_t main_ = 0;              // the device of the highest rate
   std::vector<Step> steps_;       // by falling price, rising rate
-  double good_batch_ = 0;         // seconds of an efficient batch where most is served
 };
 
 }  // namespace recsys_opt::serving

@@ -92,6 +92,7 @@ class Core {
     return w.running ? std::max(now_, w.batch.start + w.batch.expected) : now_;
   }
   int32_t available(int32_t device) const { return states_[device].available; }
+  bool worker_available(int32_t worker) const { return workers_[worker].available; }
   // How much longer than profiled the device's batches take of late.
   double slowness(int32_t device) const { return states_[device].announced; }
   // Expected seconds of a batch, with the device's slowness.

@@ -79,14 +79,27 @@ void Priced::begin(const Core& core) {
 }
 
 int32_t Priced::choose(const Core& core, int32_t size, double deadline) {
+  const std::vector<Path>& paths = core.fleet().paths();
+  const double left = std::max(deadline - core.now(), 1e-9);
+  int32_t fastest = -1;
+  for (int32_t path = 0; path < static_cast<int32_t>(paths.size()); ++path) {
+    if (core.available(paths[path].device) == 0) continue;
+    if (fastest < 0 || core.expected(path, size) < core.expected(fastest, size)) fastest = path;
+  }
+  if (fastest < 0) return 0;
+  double more = 0;
+  for (const int32_t path : core.fleet().devices()[paths[fastest].device].paths) {
+    more = std::max(more, core.expected(path, size) - core.expected(fastest, size));
+  }
   int32_t best = 0;
   double best_score = -std::numeric_limits<double>::infinity();
-  const double left = std::max(deadline - core.now(), 1e-9);
-  for (int32_t path = 0; path < static_cast<int32_t>(core.fleet().paths().size()); ++path) {
-    const double gone = (finish_time(core, path, size) - core.now()) / left;
-    const double gain = gain_ > 0 ? (core.fleet().paths()[path].accuracy - least_) / gain_ : 0.0;
-    // A late answer is worth nothing, however accurate.
-    const double score = (gone <= 1 ? gain : -1.0) - 2 * gone;
+  for (int32_t path = 0; path < static_cast<int32_t>(paths.size()); ++path) {
+    const double time = core.expected(path, size);
+    const double total = finish_time(core, path, size) - core.now();
+    const double gain = gain_ > 0 ? (paths[path].accuracy - least_) / gain_ : 0.0;
+    const double price = (total - time) / (left / 2);
+    // What would be late goes to where it is the least late.
+    const double score = total <= left ? gain * more - price * time : -2 * left - total;
     if (score > best_score) best = path, best_score = score;
   }
   return best;

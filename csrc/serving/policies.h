@@ -75,9 +75,10 @@ class EarliestFinish : public Binding {
   int32_t choose(const Core& core, int32_t size, double deadline) override;
 };
 
-// Binding at arrival at a price: accuracy, in units of the best path's gain over the worst one's,
-// less the share of the time to the deadline that is gone when the query is done, doubled (so that
-// half of it is worth all of the gain).
+// Binding at arrival at a price, drift plus penalty (Neely 2010): the time that a path takes of its
+// device costs the more, the longer the device's backlog; accuracy, in units of the most accurate
+// path's gain over the least, is worth what the slowest path of the fastest device takes longer,
+// where the backlog is half of what is left to the deadline.
 class Priced : public Binding {
  public:
   void begin(const Core& core) override;
