@@ -53,7 +53,10 @@ class Served:
             profile = profile.with_paths(measured)
         for path in profile.paths:
             if path.assumed:
-                raise InputError(f"path {path.name} is assumed, not measured; it cannot be served")
+                raise InputError(
+                    f"path {path.name} is assumed, not measured, and cannot be served; measure it: "
+                    "recsys-opt profile"
+                )
             if path.run is None:
                 raise InputError(f"path {path.name} names no run; profile a trained one: recsys-opt profile")
         return cls(profile, settings.runs, tuple(sorted(cores)), settings.spin_s)

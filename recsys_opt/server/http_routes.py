@@ -79,6 +79,7 @@ class Routes:
             if form == wire.CONTENT_TYPE:
                 query = wire.decode_query(request.body, max_samples=most)
             elif form == JSON:
+                self._check_json_length(len(request.body))
                 query = json_form.decode_query(request.body, engine.served.profile.model, max_samples=most)
             else:
                 raise RefusalError(
@@ -91,6 +92,15 @@ class Routes:
             raise
         if not request.answered:
             request.on_lost = functools.partial(engine.drop, number)
+
+    def _check_json_length(self, length: int) -> None:
+        most = self._service.settings.limits.max_json_bytes
+        if length > most:
+            raise RefusalError(
+                "too_large",
+                f"the query has {length:,} bytes of JSON; at most {most:,} are taken: send it as "
+                f"{wire.CONTENT_TYPE} (binary), or split it",
+            )
 
     def _reply(self, request: Request, form: str, answer: Answer | RefusalError) -> None:
         if isinstance(answer, RefusalError):

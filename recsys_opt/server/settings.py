@@ -18,6 +18,8 @@ class Limits:
     """Samples that may wait for a worker; further queries are refused, to be sent again later."""
     max_body_bytes: int = 16 << 20
     """Bytes of one request."""
+    max_json_bytes: int = 2 << 20
+    """Bytes of a query in JSON, which takes the server many times as long to read."""
     max_header_bytes: int = 16 << 10
     """Bytes of one request's line and headers."""
     max_connections: int = 1_024

@@ -93,6 +93,60 @@ def test_a_query_with_changed_bytes_is_refused_or_fits_the_model(data: st.DataOb
     assert (query.ids < np.array(MODEL.cardinalities)[:, None]).all()
 
 
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_an_answer_with_changed_bytes_is_refused_or_is_one(data: st.DataObject):
+    answer = Answer(np.arange(5, dtype=np.float32), {"table@cpu": 3, "tt@cpu": 2}, 1.0, 2.0, 3.0, 4.0, 5, 6)
+    body = bytearray(wire.encode_answer(answer))
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    del body[data.draw(st.integers(0, len(body))) :]
+    try:
+        found = wire.decode_answer(bytes(body))
+    except InputError:
+        return
+    assert len(found.probabilities) * 4 <= len(body)
+
+
+JSON_VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.one_of(st.sampled_from(["C1", "C2"]), st.text(max_size=3)), inner, max_size=3),
+    ),
+    max_leaves=12,
+)
+NUMBERS = st.lists(st.lists(st.one_of(st.integers(-1, 6), st.floats()), min_size=1, max_size=3), max_size=3)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.one_of(
+        JSON_VALUES,
+        st.fixed_dictionaries(
+            {"dense": st.one_of(NUMBERS, JSON_VALUES), "ids": st.one_of(NUMBERS, JSON_VALUES)},
+            optional={"within_ms": JSON_VALUES, "model": JSON_VALUES},
+        ),
+    )
+)
+def test_json_of_any_kind_is_refused_or_fits_the_model(document: object):
+    try:
+        query = from_json(document)
+    except RefusalError:
+        return
+    assert np.isfinite(query.dense).all()
+    assert query.dense.shape == (query.samples, 3)
+    assert ((query.ids >= 0) & (query.ids < np.array(MODEL.cardinalities)[:, None])).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_text_of_any_kind_is_no_json_query(text: bytes):
+    with pytest.raises(RefusalError) as refused:
+        json_form.decode_query(text, MODEL, max_samples=100)
+    assert refused.value.code == "bad_request"
+
+
 def with_header(**changes: object) -> bytes:
     names = ("magic", "version", "flags", "samples", "columns", "features", "within", "named")
     body = wire.encode_query(*good(2))
