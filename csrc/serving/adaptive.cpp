@@ -177,8 +177,7 @@ void Adaptive::give_up(Core& core, int32_t device) const {
     double rate = 0;
     for (const int32_t p : core.fleet().devices()[device].paths) {
       const ServiceTimes& times = core.fleet().paths()[p].times;
-      const int64_t most = times.most_within(left / slowness);
-      if (most > 0) rate = std::max(rate, static_cast<double>(most) / times.mean(most));
+      rate = std::max(rate, times.best_rate(times.most_within(left / slowness)));
     }
     if (rate >= kEfficient * rates_[fastest_[device]] * slowness) return;
     core.give_up(lane.head().slot);

@@ -244,3 +244,15 @@ def test_a_slow_device_takes_longer_and_a_lost_one_nothing():
         events=[(1.001, 0, math.inf)],
     )
     assert found.outcomes == {"in_time": 1, "late": 0, "dropped": 3, "rejected": 0}
+
+
+def test_what_has_time_is_not_given_up_because_large_batches_are_slow():
+    """In an overload adaptive gives up what fits into small batches alone: a size that is less efficient than
+    smaller ones makes none of those small."""
+    devices = _serving.Fleet()
+    sizes, seconds = np.array([1, 1024, 4096]), np.array([[1e-4], [0.01], [0.08]])
+    devices.add_path("table", devices.add_device("cpu", 1), 0.75, sizes, seconds)
+    policy = _serving.make_policy("adaptive", devices, 0.025)
+    workload = _serving.Workload.trace(np.linspace(0, 0.01, 100), np.full(100, 128, np.int32))
+    result = _serving.simulate(devices, policy, workload, sla=30.0, queries=100)
+    assert result.outcomes == {"in_time": 100, "late": 0, "dropped": 0, "rejected": 0}
