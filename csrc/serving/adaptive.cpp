@@ -63,7 +63,8 @@ Adaptive::Full Adaptive::full_batch(const Core& core, int32_t device) const {
   const double slowness = core.slowness(device);
   int64_t size = times.most_within(kSafe * sla_ / 2 / slowness);
   if (size == 0) size = times.most_within(kSafe * sla_ / slowness);
-  return {size, size > 0 ? times.mean(size) * slowness : 0};
+  if (size == 0) return {};
+  return {size, times.mean(size) * slowness, times.high(size) * slowness};
 }
 
 void Adaptive::refresh(const Core& core) {
@@ -143,8 +144,9 @@ double Adaptive::least_time(const Core& core, int32_t count) const {
   return least;
 }
 
-// Each worker first ends its batch, then does full ones: what fits until the deadline must be what
-// waits already, and the query. Only where no full one fits, a smaller one counts.
+// Each worker first ends its batch, then does full ones, the last of them perhaps a slow one: what
+// fits until the deadline must be what waits already, and the query. Only where no full one fits, a
+// smaller one counts.
 bool Adaptive::in_time(const Core& core, int32_t size, double deadline) const {
   const double end = core.now() + kSafe * (deadline - core.now());
   int64_t left = core.waiting_samples() + size;
@@ -153,8 +155,8 @@ bool Adaptive::in_time(const Core& core, int32_t size, double deadline) const {
     const Full& full = full_[d];
     if (full.size == 0 || !core.worker_available(w)) continue;
     const double time = end - core.free_at(w);
-    if (time >= full.seconds) {
-      left -= static_cast<int64_t>(time / full.seconds) * full.size;
+    if (time >= full.high) {
+      left -= (1 + static_cast<int64_t>((time - full.high) / full.mean)) * full.size;
     } else if (time > 0) {
       left -= core.fleet().paths()[fastest_[d]].times.most_within(time / core.slowness(d));
     }
