@@ -9,23 +9,19 @@ cost a task and several awaits a request, and would leave the time for headers w
 from __future__ import annotations
 
 import asyncio
-import http
-import json
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 
-from recsys_opt.server.refusal import KINDS, RefusalError
+from recsys_opt.server.http_request import Handler, Request
+from recsys_opt.server.refusal import RefusalError
 from recsys_opt.server.settings import Limits
 
 log = logging.getLogger("recsys_opt.server")
-JSON = "application/json"
 _LINGER_S = 2.0
 """For a client that still sends after it was refused: closing at once would take the answer from it."""
 _MOST_PIPELINED = 32
@@ -34,71 +30,6 @@ _LOOK_S = 0.25
 _STALL_S = 1.0
 """A look at the connections' times that comes so much later: this process did not run, its clients' bytes may
 have come long ago."""
-
-
-@dataclass(slots=True)
-class Request:
-    """A request; `body` is whole when the handler gets it."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    """Names in lower case; of a name that comes twice, the last."""
-    connection: HttpConnection
-    keep_alive: bool
-    body: bytearray = field(default_factory=bytearray)
-    answered: bool = False
-    on_lost: Callable[[], None] | None = None
-    """Called when the client goes away before the answer."""
-    answer_bytes: bytes | None = None
-
-    def answer(
-        self,
-        status: int,
-        body: bytes,
-        content_type: str,
-        headers: Mapping[str, str] | None = None,
-        *,
-        close: bool = False,
-    ) -> None:
-        """Answers; once."""
-        if self.answered:
-            raise RuntimeError(f"{self.method} {self.path} is answered twice")
-        self.answered = True
-        self.on_lost = None
-        self.keep_alive = self.keep_alive and not close
-        lines = [_STATUS_LINES[status], f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n"]
-        lines += [f"{name}: {value}\r\n" for name, value in (headers or {}).items()]
-        lines.append("\r\n" if self.keep_alive else "connection: close\r\n\r\n")
-        head = "".join(lines).encode("latin-1")
-        self.answer_bytes = head if self.method == "HEAD" else head + body
-        self.connection.answered()
-
-    def refuse(self, refusal: RefusalError, *, close: bool = False) -> None:
-        """Answers with an error."""
-        headers = {}
-        if refusal.retry_after_s is not None:
-            headers["retry-after"] = str(max(1, round(refusal.retry_after_s)))
-        if refusal.code == "unauthenticated":
-            headers["www-authenticate"] = "Bearer"
-        if refusal.code == "method_not_allowed":
-            headers["allow"] = "GET, POST"
-        document = {"error": {"code": refusal.code, "message": refusal.message}}
-        body = json.dumps(document).encode() + b"\n"
-        self.answer(KINDS[refusal.code].http_status, body, JSON, headers, close=close)
-
-
-class Handler(Protocol):
-    """What answers requests."""
-
-    def begin(self, request: Request) -> None:
-        """The headers are there; raises RefusalError where the body need not be read."""
-
-    def handle(self, request: Request) -> None:
-        """The request is whole; answers it now or later, or raises RefusalError."""
-
-
-_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n" for s in http.HTTPStatus}
 
 
 class HttpServer:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from recsys_opt.server import json_form, metrics, wire
 from recsys_opt.server.auth import check_token
-from recsys_opt.server.http_protocol import JSON, Request
+from recsys_opt.server.http_request import JSON, Request
 from recsys_opt.server.refusal import RefusalError
 from recsys_opt.server.wire import Answer
 

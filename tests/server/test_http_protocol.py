@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 httptools = pytest.importorskip("httptools")
 
-from recsys_opt.server.http_protocol import HttpConnection, HttpServer, Request  # noqa: E402
+from recsys_opt.server.http_protocol import HttpConnection, HttpServer  # noqa: E402
+from recsys_opt.server.http_request import Request  # noqa: E402
 from recsys_opt.server.refusal import RefusalError  # noqa: E402
 from recsys_opt.server.settings import Limits  # noqa: E402
 
