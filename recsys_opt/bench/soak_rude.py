@@ -24,7 +24,8 @@ CLOSED = "closed"
 """The server has closed the connection without an answer."""
 _ADMISSIBLE = frozenset({"answered", "overloaded", "unavailable", "late", "failed"})
 """What becomes of a query that is well-formed."""
-_AFTER_STALL = frozenset({"too_slow", CLOSED})
+_NOTHING = "nothing"
+_AFTER_STALL = frozenset({"too_slow", CLOSED, _NOTHING})
 """What any of them may get when this process did not run for a while in the midst of it."""
 
 
@@ -127,7 +128,7 @@ class RudeClients:
             async with asyncio.timeout(_ANSWER_S):
                 reply = await run()
         except TimeoutError:
-            reply = "nothing"
+            reply = _NOTHING
         except (ConnectionError, asyncio.IncompleteReadError):
             reply = CLOSED
         self.tally.replies.setdefault(name, Counter())[reply] += 1

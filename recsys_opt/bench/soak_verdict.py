@@ -85,7 +85,7 @@ def verdict(counts: Counts, watch: Watch) -> dict[str, Any]:
         (_flat(memory), f"the server's memory grew: {memory}"),
         (
             files is None or files.grown <= MOST_GROWN_FILES,
-            f"the server's file descriptors became more: {files}",
+            f"the server's file descriptors, sockets aside, became more: {files}",
         ),
         (all(map(_flat, workers)), f"a worker's memory grew: {[g for g in workers if not _flat(g)]}"),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ _STALL_S = 2.0
 """A sample that comes so much later than it should: this process, and perhaps others, did not run."""
 _FIRST_PART = 0.25
 """Of a life, in which caches fill: it says nothing about growth."""
+_LOADED = 0.85
+"""Of its largest memory: a worker that has so much has loaded its models."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Watch:
         pid = self._server.process.pid
         self._times.append(now)
         self._memory.append(memory_bytes(pid))
-        self._files.append(open_files(pid))
+        self._files.append(open_files(pid, sockets=False))
         for child in children(pid):
             with contextlib.suppress(OSError, RecsysOptError):  # it has just ended
                 memory = memory_bytes(child)
@@ -113,12 +116,18 @@ class Watch:
         return Growth.of(self._times, self._memory)
 
     def files(self) -> Growth | None:
-        """File descriptors of the server's process."""
+        """File descriptors of the server's process that are no sockets: those come and go with clients."""
         return Growth.of(self._times, self._files)
 
     def workers(self, least_s: float) -> list[Growth]:
-        """Memory of the workers that lived so long, each by itself."""
-        found = [Growth.of(t, v) for t, v in self._workers.values() if t[-1] - t[0] >= least_s]
+        """Memory of the workers that lived so long, each by itself, from when its models were loaded."""
+        found = []
+        for t, v in self._workers.values():
+            # Loading is what brings most of the memory. Had it leaked after that, this were late in its
+            # life, and the rest of the way would be more than what is taken to be flat.
+            begin = next(k for k, value in enumerate(v) if value >= _LOADED * max(v))
+            if t[-1] - t[begin] >= least_s:
+                found.append(Growth.of(t[begin:], v[begin:]))
         return [g for g in found if g is not None]
 
     def row(self) -> dict[str, Any]:
@@ -126,16 +135,20 @@ class Watch:
         return {
             "samples": len(self._times),
             "most_memory_mb": round(max(self._memory) / 1e6, 3),
-            "most_files": int(max(self._files)),
+            "most_files_but_sockets": int(max(self._files)),
             "worker_processes": len(self._workers),
             "stalls": len(self.stalls),
             "stalled_s": round(sum(self.stalls), 1),
         }
 
 
-def open_files(pid: int) -> int:
+def open_files(pid: int, *, sockets: bool = True) -> int:
     """File descriptors that a process has."""
-    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    count = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # just closed
+            count += sockets or not os.readlink(entry).startswith("socket:")
+    return count
 
 
 def children(pid: int) -> list[int]:

@@ -41,6 +41,8 @@ class HttpServer:
         self.loop = loop
         self.connections: set[HttpConnection] = set()
         self.closing = False
+        self.reading_bytes = 0
+        """Of all bodies that are not whole."""
         self._server: asyncio.Server | None = None
         self._look_at = 0.0
         self._sweep: asyncio.TimerHandle | None = None
@@ -132,6 +134,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone, or the connection was closed."""
         self._server.connections.discard(self)
+        self._take_request()
         for request in self._waiting:
             if request.on_lost is not None and not request.answered:
                 request.answered = True
@@ -227,12 +230,19 @@ class HttpConnection(asyncio.Protocol):
         """A part of the body."""
         assert self._request is not None
         self._request.body += body
+        self._server.reading_bytes += len(body)
+        if self._server.reading_bytes > self._limits.max_reading_bytes:
+            raise RefusalError(
+                "unavailable",
+                f"requests of {self._limits.max_reading_bytes:,} bytes are being read already; try later",
+                retry_after_s=1.0,
+            )
         if len(self._request.body) > self._limits.max_body_bytes:
             raise self._body_too_large(None)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        request, self._request = self._request, None
+        request = self._take_request()
         assert request is not None
         self._came_together += 1
         if max(self._came_together, len(self._waiting) + 1) > _MOST_PIPELINED:
@@ -336,11 +346,17 @@ class HttpConnection(asyncio.Protocol):
         """Answers what is being read with an error, and reads no more of this connection."""
         self._refused = True
         self._in_headers = False
-        request = self._request or Request("GET", "", {}, self, False)
-        self._request = None
+        request = self._take_request() or Request("GET", "", {}, self, False)
         self._waiting.append(request)
         self._expire_in(math.inf)
         request.refuse(refusal, close=True)
+
+    def _take_request(self) -> Request | None:
+        """What is being read, if anything; it is no more."""
+        request, self._request = self._request, None
+        if request is not None:
+            self._server.reading_bytes -= len(request.body)
+        return request
 
     def _expire_in(self, seconds: float) -> None:
         self._reads_by = time.monotonic() + seconds

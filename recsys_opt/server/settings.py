@@ -18,6 +18,8 @@ class Limits:
     """Samples that may wait for a worker; further queries are refused, to be sent again later."""
     max_body_bytes: int = 16 << 20
     """Bytes of one request."""
+    max_reading_bytes: int = 256 << 20
+    """Bytes of all requests that are being read at a time, of which a client may send slowly."""
     max_json_bytes: int = 2 << 20
     """Bytes of a query in JSON, which takes the server many times as long to read."""
     max_header_bytes: int = 16 << 10

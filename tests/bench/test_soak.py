@@ -12,7 +12,7 @@ from recsys_opt.bench.record import read_record
 from recsys_opt.bench.soak import Load
 from recsys_opt.bench.soak_rude import Tally
 from recsys_opt.bench.soak_verdict import Counts, verdict
-from recsys_opt.bench.soak_watch import Growth
+from recsys_opt.bench.soak_watch import Growth, Watch
 from recsys_opt.cli.main import main
 from tests.server.served import write_all
 
@@ -113,6 +113,18 @@ def test_growth_is_that_after_the_beginning():
     assert leak.slope_per_h == pytest.approx(360 * MB)
     assert leak.grown == pytest.approx(10 * MB, rel=0.02)
     assert Growth.of([0.0, 1.0], [1.0, 1.0]) is None
+
+
+def test_a_workers_memory_is_looked_at_when_its_models_are_loaded():
+    watch = Watch(None)  # type: ignore[arg-type]  # nothing is sampled
+    times = np.arange(200) * 0.5
+    loading = np.minimum(times * 40, 400) * MB
+    watch._workers[1] = list(times), list(100 * MB + loading)
+    watch._workers[2] = list(times), list(100 * MB + loading + 1 * MB * times)  # leaks
+    watch._workers[3] = list(times[:30]), list(100 * MB + loading[:30])  # is gone soon
+    flat, leaks = watch.workers(30.0)
+    assert flat.grown == 0
+    assert leaks.grown > 20 * MB
 
 
 @pytest.mark.slow

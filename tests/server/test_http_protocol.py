@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -200,6 +200,7 @@ def test_bytes_of_any_kind_are_answered_whole_or_not_at_all(sent: bytes, cuts: l
     connection.expire()
     connection.connection_lost(None)
     assert connection not in connection._server.connections
+    assert connection._server.reading_bytes == 0
 
 
 GET = b"GET /a HTTP/1.1\r\n\r\n"
@@ -237,6 +238,35 @@ def test_who_reads_again_has_all_answers():
     assert Answers.of(bytes(transport.written)) == [(200, b"GET /a ")] * 20
     assert transport.reading
     assert connection.expires > time.monotonic() + LIMITS.write_timeout_s
+
+
+def test_bodies_that_are_being_read_are_limited_together():
+    loop = asyncio.new_event_loop()
+    loop.close()
+    server = HttpServer(Echo(False), replace(LIMITS, max_reading_bytes=5000), loop)
+    pairs = []
+    for _ in range(3):
+        connection = HttpConnection(server)
+        transport = Wire(connection)
+        connection.connection_made(transport)
+        connection.data_received(b"POST /a HTTP/1.1\r\nContent-Length: 3000\r\n\r\n")
+        pairs.append((connection, transport))
+    (first, one), (second, two), (third, three) = pairs
+    first.data_received(b"x" * 2900)
+    second.data_received(b"x" * 2500)
+    ((status, said),) = Answers.of(bytes(two.written))
+    assert status == 503
+    assert b"5,000 bytes are being read already" in said
+    assert server.reading_bytes == 2900
+    first.data_received(b"x" * 100)
+    assert Answers.of(bytes(one.written)) == [(200, b"POST /a " + b"x" * 3000)]
+    assert server.reading_bytes == 0
+    third.data_received(b"x" * 2000)
+    assert server.reading_bytes == 2000
+    third.connection_lost(None)
+    second.connection_lost(None)
+    assert server.reading_bytes == 0
+    assert not three.written
 
 
 def test_a_client_that_goes_away_is_told_once_for_each_query_that_waits():
