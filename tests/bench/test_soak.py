@@ -91,7 +91,7 @@ def test_each_fault_is_found(changes: dict[str, Any], said: str):
     [
         ({"server": 9 * MB}, "server's memory grew"),
         ({"worker": 9 * MB}, "worker's memory grew"),
-        ({"files": 17}, "descriptors became more"),
+        ({"files": 17}, "sockets aside, became more"),
     ],
 )
 def test_growth_is_found(grown: dict[str, float], said: str):
