@@ -30,6 +30,7 @@ def lines_of(profile: Profile) -> list[str]:
         "",
         *device_lines(profile),
         *circumstance_lines(profile),
+        *served_lines(profile),
         "",
         *path_lines(profile),
         *time_lines(profile),
@@ -45,6 +46,19 @@ def device_lines(profile: Profile) -> list[str]:
         for d in profile.devices
     ]
     return [clipped(line) for line in lines]
+
+
+def served_lines(profile: Profile) -> list[str]:
+    """Of a profile whose times are those of batches inside the server."""
+    work = profile.as_served
+    if work is None:
+        return []
+    text = (
+        f"as served: times inside the server, which takes {1e6 * work.query_s:.0f} us a query and "
+        f"{1e6 * work.sample_s:.2f} us a sample beside; {1e6 * work.wake_s:.0f} us more for a batch that a worker "
+        "waited for"
+    )
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
 
 
 def circumstance_lines(profile: Profile) -> list[str]:
