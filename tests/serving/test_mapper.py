@@ -26,10 +26,12 @@ KAGGLE = sized(cpu_gpu_profile(), (2160, 40, 2200, 2160, 40, 2200))
 
 
 def best_of_all(mapper):
-    """By enumeration of every set."""
+    """By enumeration of every set; of those that rounding tells apart the second value counts."""
     every = range(len(mapper.profile.paths))
     sets = (s for k in range(len(every) + 1) for s in itertools.combinations(every, k))
-    return max(mapper.worth(s) for s in sets if mapper.fits(s))
+    found = [mapper.worth(s) for s in sets if mapper.fits(s)]
+    most = max(first for first, _ in found)
+    return most, max(second for first, second in found if first >= most * (1 - 1e-9))
 
 
 def test_the_value_is_the_bound():
