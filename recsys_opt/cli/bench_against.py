@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sla", type=seconds_of, default=AgainstSettings.sla, metavar="TIME", help="default 100ms")
     add("--seconds", type=seconds_of, default=10.0, metavar="TIME", help="of each run (10s)")
     add("--path-seconds", type=seconds_of, default=10.0, metavar="TIME", help="of each path's own load (10s)")
-    add("--repeats", type=at_least(1), default=2, metavar="N", help="runs of each load (%(default)s)")
+    add("--repeat", type=at_least(1), default=2, metavar="N", help="runs of each load (%(default)s)")
     add("--spin", type=seconds_of, default=Serving.spin_s, metavar="TIME", help="as `serve` takes it (500us)")
     add("--seed", type=at_least(0), default=0, metavar="N", help="default 0")
     add("--keep", type=Path, metavar="FOLDER", help="where the profile as served and the traces go")
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> Outcome:
         sla=args.sla,
         seconds=args.seconds,
         path_seconds=args.path_seconds,
-        repeats=args.repeats,
+        repeats=args.repeat,
         seed=args.seed,
     )
     serving = Serving(args.profile, args.runs, args.data, args.spin)

@@ -25,7 +25,7 @@ def test_served_profile_runs_and_comparison(tmp_path: Path, capsys: pytest.Captu
     words = ["bench", "against", str(folder / "profile.json"), "--runs", str(folder / "runs")]
     words += ["--policy", "static:table@cpu", "--shares", "0.2", "--seconds", "1s", "--path-seconds", "1s"]
     keep, record = tmp_path / "kept", tmp_path / "record.json"
-    assert main([*words, "--repeats", "2", "--keep", str(keep), "--record", str(record)]) == 0
+    assert main([*words, "--repeat", "2", "--keep", str(keep), "--record", str(record)]) == 0
     assert "from profile" in capsys.readouterr().out
     (row,) = read_json(record, "recsys_opt.measurement", 1)["rows"]
     assert len(row["p50"]["measured_ms"]) == 2
