@@ -12,6 +12,7 @@ namespace {
 constexpr double kSafe = .9;         // what plans use of it: times vary
 constexpr double kCorrection = 1.5;  // in which a backlog that is too large is to be gone
 constexpr double kMemory = 50;       // over which arrivals are averaged
+constexpr double kRefused = 5;       // in which what was refused is forgotten
 constexpr double kInterval = .05;    // at least so far apart the average is brought up to date
 constexpr double kLongest = .5;      // a batch; what arrives as it starts waits for its end, and
                                      // then needs a batch of its own
@@ -44,6 +45,7 @@ Adaptive::Adaptive(double sla, bool admit) : sla_(sla), admit_(admit), arrivals_
 
 void Adaptive::begin(const Core& core) {
   arrivals_ = ArrivalRate(kMemory * sla_);
+  refused_ = 0;
   refresh(core);
 }
 
@@ -131,7 +133,15 @@ void Adaptive::find_steps(const Core& core) {
 int32_t Adaptive::arrive(const Core& core, int32_t size, double deadline) {
   arrivals_.add(size);
   if (epoch_ != core.epoch()) refresh(core);
-  return admit_ && !in_time(core, size, deadline) ? -1 : core.shared_lane();
+  if (!admit_ || in_time(core, size, deadline)) return core.shared_lane();
+  refused_ = refused(core) + size;
+  refused_at_ = core.now();
+  return -1;
+}
+
+// Samples refused of late.
+double Adaptive::refused(const Core& core) const {
+  return refused_ * std::exp(-(core.now() - refused_at_) / (kRefused * sla_));
 }
 
 double Adaptive::least_time(const Core& core, int32_t count) const {
@@ -195,17 +205,19 @@ double Adaptive::backlog_to_keep() const {
   return arrivals_.rate() * x * x;
 }
 
-double Adaptive::price(const Core& core) const {
+Adaptive::Price Adaptive::price(const Core& core) const {
   const Lane& lane = core.lane(core.shared_lane());
   const double keep = backlog_to_keep();
   // Where fewer arrive than of late, the head is older than what waits behind it says.
   const double age = core.now() - core.query(lane.head().slot).arrival;
-  const double waiting = std::max(static_cast<double>(lane.samples()), arrivals_.rate() * age);
+  // And what was refused would wait, were there room.
+  const double waiting =
+      refused(core) + std::max(static_cast<double>(lane.samples()), arrivals_.rate() * age);
   const double rate = arrivals_.rate() + std::max(0.0, waiting - keep) / (kCorrection * sla_);
   std::size_t i = 0;
   while (i + 1 < steps_.size() && steps_[i].rate < rate) ++i;
-  if (waiting <= keep && i > 0 && steps_[i].rate > rate) return steps_[i - 1].least;
-  return steps_[i].price;
+  if (waiting <= keep && i > 0 && steps_[i].rate > rate) return {steps_[i - 1].least, true};
+  return {steps_[i].price, false};
 }
 
 // A batch that takes T seconds leaves what arrives meanwhile, and what it did not take, to be
@@ -275,7 +287,7 @@ Decision Adaptive::start(Core& core, int32_t worker) {
   give_up(core, device);
   if (lane.empty() || steps_.empty()) return {};
 
-  const double price = this->price(core);
+  const auto [price, slower] = this->price(core);
   const double slowness = core.slowness(device);
   const double left = lane.head().deadline - core.now();
   Decision best;
@@ -288,8 +300,11 @@ Decision Adaptive::start(Core& core, int32_t worker) {
     const double longest = std::min(left, longest_batch(core, p));
     const int64_t size =
         std::min(lane.samples(), std::max(head, path.times.most_within(longest / slowness)));
-    const double value =
-        static_cast<double>(size) * (path.accuracy - price) / (path.times.mean(size) * slowness);
+    // A backlog that is to grow is small yet: its batches speak for paths that are fast with small
+    // ones, and it would never grow.
+    const double rate =
+        slower ? rates_[p] : static_cast<double>(size) / (path.times.mean(size) * slowness);
+    const double value = rate * (path.accuracy - price);
     if (value >= most) {
       most = value;
       best = {p, core.shared_lane(), size, kNever};

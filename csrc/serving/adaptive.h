@@ -9,8 +9,9 @@
 //
 // R is what has arrived a second of late, corrected by how far the backlog is from the one to keep;
 // between the two steps that R lies between, the faster one is taken while the backlog is above
-// it, the slower and more accurate one below. So what is served equals what arrives, at the price
-// that is right for it, and a burst is answered as soon as it is in the backlog.
+// it, the slower and more accurate one below. What was refused of late counts as backlog. So what
+// is served equals what arrives, at the price that is right for it, and a burst is answered as soon
+// as it is in the backlog.
 //
 // The backlog to keep is what arrives in T seconds: large, since large batches are efficient, but
 // so that its wait and a batch of as long again fit into the time that queries are given, with a
@@ -84,7 +85,12 @@ class Adaptive : public Policy {
   // Gives up what cannot be in time.
   void give_up(Core& core, int32_t device) const;
   double backlog_to_keep() const;
-  double price(const Core& core) const;
+  struct Price {
+    double value;
+    bool slower;  // of two steps, so that the backlog grows
+  };
+  Price price(const Core& core) const;
+  double refused(const Core& core) const;
   double longest_batch(const Core& core, int32_t path) const;
   // Whether a worker of another device can serve the head in time, on a path worth the price.
   bool elsewhere(const Core& core, int32_t device, double price) const;
@@ -98,6 +104,7 @@ class Adaptive : public Policy {
   double sla_;
   bool admit_;
   ArrivalRate arrivals_;
+  double refused_ = 0, refused_at_ = 0;  // samples, as they were then
   int64_t epoch_ = -1;
   std::vector<double> rates_;     // [paths] samples a second at the best size of batch
   std::vector<int32_t> fastest_;  // [devices] the path of the highest rate

@@ -81,6 +81,15 @@ def test_it_holds_more_than_those_that_bind_at_arrival():
     assert held["adaptive"] >= 3 * held["mp-rec"]
 
 
+@pytest.mark.parametrize("rate", [100.0, 200.0, 300.0, 350.0])
+def test_on_a_device_alone_small_batches_do_not_speak_for_fast_paths(rate):
+    """They would be served at once by the fast path, and a backlog for large ones would never come."""
+    profile = PROFILE.with_paths([p.name for p in PROFILE.paths if p.device == "cpu"])
+    found = adaptive(setup(0.1, rate, profile=profile, queries=30_000))
+    assert found.in_time > 0.99
+    assert found.gain_captured > 0.55 * found.bound_gain
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_one_path_on_one_device(workers):
     profile = make_profile({"table@cpu": (0.8, 2e-4, 1e-5)}, workers={"cpu": workers})
