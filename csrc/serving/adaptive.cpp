@@ -17,6 +17,7 @@ constexpr double kInterval = .05;    // at least so far apart the average is bro
 constexpr double kLongest = .5;      // a batch; what arrives as it starts waits for its end, and
                                      // then needs a batch of its own
 constexpr double kMargin = .5;       // standard deviations of what arrives
+constexpr double kSlow = 1.3;        // a slow batch over the mean, to plan with: some are slower
 constexpr double kEfficient = .95;   // of the best rate: less is waste in an overload
 
 // Where between two prices at which a device changes its path, counted from the lower one.
@@ -64,9 +65,11 @@ Adaptive::Full Adaptive::full_batch(const Core& core, int32_t device) const {
   const ServiceTimes& times = core.fleet().paths()[fastest_[device]].times;
   const double slowness = core.slowness(device);
   int64_t size = times.most_within(kSafe * sla_ / 2 / slowness);
-  if (size == 0) size = times.most_within(kSafe * sla_ / slowness);
+  if (size == 0) size = times.most_expected(kSafe * sla_ / 2 / slowness);
+  if (size == 0) size = times.most_expected(kSafe * sla_ / slowness);
   if (size == 0) return {};
-  return {size, times.mean(size) * slowness, times.high(size) * slowness};
+  const double slow = std::min(times.high(size), kSlow * times.mean(size));
+  return {size, times.mean(size) * slowness, slow * slowness};
 }
 
 void Adaptive::refresh(const Core& core) {
@@ -165,10 +168,11 @@ bool Adaptive::in_time(const Core& core, int32_t size, double deadline) const {
     const Full& full = full_[d];
     if (full.size == 0 || !core.worker_available(w)) continue;
     const double time = end - core.free_at(w);
-    if (time >= full.high) {
-      left -= (1 + static_cast<int64_t>((time - full.high) / full.mean)) * full.size;
+    if (time >= full.slow) {
+      left -= (1 + static_cast<int64_t>((time - full.slow) / full.mean)) * full.size;
     } else if (time > 0) {
-      left -= core.fleet().paths()[fastest_[d]].times.most_within(time / core.slowness(d));
+      const ServiceTimes& times = core.fleet().paths()[fastest_[d]].times;
+      left -= times.most_expected(time / (kSlow * core.slowness(d)));
     }
     if (left <= 0) return true;
   }

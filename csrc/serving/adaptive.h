@@ -71,7 +71,7 @@ class Adaptive : public Policy {
   };
   struct Full {  // a batch in an overload
     int64_t size = 0;
-    double mean = 0, high = 0;  // seconds
+    double mean = 0, slow = 0;  // seconds
   };
   // What follows from the devices there are and how slow they are.
   void refresh(const Core& core);

@@ -36,6 +36,7 @@ ServiceTimes::ServiceTimes(const int64_t* sizes, const double* quantiles, int64_
   weight_.resize(most + 1);
   mean_.resize(most + 1);
   high_.resize(most + 1);
+  mean_upto_.resize(most + 1);
   high_upto_.resize(most + 1);
   rate_upto_.resize(most + 1);
   int64_t row = 0;
@@ -51,6 +52,7 @@ ServiceTimes::ServiceTimes(const int64_t* sizes, const double* quantiles, int64_
     for (int64_t k = 0; k < per_size; ++k) sum += between(size, k);
     mean_[size] = sum / static_cast<double>(per_size);
     high_[size] = quantile(size, .99);
+    mean_upto_[size] = std::max(mean_[size], size ? mean_upto_[size - 1] : 0.0);
     high_upto_[size] = std::max(high_[size], size ? high_upto_[size - 1] : 0.0);
     rate_upto_[size] =
         size ? std::max(static_cast<double>(size) / mean_[size], rate_upto_[size - 1]) : 0.0;
@@ -62,9 +64,8 @@ double ServiceTimes::quantile(int64_t size, double q) const {
   return between(size, std::clamp<int64_t>(k, 0, per_size_ - 1));
 }
 
-int64_t ServiceTimes::most_within(double seconds) const {
-  const auto past = std::upper_bound(high_upto_.begin() + 1, high_upto_.end(), seconds);
-  return past - high_upto_.begin() - 1;
+int64_t ServiceTimes::most(const std::vector<double>& upto, double seconds) {
+  return std::upper_bound(upto.begin() + 1, upto.end(), seconds) - upto.begin() - 1;
 }
 
 int32_t Fleet::add_device(std::string name, int32_t workers) {

@@ -26,7 +26,9 @@ class ServiceTimes {
     return between(size, random.below(per_size_));
   }
   // The most samples whose high() is at most `seconds`; 0: none.
-  int64_t most_within(double seconds) const;
+  int64_t most_within(double seconds) const { return most(high_upto_, seconds); }
+  // The most samples whose mean() is at most `seconds`; 0: none.
+  int64_t most_expected(double seconds) const { return most(mean_upto_, seconds); }
   // Samples a second of the most efficient batch of at most so many samples; 0 for none.
   double best_rate(int64_t most) const { return rate_upto_[most]; }
 
@@ -37,16 +39,19 @@ class ServiceTimes {
     return row[0] + w.next * (row[w.step] - row[0]);
   }
 
+  static int64_t most(const std::vector<double>& upto, double seconds);
+
   struct Weight {
     int32_t row, step;  // the profiled size below, and how far the next one's quantiles are
     double next;
   };
   int64_t per_size_;
   std::vector<double> quantiles_;
-  std::vector<Weight> weight_;     // [max_size + 1]
-  std::vector<double> mean_;       // [max_size + 1]
-  std::vector<double> high_;       // [max_size + 1]
-  std::vector<double> high_upto_;  // [max_size + 1] the largest high() up to a size: it ascends
+  std::vector<Weight> weight_;  // [max_size + 1]
+  std::vector<double> mean_;    // [max_size + 1]
+  std::vector<double> high_;    // [max_size + 1]
+  // [max_size + 1] the largest mean(), high() up to a size: they ascend
+  std::vector<double> mean_upto_, high_upto_;
   std::vector<double> rate_upto_;  // [max_size + 1] the largest size / mean() up to a size
 };
 
