@@ -69,7 +69,7 @@ Adaptive::Full Adaptive::full_batch(const Core& core, int32_t device) const {
   if (size == 0) size = times.most_expected(kSafe * sla_ / slowness);
   if (size == 0) return {};
   const double slow = std::min(times.high(size), kSlow * times.mean(size));
-  return {size, times.mean(size) * slowness, slow * slowness};
+  return {size, slow * slowness, 1 / (times.mean(size) * slowness)};
 }
 
 void Adaptive::refresh(const Core& core) {
@@ -163,18 +163,21 @@ double Adaptive::least_time(const Core& core, int32_t count) const {
 bool Adaptive::in_time(const Core& core, int32_t size, double deadline) const {
   const double end = core.now() + kSafe * (deadline - core.now());
   int64_t left = core.waiting_samples() + size;
-  for (int32_t w = 0; w < core.fleet().workers(); ++w) {
-    const int32_t d = core.fleet().device_of(w);
+  for (const int32_t d : core.order()) {  // those that do the most first
     const Full& full = full_[d];
-    if (full.size == 0 || !core.worker_available(w)) continue;
-    const double time = end - core.free_at(w);
-    if (time >= full.slow) {
-      left -= (1 + static_cast<int64_t>((time - full.slow) / full.mean)) * full.size;
-    } else if (time > 0) {
-      const ServiceTimes& times = core.fleet().paths()[fastest_[d]].times;
-      left -= times.most_expected(time / (kSlow * core.slowness(d)));
+    if (full.size == 0) continue;
+    const Device& device = core.fleet().devices()[d];
+    for (int32_t w = device.first_worker; w < device.first_worker + device.workers; ++w) {
+      if (!core.worker_available(w)) continue;
+      const double time = end - core.free_at(w);
+      if (time >= full.slow) {
+        left -= (1 + static_cast<int64_t>((time - full.slow) * full.per_second)) * full.size;
+      } else if (time > 0) {
+        const ServiceTimes& times = core.fleet().paths()[fastest_[d]].times;
+        left -= times.most_expected(time / (kSlow * core.slowness(d)));
+      }
+      if (left <= 0) return true;
     }
-    if (left <= 0) return true;
   }
   return false;
 }

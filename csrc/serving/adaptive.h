@@ -71,7 +71,7 @@ class Adaptive : public Policy {
   };
   struct Full {  // a batch in an overload
     int64_t size = 0;
-    double mean = 0, slow = 0;  // seconds
+    double slow = 0, per_second = 0;  // seconds of a slow one; batches a second
   };
   // What follows from the devices there are and how slow they are.
   void refresh(const Core& core);

@@ -124,6 +124,7 @@ Workload::Stream::Stream(const Workload& workload, uint64_t seed)
     : workload_(workload), random_(Random::stream(seed, 0)), size_random_(Random::stream(seed, 1)) {
   change_ = workload.rates_.size() > 1 ? exponential(random_) * workload.dwell_[0]
                                        : std::numeric_limits<double>::infinity();
+  if (!workload.recorded_) gap_ = 1 / (workload.rates_[0] * workload.most_);
 }
 
 bool Workload::Stream::next(Arrival& arrival) {
@@ -134,12 +135,13 @@ bool Workload::Stream::next(Arrival& arrival) {
     return true;
   }
   while (true) {
-    const double gap = exponential(random_) / (workload_.rates_[state_] * workload_.most_);
+    const double gap = exponential(random_) * gap_;
     if (time_ + gap > change_) {
       // Without memory: the wait for the next arrival begins anew in the next state.
       time_ = change_;
       const std::size_t others = workload_.rates_.size() - 1;
       state_ = (state_ + 1 + random_.below(others)) % (others + 1);
+      gap_ = 1 / (workload_.rates_[state_] * workload_.most_);
       change_ += exponential(random_) * workload_.dwell_[state_];
       continue;
     }

@@ -58,6 +58,7 @@ class Workload {
     const Workload& workload_;
     Random random_, size_random_;
     double time_ = 0, change_;
+    double gap_ = 0;  // mean seconds between arrivals, at the most there are in the state
     std::size_t state_ = 0, index_ = 0;
   };
 
