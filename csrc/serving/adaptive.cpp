@@ -56,6 +56,7 @@ double Adaptive::best_rate(const Core& core, int32_t p) const {
   const double slowness = core.slowness(path.device);
   int64_t most = path.times.most_within(kLongest * sla_ / slowness);
   if (most == 0) most = path.times.most_within(sla_ / slowness);
+  if (most == 0) most = path.times.most_expected(sla_ / slowness);
   return path.times.best_rate(most) / slowness;
 }
 

@@ -243,10 +243,13 @@ class CachedDHEBag(_Frozen):
             [bag.mode == "mean" for bag in bags],
         )
 
+    def slots(self, ids: Tensor) -> Tensor:
+        """Where the rows of ids [N] are stored; COLD: nowhere."""
+        return hot_rows_split(ids, None, [self.keys], [self.directory], [self.num_embeddings], [-1])[0]
+
     def hot_share(self, ids: Tensor) -> float:
         """The share of lookups whose row is stored."""
-        slots = hot_rows_split(ids, None, [self.keys], [self.directory], [self.num_embeddings], [-1])[0]
-        return float((slots != COLD).double().mean())
+        return _share(self.slots(ids) != COLD)
 
     def materialize(self) -> Tensor:
         """The whole table, [num_embeddings, embedding_dim]."""
@@ -286,12 +289,12 @@ class TierReport:
 @torch.no_grad()
 def tier_report(bag: CachedDHEBag, dhe: DHEEmbeddingBag, ids: Tensor) -> TierReport:
     """What a cache of `dhe` does with the lookups `ids`, [N]."""
-    exact_share = bag.hot_share(ids)
+    slots = bag.slots(ids)
+    exact_share = _share(slots != COLD)
     rest = 1.0 - exact_share
     approximate = isinstance(bag.cold, CentroidBag)
     rms = largest = 0.0
     if isinstance(bag.cold, CentroidBag):
-        slots = hot_rows_split(ids, None, [bag.keys], [bag.directory], [bag.num_embeddings], [-1])[0]
         cold = ids[slots == COLD]
         if len(cold):
             want = dhe.rows(cold)
@@ -315,6 +318,10 @@ def most_frequent(ids: Tensor, rows: int) -> Tensor:
     order = torch.argsort(counts, descending=True, stable=True)
     frequent: Tensor = found[order[counts[order] > 1][:rows]]
     return frequent
+
+
+def _share(chosen: Tensor) -> float:
+    return float(chosen.double().mean())
 
 
 def decoded(dhe: DHEEmbeddingBag, encodings: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from recsys_opt import _serving
 from recsys_opt.serving.choices import parse_policy
 from recsys_opt.serving.events import Event
 from recsys_opt.serving.held import held_load
@@ -106,6 +107,17 @@ def test_a_query_that_no_device_can_do_in_time_is_refused_at_once():
     workload = make_workload(parse_arrivals("poisson"), parse_sizes("fixed:size=2000"), 10.0)
     found = adaptive(Setup(profile, workload, 0.05, 500))
     assert found.rejected == 1.0
+
+
+def test_what_is_admitted_is_served_though_one_in_a_hundred_takes_longer_than_the_sla():
+    times = np.full(100, 1e-3)
+    times[-2:] = 0.1
+    devices = _serving.Fleet()
+    devices.add_path("table", devices.add_device("cpu", 1), 0.8, np.array([1, 128]), np.array([times, times]))
+    workload = _serving.Workload.trace(np.arange(2000) * 0.02, np.ones(2000, np.int32))
+    policy = _serving.make_policy("adaptive", devices, 0.025)
+    found = _serving.simulate(devices, policy, workload, sla=0.025, queries=2000)
+    assert found.outcomes["in_time"] > 0.7 * 2000
 
 
 def test_the_priced_policy_trades_accuracy_for_time():
