@@ -305,8 +305,14 @@ def test_a_worker_that_is_killed_loses_nothing(folder: Path):
             async with AsyncClient(*server.address, timeout_s=30) as client:
                 queries = [make_query(1000, seed) for seed in range(60)]
                 tasks = [asyncio.create_task(client.predict(d, i)) for d, i in queries]
-                await asyncio.sleep(0.01)  # some are answered, one batch runs, others wait
-                os.kill(pid, signal.SIGKILL)
+                with Client(*server.address) as other:
+                    answered = unanswered = 0
+                    while answered + unanswered < 60:  # one that comes while no worker is up is refused
+                        await asyncio.sleep(0.001)
+                        answered = sum(task.done() for task in tasks)
+                        unanswered = await asyncio.to_thread(metric, other, "recsys_opt_unanswered_queries")
+                os.kill(pid, signal.SIGKILL)  # one batch runs, others wait
+                assert unanswered > 0
                 answers = await asyncio.gather(*tasks)
             for (dense, ids), answer in zip(queries, answers, strict=True):
                 found = [expected(folder, run, dense, ids) for run in ("table", "tt")]
