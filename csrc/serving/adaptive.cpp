@@ -19,11 +19,20 @@ constexpr double kLongest = .5;      // a batch; what arrives as it starts waits
 constexpr double kMargin = .5;       // standard deviations of what arrives
 constexpr double kSlow = 1.3;        // a slow batch over the mean, to plan with: some are slower
 constexpr double kEfficient = .95;   // of the best rate: less is waste in an overload
+constexpr double kEnough = .85;      // of the best rate: batches that risk more are no larger
 
 // Where between two prices at which a device changes its path, counted from the lower one.
 constexpr double kEdge = .02;
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
+
+// The most samples of a batch that is to take at most `seconds`: as many as ninety-nine of a
+// hundred batches do in that time. Where these are too few to be efficient, since rare batches take
+// long, as many as do it on average and somewhat slower.
+int64_t most_planned(const ServiceTimes& times, double seconds) {
+  const int64_t sure = times.most_within(seconds);
+  return std::max(sure, times.least_efficient(times.most_expected(seconds / kSlow), kEnough));
+}
 
 }  // namespace
 
@@ -54,8 +63,8 @@ double Adaptive::best_rate(const Core& core, int32_t p) const {
   const Path& path = core.fleet().paths()[p];
   if (core.available(path.device) == 0) return 0;
   const double slowness = core.slowness(path.device);
-  int64_t most = path.times.most_within(kLongest * sla_ / slowness);
-  if (most == 0) most = path.times.most_within(sla_ / slowness);
+  int64_t most = most_planned(path.times, kLongest * sla_ / slowness);
+  if (most == 0) most = most_planned(path.times, sla_ / slowness);
   if (most == 0) most = path.times.most_expected(sla_ / slowness);
   return path.times.best_rate(most) / slowness;
 }
@@ -65,7 +74,7 @@ Adaptive::Full Adaptive::full_batch(const Core& core, int32_t device) const {
   if (core.available(device) == 0) return {};
   const ServiceTimes& times = core.fleet().paths()[fastest_[device]].times;
   const double slowness = core.slowness(device);
-  int64_t size = times.most_within(kSafe * sla_ / 2 / slowness);
+  int64_t size = most_planned(times, kSafe * sla_ / 2 / slowness);
   if (size == 0) size = times.most_expected(kSafe * sla_ / 2 / slowness);
   if (size == 0) size = times.most_expected(kSafe * sla_ / slowness);
   if (size == 0) return {};
@@ -197,7 +206,7 @@ void Adaptive::give_up(Core& core, int32_t device) const {
     double rate = 0;
     for (const int32_t p : core.fleet().devices()[device].paths) {
       const ServiceTimes& times = core.fleet().paths()[p].times;
-      rate = std::max(rate, times.best_rate(times.most_within(left / slowness)));
+      rate = std::max(rate, times.best_rate(most_planned(times, left / slowness)));
     }
     if (rate >= kEfficient * rates_[fastest_[device]] * slowness) return;
     core.give_up(lane.head().slot);
@@ -235,8 +244,8 @@ double Adaptive::longest_batch(const Core& core, int32_t p) const {
   const Path& path = core.fleet().paths()[p];
   const double busy = std::min(1.0, arrivals_.rate() / most_rate());
   const double alone = kSafe * sla_ / (1 + busy);
-  const auto left = static_cast<double>(lane.samples() -
-                                        path.times.most_within(alone / core.slowness(path.device)));
+  const auto left = static_cast<double>(
+      lane.samples() - most_planned(path.times, alone / core.slowness(path.device)));
   // On the fastest path a smaller batch gains nothing.
   if (left <= 0 || fastest_[path.device] == p) return alone;
   return (kSafe * sla_ - left / most_rate()) / (1 + busy);
@@ -267,6 +276,31 @@ double Adaptive::latest_start(const Core& core, int32_t device) const {
   }
   const double latest = head.deadline - least * core.slowness(device);
   return latest > core.now() ? latest : kNever;
+}
+
+// A head that may be late must not have a batch for itself while others wait: they would be in
+// danger next, and each after them. The path and the size are taken of which the most samples a
+// second are in time, were all as urgent as the head.
+Decision Adaptive::save_most(const Core& core, int32_t device) const {
+  const Lane& lane = core.lane(core.shared_lane());
+  const double left = (lane.head().deadline - core.now()) / core.slowness(device);
+  Decision decision;
+  double most = -1;
+  for (const int32_t p : core.fleet().devices()[device].paths) {
+    const ServiceTimes& times = core.fleet().paths()[p].times;
+    const int64_t all = std::min(lane.samples(), times.max_size());
+    for (int64_t size = std::min<int64_t>(lane.head().count, all);;
+         size = std::min(2 * size, all)) {
+      const double rate =
+          static_cast<double>(size) * times.share_within(size, left) / times.mean(size);
+      if (rate > most) {
+        most = rate;
+        decision = {p, core.shared_lane(), size, kNever};
+      }
+      if (size == all) break;
+    }
+  }
+  return decision;
 }
 
 Decision Adaptive::serve_head(const Core& core, int32_t device) const {
@@ -300,14 +334,16 @@ Decision Adaptive::start(Core& core, int32_t worker) {
   const double left = lane.head().deadline - core.now();
   Decision best;
   double most = 0;
+  bool sure = false;
   for (const int32_t p : core.fleet().devices()[device].paths) {
     const Path& path = core.fleet().paths()[p];
     // What is too long for the device is left to another, where one can do it.
     const int64_t head = std::min<int64_t>(lane.head().count, path.times.max_size());
     if (path.times.high(head) * slowness > left) continue;
+    sure = true;
     const double longest = std::min(left, longest_batch(core, p));
     const int64_t size =
-        std::min(lane.samples(), std::max(head, path.times.most_within(longest / slowness)));
+        std::min(lane.samples(), std::max(head, most_planned(path.times, longest / slowness)));
     // A backlog that is to grow is small yet: its batches speak for paths that are fast with small
     // ones, and it would never grow.
     const double rate =
@@ -320,7 +356,7 @@ Decision Adaptive::start(Core& core, int32_t worker) {
   }
   if (best.path >= 0) return best;
   if (elsewhere(core, device, price)) return {-1, 0, 0, latest_start(core, device)};
-  return serve_head(core, device);
+  return sure ? serve_head(core, device) : save_most(core, device);
 }
 
 }  // namespace recsys_opt::serving

@@ -96,6 +96,8 @@ class Adaptive : public Policy {
   bool elsewhere(const Core& core, int32_t device, double price) const;
   // The most accurate path that serves the head in time, or the one that is late the least.
   Decision serve_head(const Core& core, int32_t device) const;
+  // The batch of which the most samples a second are in time, where the head is not for sure.
+  Decision save_most(const Core& core, int32_t device) const;
   // The latest time at which the device can begin with the head; infinity: it is past.
   double latest_start(const Core& core, int32_t device) const;
   // Seconds of so many samples on the fastest path there is.

@@ -64,6 +64,24 @@ double ServiceTimes::quantile(int64_t size, double q) const {
   return between(size, std::clamp<int64_t>(k, 0, per_size_ - 1));
 }
 
+double ServiceTimes::share_within(int64_t size, double seconds) const {
+  int64_t low = 0, high = per_size_;  // so many at least, at most
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (between(size, middle) <= seconds) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return static_cast<double>(low) / static_cast<double>(per_size_);
+}
+
+int64_t ServiceTimes::least_efficient(int64_t most, double share) const {
+  const auto begin = rate_upto_.begin();
+  return std::lower_bound(begin, begin + most, share * rate_upto_[most]) - begin;
+}
+
 int64_t ServiceTimes::most(const std::vector<double>& upto, double seconds) {
   return std::upper_bound(upto.begin() + 1, upto.end(), seconds) - upto.begin() - 1;
 }

@@ -22,6 +22,8 @@ class ServiceTimes {
   // What ninety-nine of a hundred batches of this size take at most.
   double high(int64_t size) const { return high_[size]; }
   double quantile(int64_t size, double q) const;
+  // Of the batches of this size, those that take at most `seconds`.
+  double share_within(int64_t size, double seconds) const;
   double sample(int64_t size, Random& random) const {
     return between(size, random.below(per_size_));
   }
@@ -31,6 +33,8 @@ class ServiceTimes {
   int64_t most_expected(double seconds) const { return most(mean_upto_, seconds); }
   // Samples a second of the most efficient batch of at most so many samples; 0 for none.
   double best_rate(int64_t most) const { return rate_upto_[most]; }
+  // The fewest samples of a batch with that share of best_rate(most).
+  int64_t least_efficient(int64_t most, double share) const;
 
  private:
   double between(int64_t size, int64_t k) const {

@@ -120,6 +120,22 @@ def test_what_is_admitted_is_served_though_one_in_a_hundred_takes_longer_than_th
     assert found.outcomes["in_time"] > 0.7 * 2000
 
 
+@pytest.mark.parametrize(
+    ("sla", "rate", "spread", "least"),
+    [(0.01, 8500.0, 0.6, 0.98), (0.01, 24000.0, 1.0, 0.75), (0.025, 8500.0, 1.0, 0.97)],
+)
+def test_times_that_vary_widely_do_not_set_late_queries_against_those_behind_them(sla, rate, spread, least):
+    """One batch of long takes the rest's time; served each alone, one after the other, all would be late."""
+    fast_gpu = {
+        "table@gpu": (0.7879, 720e-6, 0.135e-6),
+        "hybrid@gpu": (0.7898, 870e-6, 0.48e-6),
+        "table@cpu": (0.7879, 300e-6, 10e-6),
+        "hybrid@cpu": (0.7898, 900e-6, 35e-6),
+    }
+    found = adaptive(setup(sla, rate, profile=make_profile(fast_gpu, spread=spread)))
+    assert found.in_time >= least
+
+
 def test_the_priced_policy_trades_accuracy_for_time():
     """It holds about what the earliest finish does, and has most of the gain at half of that."""
     setting = setup(0.025, 1.0, queries=20_000)
