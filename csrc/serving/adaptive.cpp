@@ -30,8 +30,8 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 // hundred batches do in that time. Where these are too few to be efficient, since rare batches take
 // long, as many as do it on average and somewhat slower.
 int64_t most_planned(const ServiceTimes& times, double seconds) {
-  const int64_t sure = times.most_within(seconds);
-  return std::max(sure, times.least_efficient(times.most_expected(seconds / kSlow), kEnough));
+  const int64_t sure = times.most_within(seconds), more = times.most_expected(seconds / kSlow);
+  return more > sure ? std::max(sure, times.least_efficient(more, kEnough)) : sure;
 }
 
 }  // namespace

@@ -36,8 +36,6 @@ ServiceTimes::ServiceTimes(const int64_t* sizes, const double* quantiles, int64_
   weight_.resize(most + 1);
   mean_.resize(most + 1);
   high_.resize(most + 1);
-  mean_upto_.resize(most + 1);
-  high_upto_.resize(most + 1);
   rate_upto_.resize(most + 1);
   int64_t row = 0;
   for (int64_t size = 0; size <= most; ++size) {
@@ -52,11 +50,35 @@ ServiceTimes::ServiceTimes(const int64_t* sizes, const double* quantiles, int64_
     for (int64_t k = 0; k < per_size; ++k) sum += between(size, k);
     mean_[size] = sum / static_cast<double>(per_size);
     high_[size] = quantile(size, .99);
-    mean_upto_[size] = std::max(mean_[size], size ? mean_upto_[size - 1] : 0.0);
-    high_upto_[size] = std::max(high_[size], size ? high_upto_[size - 1] : 0.0);
     rate_upto_[size] =
         size ? std::max(static_cast<double>(size) / mean_[size], rate_upto_[size - 1]) : 0.0;
   }
+  mean_upto_ = Upto(mean_);
+  high_upto_ = Upto(high_);
+}
+
+ServiceTimes::Upto::Upto(const std::vector<double>& times) : longest_(times) {
+  for (std::size_t size = 1; size < longest_.size(); ++size) {
+    longest_[size] = std::max(longest_[size], longest_[size - 1]);
+  }
+  const std::size_t cells = longest_.size();
+  per_second_ = static_cast<double>(cells) / longest_.back();
+  begin_.resize(cells + 1);
+  int32_t size = 0;
+  for (std::size_t cell = 0; cell <= cells; ++cell) {
+    // A little less than where the cell begins: what rounding puts into it is found, too.
+    const double from = (static_cast<double>(cell) - 1e-6) / per_second_;
+    while (size + 1 < static_cast<int32_t>(longest_.size()) && longest_[size + 1] <= from) ++size;
+    begin_[cell] = size;
+  }
+}
+
+int64_t ServiceTimes::Upto::most(double seconds) const {
+  const auto max_size = static_cast<int64_t>(longest_.size()) - 1;
+  if (!(seconds < longest_.back())) return max_size;
+  int64_t size = begin_[static_cast<std::size_t>(std::max(0.0, seconds) * per_second_)];
+  while (longest_[size + 1] <= seconds) ++size;
+  return size;
 }
 
 double ServiceTimes::quantile(int64_t size, double q) const {
@@ -80,10 +102,6 @@ double ServiceTimes::share_within(int64_t size, double seconds) const {
 int64_t ServiceTimes::least_efficient(int64_t most, double share) const {
   const auto begin = rate_upto_.begin();
   return std::lower_bound(begin, begin + most, share * rate_upto_[most]) - begin;
-}
-
-int64_t ServiceTimes::most(const std::vector<double>& upto, double seconds) {
-  return std::upper_bound(upto.begin() + 1, upto.end(), seconds) - upto.begin() - 1;
 }
 
 int32_t Fleet::add_device(std::string name, int32_t workers) {

@@ -28,9 +28,9 @@ class ServiceTimes {
     return between(size, random.below(per_size_));
   }
   // The most samples whose high() is at most `seconds`; 0: none.
-  int64_t most_within(double seconds) const { return most(high_upto_, seconds); }
+  int64_t most_within(double seconds) const { return high_upto_.most(seconds); }
   // The most samples whose mean() is at most `seconds`; 0: none.
-  int64_t most_expected(double seconds) const { return most(mean_upto_, seconds); }
+  int64_t most_expected(double seconds) const { return mean_upto_.most(seconds); }
   // Samples a second of the most efficient batch of at most so many samples; 0 for none.
   double best_rate(int64_t most) const { return rate_upto_[most]; }
   // The fewest samples of a batch with that share of best_rate(most).
@@ -43,7 +43,19 @@ class ServiceTimes {
     return row[0] + w.next * (row[w.step] - row[0]);
   }
 
-  static int64_t most(const std::vector<double>& upto, double seconds);
+  // The longest time of all sizes up to one, searched by time.
+  class Upto {
+   public:
+    Upto() = default;
+    explicit Upto(const std::vector<double>& times);  // [max_size + 1]
+    int64_t most(double seconds) const;
+
+   private:
+    std::vector<double> longest_;  // [max_size + 1]
+    // [cells + 1] the size at which the search for a time begins, by the cell of times it is in
+    std::vector<int32_t> begin_;
+    double per_second_ = 0;  // cells
+  };
 
   struct Weight {
     int32_t row, step;  // the profiled size below, and how far the next one's quantiles are
@@ -54,8 +66,7 @@ class ServiceTimes {
   std::vector<Weight> weight_;  // [max_size + 1]
   std::vector<double> mean_;    // [max_size + 1]
   std::vector<double> high_;    // [max_size + 1]
-  // [max_size + 1] the largest mean(), high() up to a size: they ascend
-  std::vector<double> mean_upto_, high_upto_;
+  Upto mean_upto_, high_upto_;
   std::vector<double> rate_upto_;  // [max_size + 1] the largest size / mean() up to a size
 };
 
