@@ -69,7 +69,7 @@ STABLE_TORCH_LIBRARY(recsys_opt, m) {
   // dhe/
   m.def(
       "dhe_encode(Tensor ids, Tensor hashes, int num_embeddings, int prime, int buckets, "
-      "int encoding, Tensor like) -> Tensor");
+      "int encoding, Tensor like, Tensor? positions=None, int table=0) -> Tensor");
   m.def(
       "dhe_embedding_bag(Tensor indices, Tensor? offsets, Tensor[] hashes, Tensor[] weights, "
       "Tensor[] biases, int[] tables, Tensor? per_sample_weights, bool keep) -> "

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from recsys_opt import ops, reference
+from recsys_opt.ops import dhe_torch
 from recsys_opt.ops.dhe_torch import backward_by_torch, forward_by_torch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,6 +120,31 @@ def test_the_form_for_other_devices_computes_the_same(call):
         found = backward_by_torch(upstream, *call.arguments()[:2], *kept, *call.arguments()[2:], factors_grad)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("bad", [60, -1, 2**63 - 1, -(2**63)])
+def test_the_form_for_other_devices_says_which_id_is_out_of_range(bad):
+    call = Call(torch.tensor([3, 59, 3, 0, bad, 0]), None)
+    add_table(call, 1000, 8, (4,))
+    add_table(call, 60, 8, (4,))
+    with pytest.raises(RuntimeError, match=rf"ids\[4\] = {bad} is outside the 60 rows of table 1"):
+        forward_by_torch(*call.arguments(), False)
+
+
+def test_the_form_for_other_devices_computes_each_distinct_id_once(monkeypatch):
+    encoded = []
+    encode = dhe_torch.dhe_encode
+
+    def noted(ids, *rest, **options):
+        encoded.append(sorted(ids.tolist()))
+        return encode(ids, *rest, **options)
+
+    monkeypatch.setattr(dhe_torch, "dhe_encode", noted)
+    call = Call(torch.tensor([7, 3, 7, 7, 3, 9, 9, 9]), None)
+    add_table(call, 1000, 8, (4,))
+    add_table(call, 60, 8, (4,))
+    forward_by_torch(*call.arguments(), False)
+    assert encoded == [[3, 7], [3, 9]]
 
 
 def test_many_rows_over_blocks_and_threads():
@@ -241,7 +267,7 @@ def test_bad_arguments_are_refused_by_name():
     with pytest.raises(RuntimeError, match=r"biases\[0\] of table 0 must be \[4\]"):
         ops.dhe_embedding_bag(*call.arguments())
     options = {"num_embeddings": 5, "prime": 101, "buckets": 50, "like": torch.empty(0)}
-    with pytest.raises(RuntimeError, match=r"ids\[0\] = 5 is outside the 5 rows"):
+    with pytest.raises(RuntimeError, match=r"ids\[0\] = 5 is outside the 5 rows of table 0"):
         ops.dhe_encode(torch.tensor([5]), torch.ones(2, 4, dtype=torch.int64), encoding=0, **options)
     with pytest.raises(RuntimeError, match="an even number"):
         ops.dhe_encode(torch.tensor([1]), torch.ones(2, 3, dtype=torch.int64), encoding=1, **options)

@@ -74,6 +74,14 @@ inline Encoder check_encoder(const char* op, const Tensor& hashes, int64_t prime
   return {hashes.size(1), prime, buckets, encoding == 1};
 }
 
+// Where ids stand in the call that they come from; none: 0, 1, ...
+inline void check_positions(const char* op, const std::optional<Tensor>& positions,
+                            const Tensor& ids) {
+  STD_TORCH_CHECK(!positions || (positions->dim() == 1 && positions->numel() == ids.numel() &&
+                                 positions->scalar_type() == ScalarType::Long),
+                  op, ": positions must be [", ids.numel(), "] int64, as ids");
+}
+
 // The only place where the arguments of the lookups are checked.
 inline Shape check_bag(const char* op, const Tensor& indices, const std::optional<Tensor>& offsets,
                        const std::vector<Tensor>& hashes, const std::vector<Tensor>& weights,

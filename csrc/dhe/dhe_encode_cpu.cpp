@@ -118,16 +118,20 @@ void Hashes::encode(const int64_t* ids, int64_t count, int64_t begin, int64_t en
 namespace {
 
 Tensor dhe_encode_cpu(Tensor ids, Tensor hashes, int64_t num_embeddings, int64_t prime,
-                      int64_t buckets, int64_t encoding, Tensor like) {
+                      int64_t buckets, int64_t encoding, Tensor like,
+                      std::optional<Tensor> positions, int64_t table) {
   STD_TORCH_CHECK(ids.dim() == 1 && ids.scalar_type() == ScalarType::Long,
                   "dhe_encode: ids must be 1-D int64");
   const Encoder encoder = check_encoder("dhe_encode", hashes, prime, buckets, encoding);
+  check_positions("dhe_encode", positions, ids);
   make_contiguous(ids, hashes);
+  if (positions) make_contiguous(*positions);
   const int64_t count = ids.numel();
   const int64_t* id = ids.const_data_ptr<int64_t>();
+  const int64_t* place = positions ? positions->const_data_ptr<int64_t>() : nullptr;
   for (int64_t i = 0; i < count; ++i)
-    STD_TORCH_CHECK(0 <= id[i] && id[i] < num_embeddings, "dhe_encode: ids[", i, "] = ", id[i],
-                    " is outside the ", num_embeddings, " rows");
+    STD_TORCH_CHECK(0 <= id[i] && id[i] < num_embeddings, "dhe_encode: ids[", place ? place[i] : i,
+                    "] = ", id[i], " is outside the ", num_embeddings, " rows of table ", table);
   Tensor out = empty_on_cpu({count, encoder.hashes}, like.scalar_type());
   const Hashes functions(encoder, hashes.const_data_ptr<int64_t>());
   dispatch_floating("dhe_encode", like.scalar_type(), [&](auto zero) {

@@ -26,6 +26,12 @@ struct Functions {
   bool gaussian;
 };
 
+// Where the ids stand in the call that they come from, for what is noted of bad ones.
+struct Places {
+  const int64_t* positions;  // nullptr: 0, 1, ...
+  int64_t table;
+};
+
 __device__ double hash(const Functions& f, uint64_t x, int64_t j) {
   const uint64_t a = static_cast<uint64_t>(f.a[j]) % f.prime,
                  b = static_cast<uint64_t>(f.b[j]) % f.prime;
@@ -36,7 +42,7 @@ __device__ double hash(const Functions& f, uint64_t x, int64_t j) {
 // two neighbours, as Box and Muller need them. An id out of range has an encoding of zeros.
 template <typename T>
 __global__ void encode(Functions f, const int64_t* __restrict__ ids, int64_t count,
-                       T* __restrict__ out, Bounds bounds) {
+                       T* __restrict__ out, Places places, Bounds bounds) {
   const int64_t j = 2 * (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x);
   if (j >= f.hashes) return;
   const bool two = j + 1 < f.hashes;
@@ -46,7 +52,8 @@ __global__ void encode(Functions f, const int64_t* __restrict__ ids, int64_t cou
     const int64_t id = ids[i];
     double first = 0, second = 0;
     // One thread of those that meet a bad id notes it.
-    const bool there = j == 0 ? bounds.holds(BoundsKind::kIndex, i, id, f.rows, 0)
+    const int64_t place = j == 0 && places.positions ? places.positions[i] : i;
+    const bool there = j == 0 ? bounds.holds(BoundsKind::kIndex, place, id, f.rows, places.table)
                               : bounds.mode == tt::BoundsCheck::kTrust || (id >= 0 && id < f.rows);
     if (there) {
       const uint64_t x = static_cast<uint64_t>(id) % f.prime;
@@ -68,15 +75,22 @@ __global__ void encode(Functions f, const int64_t* __restrict__ ids, int64_t cou
 }
 
 Tensor dhe_encode_cuda(Tensor ids, Tensor hashes, int64_t num_embeddings, int64_t prime,
-                       int64_t buckets, int64_t encoding, Tensor like) {
+                       int64_t buckets, int64_t encoding, Tensor like,
+                       std::optional<Tensor> positions, int64_t table) {
   STD_TORCH_CHECK(ids.dim() == 1 && ids.scalar_type() == ScalarType::Long,
                   "dhe_encode: ids must be 1-D int64");
-  OneDevice("dhe_encode", "ids", ids).with("hashes", hashes).with("like", like);
+  OneDevice("dhe_encode", "ids", ids)
+      .with("hashes", hashes)
+      .with("like", like)
+      .with("positions", positions);
+  check_positions("dhe_encode", positions, ids);
   const Encoder encoder = check_encoder("dhe_encode", hashes, prime, buckets, encoding);
   make_contiguous(ids, hashes);
   const int64_t count = ids.numel();
   Tensor out = torch::stable::new_empty(like, {count, encoder.hashes});
   if (count == 0) return out;
+  if (positions) make_contiguous(*positions);
+  const Places places{positions ? positions->const_data_ptr<int64_t>() : nullptr, table};
   const OnDevice device(ids);
   const Bounds bounds = Bounds::begin(device.index());
   const auto* a = hashes.const_data_ptr<int64_t>();
@@ -93,7 +107,7 @@ Tensor dhe_encode_cuda(Tensor ids, Tensor hashes, int64_t num_embeddings, int64_
   dispatch_floating("dhe_encode", like.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     launch(encode<T>, grid, kThreads, 0, device.stream(), functions, id, count,
-           out.mutable_data_ptr<T>(), bounds);
+           out.mutable_data_ptr<T>(), places, bounds);
   });
   return out;
 }

@@ -69,8 +69,8 @@ class DHEEmbeddingBag(GroupedRepresentation):
     max_norm, scale_grad_by_freq or sparse; wrong ids are refused; gradients are dense, of the network's
     parameters, and cannot be differentiated again. Parameters are float32 or float64.
 
-    On the CPU each distinct id of a batch is computed once, and encodings are made block by block as the
-    first layer takes them: they are never in memory as a whole, for the backward pass neither.
+    Each distinct id of a batch is computed once. On the CPU encodings are made block by block as the first
+    layer takes them: they are never in memory as a whole, for the backward pass neither.
     `recsys_opt.ops.tt_allow_bf16(True)` rounds the operands of products to bf16, which takes two thirds of
     the time.
     """

@@ -41,8 +41,8 @@ def dhe_embedding_bag(
     per_sample_weights  [N] factors of the rows; sum pooling only
     returns             [B, sum of the tables' columns]
 
-    Gradients are those of weights, biases and per_sample_weights. On the CPU each distinct id of a batch is
-    computed once, and an encoding is never written to memory.
+    Gradients are those of weights, biases and per_sample_weights. Each distinct id of a batch is computed
+    once; on the CPU an encoding is never written to memory.
     """
     learning = torch.is_grad_enabled() and (
         any(tensor.requires_grad for tensor in (*weights, *biases))

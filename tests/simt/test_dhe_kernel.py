@@ -39,3 +39,13 @@ def test_id_outside_the_table_is_noted():
     assert torch.all(got[1] == 0)
     with pytest.raises(RuntimeError, match=r"met 1 ids.*indices\[1\] = 9, outside the table's 9 rows"):
         ops.library().dhe_encode(torch.tensor([3]), hashes, 9, 101, 7, 0, like)
+
+
+def test_what_is_noted_says_where_the_id_stood():
+    hashes, like = torch.ones(2, 4, dtype=torch.int64), torch.empty(0)
+    places = torch.tensor([40, 17])
+    ops.library().dhe_encode(torch.tensor([3, 9]), hashes, 9, 101, 7, 0, like, places, 5)
+    with pytest.raises(RuntimeError, match=r"indices\[17\] = 9, outside the table's 9 rows \(table 5\)"):
+        ops.library().dhe_encode(torch.tensor([3]), hashes, 9, 101, 7, 0, like)
+    with pytest.raises(RuntimeError, match=r"positions must be \[1\] int64, as ids"):
+        ops.library().dhe_encode(torch.tensor([3]), hashes, 9, 101, 7, 0, like, places, 5)
