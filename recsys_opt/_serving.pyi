@@ -236,7 +236,10 @@ class SimulationResult:
         """By bin: arrived [N], waiting_samples [N] (most), outcomes [N, 4], path_samples [N, paths]."""
     @property
     def queries(self) -> dict[str, NDArray[Any]]:
-        """With record=True, by arrival, warm-up included: arrival, start, finish, size, path, outcome."""
+        """With record=True, by arrival, warm-up included: arrival, start, finish, size, path, outcome, batch.
+
+        The batch is the one of `batch_records` that answered it; -1: none did.
+        """
     @property
     def batch_records(self) -> dict[str, NDArray[Any]]:
         """With record=True, in the order of their starts: start, seconds, worker, path, size."""
@@ -254,6 +257,7 @@ def simulate(
     events: Sequence[tuple[float, int, float]] = (),
     overhead: float = 0.0,
     sample_overhead: float = 0.0,
+    answer_overhead: float = 0.0,
     wake: float = 0.0,
     turnaround: float = 0.0,
     bin: float = 0.0,
@@ -268,7 +272,8 @@ def simulate(
 
     warmup      the first so many are not counted
     events      (time, device, factor): from then on its batches take so many times as long; inf: it is lost
-    overhead    seconds of each query beside its wait and its batch; sample_overhead: and of each sample
+    overhead    seconds of each query beside its wait and its batch; sample_overhead: of each of its samples;
+                answer_overhead: and of each other query that its last batch answers
     wake        further seconds of a batch that a worker has waited for: it begins as one of its queries
                 arrives
     turnaround  seconds of a worker between two batches

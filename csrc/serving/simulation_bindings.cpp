@@ -76,6 +76,7 @@ py::dict queries(const SimulationResult& r) {
   d["finish"] = as_array(r.finish);
   d["size"] = as_array(r.size);
   d["path"] = as_array(r.path);
+  d["batch"] = as_array(r.batch);
   d["outcome"] = as_array(r.outcome);
   return d;
 }
@@ -177,7 +178,8 @@ void bind_simulation(py::module_& m) {
       [](std::shared_ptr<Fleet> fleet, std::shared_ptr<Policy> policy, const Workload& workload,
          double sla, int64_t queries, uint64_t seed, int64_t warmup, int64_t max_waiting,
          const std::vector<std::tuple<double, int32_t, double>>& events, double overhead,
-         double sample_overhead, double wake, double turnaround, double bin, bool record,
+         double sample_overhead, double answer_overhead, double wake, double turnaround, double bin,
+         bool record,
          const std::vector<std::pair<std::vector<double>, std::vector<double>>>& recorded,
          const Array<int32_t>& batch_path, const Array<int32_t>& batch_size,
          const Array<double>& batch_seconds, std::shared_ptr<Fleet> times) {
@@ -189,6 +191,7 @@ void bind_simulation(py::module_& m) {
         options.max_waiting = max_waiting;
         options.overhead = overhead;
         options.sample_overhead = sample_overhead;
+        options.answer_overhead = answer_overhead;
         options.wake = wake;
         options.turnaround = turnaround;
         options.batches = {as_vector(batch_path, "batch_path"), as_vector(batch_size, "batch_size"),
@@ -212,8 +215,9 @@ void bind_simulation(py::module_& m) {
       py::arg("queries"), py::arg("seed") = 0, py::arg("warmup") = 0,
       py::arg("max_waiting") = std::numeric_limits<int64_t>::max() / 2,
       py::arg("events") = std::vector<std::tuple<double, int32_t, double>>(),
-      py::arg("overhead") = 0.0, py::arg("sample_overhead") = 0.0, py::arg("wake") = 0.0,
-      py::arg("turnaround") = 0.0, py::arg("bin") = 0.0, py::arg("record") = false,
+      py::arg("overhead") = 0.0, py::arg("sample_overhead") = 0.0, py::arg("answer_overhead") = 0.0,
+      py::arg("wake") = 0.0, py::arg("turnaround") = 0.0, py::arg("bin") = 0.0,
+      py::arg("record") = false,
       py::arg("recorded") = std::vector<std::pair<std::vector<double>, std::vector<double>>>(),
       py::arg("batch_path") = Array<int32_t>(0), py::arg("batch_size") = Array<int32_t>(0),
       py::arg("batch_seconds") = Array<double>(0), py::arg("times") = std::shared_ptr<Fleet>());

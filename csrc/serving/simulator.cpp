@@ -35,6 +35,7 @@ class Simulation {
         factors_(fleet.devices().size(), 1.0),
         replayed_(fleet.devices().size(), 0),
         runs_(fleet.workers(), 0),
+        records_(fleet.workers(), -1),
         seconds_(fleet.workers(), 0.0) {
     result_.busy.resize(fleet.workers());
     for (auto* counts : {&result_.batches, &result_.path_queries, &result_.path_samples}) {
@@ -100,6 +101,7 @@ class Simulation {
       result_.start.push_back(kNever);
       result_.finish.push_back(kNever);
       result_.path.push_back(-1);
+      result_.batch.push_back(-1);
       result_.outcome.push_back(0);
     }
     if (Bin* const b = bin(arrival.time)) {
@@ -141,6 +143,7 @@ class Simulation {
     }
     if (Bin* const b = bin(batch.start)) b->path_samples[batch.path] += batch.size;
     if (options_.record) {
+      records_[worker] = static_cast<int32_t>(result_.batch_start.size());
       result_.batch_start.push_back(batch.start);
       result_.batch_seconds.push_back(seconds);
       result_.batch_worker.push_back(worker);
@@ -192,10 +195,12 @@ class Simulation {
     if (completion.run != runs_[worker]) return false;
     count_busy(worker, now);
     core_.finish(now, worker, seconds_[worker]);
+    const double others = static_cast<double>(core_.finished().size()) - 1;
+    const double told =
+        now - options_.turnaround + options_.overhead + others * options_.answer_overhead;
     for (const uint32_t slot : core_.finished()) {
       const Query& query = core_.query(slot);
-      const double done =
-          now - options_.turnaround + options_.overhead + query.size * options_.sample_overhead;
+      const double done = told + query.size * options_.sample_overhead;
       // What rounding adds to a sum of times is not late.
       const bool in_time = done <= query.deadline + 1e-9 * options_.sla;
       if (query.id >= options_.warmup) {
@@ -203,7 +208,10 @@ class Simulation {
         result_.worth += query.worth;
         if (in_time) result_.worth_in_time += query.worth;
       }
-      if (options_.record) result_.finish[query.id] = done;
+      if (options_.record) {
+        result_.finish[query.id] = done;
+        result_.batch[query.id] = records_[worker];
+      }
       settle(query.id, query.size, now, in_time ? Outcome::kInTime : Outcome::kLate);
       core_.release(slot);
     }
@@ -274,6 +282,7 @@ class Simulation {
   std::vector<double> factors_;
   std::vector<std::size_t> replayed_;
   std::vector<uint32_t> runs_;
+  std::vector<int32_t> records_;  // [workers] the number of the batch that each computes
   std::vector<double> seconds_;
   std::priority_queue<Completion, std::vector<Completion>, std::greater<>> completions_;
   Arrival arrival_{kNever, 0};
@@ -305,8 +314,8 @@ SimulationResult simulate(const Fleet& fleet, Policy& policy, const Workload& wo
   require(options.queries >= 1, "queries must be at least 1");
   require(options.warmup >= 0 && options.warmup < options.queries,
           "warmup must be less than the queries");
-  require(options.overhead >= 0 && options.sample_overhead >= 0 && options.wake >= 0 &&
-              options.turnaround >= 0,
+  require(options.overhead >= 0 && options.sample_overhead >= 0 && options.answer_overhead >= 0 &&
+              options.wake >= 0 && options.turnaround >= 0,
           "overheads must not be negative");
   require(options.times == nullptr || same_paths(*options.times, fleet),
           "the fleet of the times has other paths, or smaller batches");

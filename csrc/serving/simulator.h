@@ -39,7 +39,8 @@ struct SimulationOptions {
   int64_t warmup = 0;  // the first so many queries are served but not counted
   int64_t max_waiting = std::numeric_limits<int64_t>::max();
   double overhead = 0;         // seconds of each query beside its wait and its batch,
-  double sample_overhead = 0;  // and of each of its samples
+  double sample_overhead = 0;  // of each of its samples,
+  double answer_overhead = 0;  // and of each other query that its last batch answers
   double wake = 0;             // further seconds of a batch that a worker has waited for
   double turnaround = 0;       // seconds of a worker between two batches
   double bin = 0;              // seconds of the timeline's bins; 0: no timeline
@@ -78,7 +79,7 @@ struct SimulationResult {
   std::vector<Bin> timeline;
   // With record, [queries]:
   std::vector<double> arrival, start, finish;
-  std::vector<int32_t> size, path;
+  std::vector<int32_t> size, path, batch;  // batch: that answered it; -1: none did
   std::vector<int8_t> outcome;
   // and [batches]:
   std::vector<double> batch_start, batch_seconds;

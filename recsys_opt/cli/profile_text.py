@@ -55,8 +55,8 @@ def served_lines(profile: Profile) -> list[str]:
         return []
     text = (
         f"as served: times inside the server, which takes {1e6 * work.query_s:.0f} us a query and "
-        f"{1e6 * work.sample_s:.2f} us a sample beside; {1e6 * work.wake_s:.0f} us more for a batch that a "
-        "worker waited for"
+        f"{1e6 * work.sample_s:.2f} us a sample beside, {1e6 * work.answer_s:.0f} us of a query for each "
+        f"other one of its batch; {1e6 * work.wake_s:.0f} us more for a batch that a worker waited for"
     )
     return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from recsys_opt import _serving
 from recsys_opt.errors import InputError
-from recsys_opt.serving.as_served import AsServed
 from recsys_opt.serving.calibration import as_served, recorded_batches
 from recsys_opt.serving.profile import Profile, fleet
 from recsys_opt.serving.simulation import Policy, Setup, in_time_share, run_native
@@ -104,25 +103,25 @@ def against(
     own = own_times(profile, trace)
     if own is not None:
         devices, ratios = recorded_times(profile, own, trace)
-        server = own.as_served or AsServed(*setup.overheads)
+        server = own.as_served or setup.overheads
         replayed = run_native(
             setup,
             policy,
             recorded=devices,
             batches=batches_by_query(profile, trace),
             times=own,
-            overheads=(server.query_s, server.sample_s),
+            overheads=server,
         )
         q50, q95, q99 = np.quantile(ratios, (0.5, 0.95, 0.99))
         notes.append(
             f"{len(ratios):,} recorded batches took {q50:.2f} times the profile's mean in the median, "
             f"{q95:.2f} and {q99:.2f} times it in 1 of 20 and of 100; {1e6 * server.query_s:,.0f} us a query "
-            f"beside wait and batch, and {1e6 * server.sample_s:.2f} us a sample"
+            f"beside wait and batch, {1e6 * server.sample_s:.2f} us a sample, {1e6 * server.answer_s:.0f} us "
+            "for each other query of its batch"
         )
     else:
         notes.append("the recording has no service times: it can be simulated from the profile alone")
-    work = None if times is None else times.as_served
-    beside = None if work is None or overhead is not None else (work.query_s, work.sample_s)
+    beside = times.as_served if times is not None and overhead is None else None
     runs = [run_native(setup.at(seed=seed + at), policy, times=times, overheads=beside) for at in range(RUNS)]
     latency = trace.latency[trace.answered]
     rows = [

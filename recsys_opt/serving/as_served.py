@@ -27,9 +27,12 @@ class AsServed:
     """and of each of its samples."""
     wake_s: float = 0.0
     """Further seconds of a batch that a worker has waited for: it wakes, and its caches are cold."""
+    answer_s: float = 0.0
+    """Of each query, for each other one that its last batch answers: answers are written, and read, one by
+    one."""
 
     def __post_init__(self) -> None:
-        for name in ("query_s", "sample_s", "wake_s"):
+        for name in ("query_s", "sample_s", "wake_s", "answer_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"as_served: {name} = {getattr(self, name)}; it must be 0 s or more")
 

@@ -54,8 +54,9 @@ def as_served(profile: Profile, traces: Sequence[Trace]) -> Profile:
     found = profile.with_paths([p.name for p in paths])
     further = np.concatenate(late)
     wake = max(0.0, float(np.median(further))) if len(further) else 0.0
-    query, sample = _beside(traces)
-    return replace(found, paths=tuple(paths), as_served=AsServed(*map(_rounded, (query, sample, wake))))
+    query, sample, other = _beside(traces)
+    work = AsServed(*map(_rounded, (query, sample, wake, other)))
+    return replace(found, paths=tuple(paths), as_served=work)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,23 +113,30 @@ def _scaled(path: Path, full: Array, seconds: Array) -> Path:
     return replace(path, times=tuple(times))
 
 
-def _beside(traces: Sequence[Trace]) -> tuple[float, float]:
-    """Of a query, and of a sample: a line through what queries took beside wait and batch.
+def _beside(traces: Sequence[Trace]) -> tuple[float, float, float]:
+    """Of a query, of a sample, of another query of its batch: a plane through what queries took beside.
 
     It is small beside these, so that it moves a percentile of the sum by its mean rather than its median. But
     one query in a hundred counts as no more than the others at most: the machine may have stood still.
     """
     own = np.concatenate([(t.latency - t.wait - t.service)[t.answered] for t in traces])
     sizes = np.concatenate([t.size[t.answered] for t in traces])[np.isfinite(own)]
+    others = np.concatenate([_others(t.batch[t.answered]) for t in traces])[np.isfinite(own)]
     own = own[np.isfinite(own)]
     if not len(own):
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     kept = own <= np.quantile(own, 0.95)
-    each = 0.0
-    if len(np.unique(sizes[kept])) > 1:
-        each = max(0.0, float(np.polyfit(sizes[kept], own[kept], 1)[0]))
-    rest = own - each * sizes
-    return max(0.0, float(np.minimum(rest, np.quantile(rest, 0.99)).mean())), each
+    columns = np.stack([np.ones(len(own)), sizes, others], axis=1)
+    _, sample, other = np.maximum(0.0, np.linalg.lstsq(columns[kept], own[kept], rcond=None)[0])
+    rest = own - sample * sizes - other * others
+    query = np.minimum(rest, np.quantile(rest, 0.99)).mean()
+    return max(0.0, float(query)), float(sample), float(other)
+
+
+def _others(batches: Array) -> Array:
+    """How many other queries each one's batch answered; batch -1: unknown."""
+    _, batch, counts = np.unique(batches, return_inverse=True, return_counts=True)
+    return np.where(batches < 0, 0, counts[batch] - 1)
 
 
 def _rounded(seconds: float) -> float:

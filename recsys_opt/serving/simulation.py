@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from recsys_opt import _serving
 from recsys_opt.errors import InputError
+from recsys_opt.serving.as_served import AsServed
 from recsys_opt.serving.events import Event, native_events
 from recsys_opt.serving.profile import Profile, fleet
 from recsys_opt.serving.windows import run_bound, windows
@@ -81,12 +82,12 @@ class Setup:
         return 0 if self.events or recorded else int(self.queries * WARMUP)
 
     @property
-    def overheads(self) -> tuple[float, float]:
-        """Seconds of each query beside wait and batch, and of each of its samples."""
+    def overheads(self) -> AsServed:
+        """What queries take beside wait and batch."""
         known = self.profile.as_served
         if self.overhead is not None or known is None:
-            return self.overhead or 0.0, 0.0
-        return known.query_s, known.sample_s
+            return AsServed(self.overhead or 0.0, 0.0)
+        return known
 
     def at(self, **changes: Any) -> Setup:
         """The same but for some fields; `rate` is the workload's."""
@@ -179,7 +180,7 @@ def run_native(
     recorded: Sequence[tuple[Array, Array]] = (),
     batches: Mapping[str, Array] | None = None,
     times: Profile | None = None,
-    overheads: tuple[float, float] | None = None,
+    overheads: AsServed | None = None,
 ) -> _serving.SimulationResult:
     """What the simulator counted, as it is.
 
@@ -188,7 +189,7 @@ def run_native(
     overheads  None: the setup's
     """
     devices = fleet(setup.profile)
-    overhead, sample_overhead = overheads or setup.overheads
+    beside = overheads or setup.overheads
     served = (times or setup.profile).as_served
     workload = native_workload(setup.workload, setup.queries, setup.seed)
     own = policy.make(devices, setup)
@@ -203,8 +204,9 @@ def run_native(
         warmup=setup.warmup_queries,
         max_waiting=setup.max_waiting,
         events=native_events(setup.events, setup.profile),
-        overhead=overhead,
-        sample_overhead=sample_overhead,
+        overhead=beside.query_s,
+        sample_overhead=beside.sample_s,
+        answer_overhead=beside.answer_s,
         wake=0.0 if served is None else served.wake_s,
         turnaround=setup.turnaround,
         bin=bin_seconds,

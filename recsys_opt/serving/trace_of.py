@@ -21,17 +21,7 @@ def trace_of(setup: Setup, run: Run) -> Trace:
     state = _STATES[queries["outcome"]]
     answered = state == State.ANSWERED
     arrival = queries["arrival"]
-    # A query's last batch is the one at whose end it was answered.
-    ends = batches["start"] + batches["seconds"]
-    order = np.argsort(ends, kind="stable")
-    batch = np.full(len(arrival), -1, dtype=np.int64)
-    if len(ends):
-        overhead, each = setup.overheads
-        ended = (queries["finish"] - overhead - each * queries["size"])[answered]
-        at = np.searchsorted(ends[order], ended)
-        near = np.stack([np.clip(at + step, 0, len(ends) - 1) for step in (-1, 0)])
-        off = np.abs(ends[order][near] - ended)
-        batch[answered] = order[near[np.argmin(off, axis=0), np.arange(near.shape[1])]]
+    batch = np.where(answered, queries["batch"], -1)
 
     def of_batch(values: Array, unknown: float) -> Array:
         found = np.full(len(arrival), unknown)

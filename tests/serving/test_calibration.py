@@ -36,12 +36,14 @@ def slower(profile: Profile, fixed: float, times: float, work: AsServed) -> Prof
 REAL = slower(BARE, 150e-6, 1.05, AsServed(300e-6, 0.2e-6, 120e-6))
 
 
-def run(profile: Profile, rate: float, queries: int = 12_000, seed: int = 0) -> Trace:
+def run(
+    profile: Profile, rate: float, queries: int = 12_000, seed: int = 0, policy: str = POLICY.name
+) -> Trace:
     workload = make_workload(
         parse_arrivals("poisson"), parse_sizes("lognormal:mean=128,sigma=1,max=4096"), rate
     )
     setup = Setup(profile, workload, 0.1, queries=queries, seed=seed, warmup=0)
-    return trace_of(setup, simulate(setup, POLICY, record=True))
+    return trace_of(setup, simulate(setup, parse_policy(policy), record=True))
 
 
 def test_a_run_says_what_the_server_adds():
@@ -57,6 +59,15 @@ def test_a_run_says_what_the_server_adds():
         assert path.quantile(size, 0.9) == pytest.approx(real.quantile(size, 0.9), rel=0.08), size
     # Sizes that were not seen have the ratio of the nearest ones.
     assert path.expected(4096) == pytest.approx(real.expected(4096), rel=0.08)
+
+
+def test_a_run_says_what_an_answer_takes_for_each_before_it():
+    """In a server that answers a batch's queries one after another."""
+    work = AsServed(300e-6, 0.2e-6, 120e-6, 40e-6)
+    found = as_served(BARE, [run(slower(BARE, 150e-6, 1.05, work), 500.0, policy="adaptive", queries=30_000)])
+    assert found.as_served.answer_s == pytest.approx(40e-6, rel=0.02)
+    assert found.as_served.query_s == pytest.approx(300e-6, rel=0.02)
+    assert found.as_served.sample_s == pytest.approx(0.2e-6, rel=0.1)
 
 
 def test_another_load_is_predicted_from_it():
