@@ -26,6 +26,9 @@ from recsys_opt.serving.sizes import Sizes
 from recsys_opt.serving.trace import Trace, write_trace
 from recsys_opt.serving.workload import make_workload, parse_arrivals
 
+_FIRST = 100
+"""SLAs; the adaptive policy averages arrivals over half as long."""
+
 
 @dataclass(frozen=True)
 class AgainstSettings:
@@ -37,11 +40,16 @@ class AgainstSettings:
     sizes: Sizes | None = None
     sla: float = 0.1
     seconds: float = 10.0
-    """Of each run."""
+    """Of each run, after the first ones, which are not compared."""
     path_seconds: float = 10.0
     """Of each path's own load, before the runs and again after them."""
     repeats: int = 2
     seed: int = 0
+
+    @property
+    def first_s(self) -> float:
+        """What the policy may remember of the run before."""
+        return _FIRST * self.sla
 
 
 def measure(
@@ -78,7 +86,7 @@ def measure(
     bare = Profile.load(serving.profile)
     both = as_served(bare, [*before, *after])
     halves = as_served(bare, before), as_served(bare, after)
-    return [row(profile, both, halves, *key, found) for key, found in runs.items()], both
+    return [row(profile, both, halves, *key, found, settings.first_s) for key, found in runs.items()], both
 
 
 def row(
@@ -88,17 +96,19 @@ def row(
     policy: str,
     share: float,
     runs: Sequence[tuple[Trace, Disturbance]],
+    skip: float = 0.0,
 ) -> dict[str, Any]:
     """One load's runs beside their simulations; relative errors, and how far apart measurements are.
 
     profile  that the server had
     times    that predictions are from
     halves   measurements of it
+    skip     seconds at the start of runs
     """
     traces = [trace for trace, _ in runs]
     chosen = parse_policy(policy)
-    found = [against(profile, chosen, trace, times=times) for trace in traces]
-    others = [against(profile, chosen, traces[0], times=half) for half in halves]
+    found = [against(profile, chosen, trace, times=times, skip=skip) for trace in traces]
+    others = [against(profile, chosen, traces[0], times=half, skip=skip) for half in halves]
     figures: dict[str, Any] = {"policy": policy, "share": share, "load": found[0].load, "sla": found[0].sla}
     for name in ("p50", "p95", "p99", "mean"):
         mine = [_row(c, name) for c in found]
@@ -127,7 +137,7 @@ def _plans(profile: Profile, settings: AgainstSettings) -> dict[float, Plan]:
     drawn = sizes.draw(100_000, np.random.default_rng(settings.seed))
     most = max(capacity(p, drawn, profile.device(p.device).workers) for p in profile.paths)
     return {
-        share: Plan.of(_workload(settings, share * most), settings.seconds, settings.seed)
+        share: Plan.of(_workload(settings, share * most), settings.first_s + settings.seconds, settings.seed)
         for share in settings.shares
     }
 

@@ -110,6 +110,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a recorded run's arrivals, simulated beside what was measured: with its own service times, and "
         "from the profile alone",
     )
+    what.add_argument(
+        "--skip",
+        type=seconds_of,
+        default=0.0,
+        metavar="TIME",
+        help="of the recorded run's start, simulated but not compared: a server may have been busy before",
+    )
     add("--csv", type=output_file, metavar="FILE", help="the figures of each simulation as CSV")
     add("--html", type=output_file, metavar="FILE", help="a page: latency by load, timelines, paths by size")
     add(
@@ -143,7 +150,9 @@ def run(args: argparse.Namespace) -> Outcome:
         if args.against:
             trace = read_trace(args.against)
             compared = [
-                against(profile, p, trace, sla=args.sla, seed=args.seed, overhead=args.overhead)
+                against(
+                    profile, p, trace, sla=args.sla, seed=args.seed, overhead=args.overhead, skip=args.skip
+                )
                 for p in policies
             ]
             lines = [line for c in compared for line in against_lines(c)]

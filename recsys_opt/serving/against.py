@@ -27,7 +27,8 @@ from recsys_opt.serving.workload import Recorded, Workload
 Array = NDArray[Any]
 PERCENTILES = (50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 RUNS = 5
-"""Seeds of the simulation from the profile, whose percentiles are averaged."""
+"""Simulations of a kind, whose figures are averaged: with other seeds, or with the recorded times of a few
+batches before. Where batches are not the recorded ones, which of them meets which time is chance."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def against(
     seed: int = 0,
     overhead: float | None = None,
     times: Profile | None = None,
+    skip: float = 0.0,
 ) -> Comparison:
     """Simulates a recorded run's arrivals.
 
@@ -87,6 +89,8 @@ def against(
     overhead  seconds of each query beside wait and batch, for the simulation from the profile; None: what
               the profile says, if its times are as served, else none. With recorded times it is the recorded
               one, where that is known
+    skip      seconds at the run's start that are served but not compared: a policy may remember what came
+              before the recording
     times     whose times batches take in the simulation from the profile; None: the profile's, which is what
               the policy expects in any case
     """
@@ -97,21 +101,27 @@ def against(
         raise InputError(f"the recorded run has {len(trace)} queries; it needs at least 2")
     arrivals = Recorded(trace.arrival - trace.arrival[0], trace.size, "the recorded run")
     workload = Workload(arrivals, Sizes.of(trace.size, "recorded"))
-    setup = Setup(profile, workload, sla, queries=len(trace), seed=seed, overhead=overhead)
+    first = int(np.searchsorted(arrivals.arrivals, skip)) if skip > 0 else 0
+    if first >= len(trace):
+        raise InputError(f"skip = {skip:g} s of a recorded run of {arrivals.arrivals[-1]:g} s; skip less")
+    setup = Setup(profile, workload, sla, queries=len(trace), seed=seed, warmup=first, overhead=overhead)
     notes = []
-    replayed = None
+    replayed: list[_serving.SimulationResult] = []
     own = own_times(profile, trace)
     if own is not None:
         devices, ratios = recorded_times(profile, own, trace)
         server = own.as_served or setup.overheads
-        replayed = run_native(
-            setup,
-            policy,
-            recorded=devices,
-            batches=batches_by_query(profile, trace),
-            times=own,
-            overheads=server,
-        )
+        replayed = [
+            run_native(
+                setup,
+                policy,
+                recorded=[(starts, np.roll(ratios, before)) for starts, ratios in devices],
+                batches=batches_by_query(profile, trace),
+                times=own,
+                overheads=server,
+            )
+            for before in range(RUNS)
+        ]
         q50, q95, q99 = np.quantile(ratios, (0.5, 0.95, 0.99))
         notes.append(
             f"{len(ratios):,} recorded batches took {q50:.2f} times the profile's mean in the median, "
@@ -123,12 +133,12 @@ def against(
         notes.append("the recording has no service times: it can be simulated from the profile alone")
     beside = times.as_served if times is not None and overhead is None else None
     runs = [run_native(setup.at(seed=seed + at), policy, times=times, overheads=beside) for at in range(RUNS)]
-    latency = trace.latency[trace.answered]
+    latency = trace.latency[first:][trace.answered[first:]]
     rows = [
         Row(
             f"p{percent:g}",
             float(np.percentile(latency, percent)) if len(latency) else None,
-            None if replayed is None else _percentile(replayed, percent),
+            _mean([_percentile(run, percent) for run in replayed]),
             _mean([_percentile(run, percent) for run in runs]),
         )
         for percent in PERCENTILES
@@ -137,19 +147,19 @@ def against(
         Row(
             "mean",
             float(latency.mean()) if len(latency) else None,
-            None if replayed is None else float(replayed.mean_latency),
+            _mean([float(run.mean_latency) for run in replayed]),
             _mean([float(run.mean_latency) for run in runs]),
         )
     )
     rows.append(
         Row(
             "in SLA",
-            float((latency <= sla).sum() / len(trace)),
-            None if replayed is None else in_time_share(replayed),
+            float((latency <= sla).sum() / (len(trace) - first)),
+            _mean([in_time_share(run) for run in replayed]),
             _mean([in_time_share(run) for run in runs]),
         )
     )
-    return Comparison(policy.name, len(trace), arrivals.rate, sla, tuple(rows), tuple(notes))
+    return Comparison(policy.name, len(trace) - first, arrivals.rate, sla, tuple(rows), tuple(notes))
 
 
 def own_times(profile: Profile, trace: Trace) -> Profile | None:

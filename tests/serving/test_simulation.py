@@ -272,6 +272,23 @@ def test_a_recorded_run_of_an_adaptive_policy_is_met():
     assert np.median(np.concatenate([ratios for _, ratios in devices])) == pytest.approx(1.0, rel=0.05)
 
 
+def test_the_start_of_a_recorded_run_may_be_left_out():
+    policy = parse_policy("static:table@gpu")
+    one = setup(queries=20_000, warmup=0)
+    trace = trace_of(one, simulate(one, policy, record=True))
+    start = trace.arrival[60]
+    late = Trace(**{**vars(trace), "latency": np.where(trace.arrival < start, 1.0, trace.latency)})
+    assert against(PROFILE, policy, late).rows[5].measured == 1.0
+    compared = against(PROFILE, policy, late, skip=start)
+    assert compared.queries == 20_000 - 60
+    rows = {row.name: row for row in compared.rows}
+    assert rows["p99.9"].measured < 1.0
+    for name in ("p50", "p99", "mean", "in SLA"):
+        assert rows[name].measured == pytest.approx(rows[name].replayed, rel=0.002), name
+    with pytest.raises(InputError, match=r"skip = 1000 s of a recorded run of .* s; skip less"):
+        against(PROFILE, policy, trace, skip=1000.0)
+
+
 def test_recordings_without_times_or_sla():
     nothing = np.zeros(3)
     trace = Trace(np.array([0, 0.1, 0.2]), nothing + 5, nothing + State.ANSWERED, nothing + 0.01)
