@@ -285,7 +285,7 @@ Decision Adaptive::save_most(const Core& core, int32_t device) const {
   const Lane& lane = core.lane(core.shared_lane());
   const double left = (lane.head().deadline - core.now()) / core.slowness(device);
   Decision decision;
-  double most = -1;
+  double most = 0;
   for (const int32_t p : core.fleet().devices()[device].paths) {
     const ServiceTimes& times = core.fleet().paths()[p].times;
     const int64_t all = std::min(lane.samples(), times.max_size());
@@ -300,7 +300,8 @@ Decision Adaptive::save_most(const Core& core, int32_t device) const {
       if (size == all) break;
     }
   }
-  return decision;
+  // Nothing can be in time here: the head then, as little late as can be.
+  return most > 0 ? decision : serve_head(core, device);
 }
 
 Decision Adaptive::serve_head(const Core& core, int32_t device) const {
