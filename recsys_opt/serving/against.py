@@ -131,6 +131,11 @@ def against(
         )
     else:
         notes.append("the recording has no service times: it can be simulated from the profile alone")
+    if (times or profile).as_served is None and not trace.circumstances.get("simulated"):
+        notes.append(
+            "the profile's times are those of the models by themselves, without a server's work; recsys-opt "
+            "profile served PROFILE --runs FOLDER --out FILE measures them in the server"
+        )
     beside = times.as_served if times is not None and overhead is None else None
     runs = [run_native(setup.at(seed=seed + at), policy, times=times, overheads=beside) for at in range(RUNS)]
     latency = trace.latency[first:][trace.answered[first:]]

@@ -75,6 +75,10 @@ def test_another_load_is_predicted_from_it():
     trace = run(REAL, 380.0, queries=20_000, seed=5)
     rows = {row.name: row for row in against(profile, POLICY, trace).rows}
     bare = {row.name: row for row in against(BARE, POLICY, trace).rows}
+    assert not any("profile served" in note for note in against(BARE, POLICY, trace).notes)  # it is simulated
+    measured = replace(trace, circumstances={})
+    assert any("profile served" in note for note in against(BARE, POLICY, measured).notes)
+    assert not any("profile served" in note for note in against(profile, POLICY, measured).notes)
     for name in ("p50", "p99", "mean"):
         assert abs(rows[name].replayed_off) < 0.01, name
         assert abs(rows[name].profiled_off) < 0.1, name
