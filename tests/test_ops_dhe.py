@@ -133,13 +133,13 @@ def test_the_form_for_other_devices_says_which_id_is_out_of_range(bad):
 
 def test_the_form_for_other_devices_computes_each_distinct_id_once(monkeypatch):
     encoded = []
-    encode = dhe_torch.dhe_encode
+    encode = dhe_torch._Lookups.encode
 
-    def noted(ids, *rest, **options):
+    def noted(lookups, ids, *rest):
         encoded.append(sorted(ids.tolist()))
-        return encode(ids, *rest, **options)
+        return encode(lookups, ids, *rest)
 
-    monkeypatch.setattr(dhe_torch, "dhe_encode", noted)
+    monkeypatch.setattr(dhe_torch._Lookups, "encode", noted)
     call = Call(torch.tensor([7, 3, 7, 7, 3, 9, 9, 9]), None)
     add_table(call, 1000, 8, (4,))
     add_table(call, 60, 8, (4,))

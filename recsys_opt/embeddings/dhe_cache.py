@@ -53,7 +53,7 @@ class CentroidBag(_Frozen):
         """centroids  [C, k] encodings"""
         super().__init__()
         self.num_embeddings, self.embedding_dim, self.mode = dhe.num_embeddings, dhe.embedding_dim, dhe.mode
-        self._encode: dict[str, Any] = {
+        self._encode = {
             "num_embeddings": dhe.num_embeddings,
             "prime": dhe.prime,
             "buckets": dhe.buckets,
@@ -78,11 +78,7 @@ class CentroidBag(_Frozen):
         """
         if not 1 <= count <= len(ids):
             raise InputError(f"count = {count} centroids of {len(ids)} ids; it must be 1 to the ids' number")
-        options: dict[str, Any] = {
-            "prime": dhe.prime,
-            "buckets": dhe.buckets,
-            "num_embeddings": dhe.num_embeddings,
-        }
+        options = {"prime": dhe.prime, "buckets": dhe.buckets, "num_embeddings": dhe.num_embeddings}
         encoding, like = ops.DHE_ENCODINGS[dhe.encoding], dhe.weights[0]
         points = ops.dhe_encode(ids.long(), dhe.hashes, encoding=encoding, like=like, **options)
         generator = torch.Generator().manual_seed(seed)

@@ -23,28 +23,18 @@ DHE_ENCODINGS = {"uniform": 0, "gaussian": 1}
 
 
 def dhe_encode(
-    ids: Tensor,
-    hashes: Tensor,
-    *,
-    num_embeddings: int,
-    prime: int,
-    buckets: int,
-    encoding: int,
-    like: Tensor,
-    positions: Tensor | None = None,
-    table: int = 0,
+    ids: Tensor, hashes: Tensor, *, num_embeddings: int, prime: int, buckets: int, encoding: int, like: Tensor
 ) -> Tensor:
     """The encodings of ids, made in one kernel from their hashes; `reference.dhe_encode` defines them.
 
-    ids        [N] int64 ids below `num_embeddings`
-    hashes     [2, k] int64: a and b of h(x) = ((a x + b) mod prime) mod buckets
-    encoding   0 uniform in [-1, 1]; 1 standard normal, from pairs of hashes
-    like       a float32 or float64 tensor: the result's type
-    positions  [N] int64, and table: where an error is to say that an id is; default: 0 .. N - 1, 0
-    returns    [N, k]
+    ids       [N] int64 ids below `num_embeddings`
+    hashes    [2, k] int64: a and b of h(x) = ((a x + b) mod prime) mod buckets
+    encoding  0 uniform in [-1, 1]; 1 standard normal, from pairs of hashes
+    like      a float32 or float64 tensor: the result's type
+    returns   [N, k]
     """
     result: Tensor = torch.ops.recsys_opt.dhe_encode(
-        ids, hashes, num_embeddings, prime, buckets, encoding, like, positions, table
+        ids, hashes, num_embeddings, prime, buckets, encoding, like
     )
     return result
 
@@ -93,19 +83,13 @@ class _Lookups:
     weights: Sequence[Tensor]
     biases: Sequence[Tensor]
 
-    def encode(self, ids: Tensor, positions: Tensor | None, like: Tensor) -> Tensor:
+    def encode(self, ids: Tensor, positions: Tensor, like: Tensor) -> Tensor:
+        """The encodings of ids, which stand at `positions` of the call: an error says so."""
         _, rows, prime, buckets, encoding, _, _ = self.numbers
-        return dhe_encode(
-            ids,
-            self.hashes,
-            num_embeddings=rows,
-            prime=prime,
-            buckets=buckets,
-            encoding=encoding,
-            like=like,
-            positions=positions,
-            table=self.number,
+        result: Tensor = torch.ops.recsys_opt.dhe_encode(
+            ids, self.hashes, rows, prime, buckets, encoding, like, positions, self.number
         )
+        return result
 
 
 def _starts(indices: Tensor, offsets: Tensor | None, count: int) -> Tensor:

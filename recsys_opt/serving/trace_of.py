@@ -21,7 +21,7 @@ def trace_of(setup: Setup, run: Run) -> Trace:
     state = _STATES[queries["outcome"]]
     answered = state == State.ANSWERED
     arrival = queries["arrival"]
-    batch = np.where(answered, queries["batch"], -1)
+    batch = queries["batch"]
 
     def of_batch(values: Array, unknown: float) -> Array:
         found = np.full(len(arrival), unknown)

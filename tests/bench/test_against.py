@@ -23,7 +23,18 @@ pytest.importorskip("prometheus_client")
 def test_served_profile_runs_and_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = write_all(tmp_path, paths=("table",))
     words = ["bench", "against", str(folder / "profile.json"), "--runs", str(folder / "runs")]
-    words += ["--policy", "static:table@cpu", "--shares", "0.2", "--seconds", "1s", "--path-seconds", "1s"]
+    words += [
+        "--policy",
+        "static:table@cpu",
+        "--shares",
+        "0.2",
+        "--seconds",
+        "1s",
+        "--path-seconds",
+        "1s",
+        "--sla",
+        "20ms",
+    ]
     keep, record = tmp_path / "kept", tmp_path / "record.json"
     assert main([*words, "--repeat", "2", "--keep", str(keep), "--record", str(record)]) == 0
     assert "from profile" in capsys.readouterr().out

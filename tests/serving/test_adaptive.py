@@ -125,7 +125,7 @@ def test_what_is_admitted_is_served_though_one_in_a_hundred_takes_longer_than_th
     [(0.01, 8500.0, 0.6, 0.98), (0.01, 24000.0, 1.0, 0.75), (0.025, 8500.0, 1.0, 0.97)],
 )
 def test_times_that_vary_widely_do_not_set_late_queries_against_those_behind_them(sla, rate, spread, least):
-    """One batch of long takes the rest's time; served each alone, one after the other, all would be late."""
+    """A long batch makes those behind it urgent; served each alone, one after another, all would be late."""
     fast_gpu = {
         "table@gpu": (0.7879, 720e-6, 0.135e-6),
         "hybrid@gpu": (0.7898, 870e-6, 0.48e-6),
