@@ -196,8 +196,8 @@ def test_killed_and_gone_on(tmp_path, monkeypatch):
     source = Slow(Dataset(data.path))
     whole = run(source, tmp_path / "whole.npz", options)
     out = tmp_path / "s.npz"
-    resumed = False
-    for attempt in range(30):
+
+    def start() -> int:
         pid = os.fork()
         if pid == 0:
             try:
@@ -205,16 +205,21 @@ def test_killed_and_gone_on(tmp_path, monkeypatch):
                 os._exit(10 if done[1] else 11)
             finally:
                 os._exit(1)
-        time.sleep(0.12 + 0.013 * (attempt % 7))
-        if attempt < 4:
-            os.kill(pid, signal.SIGKILL)
-        status = os.waitpid(pid, 0)[1]
-        if not os.WIFSIGNALED(status):
-            assert os.WEXITSTATUS(status) in (10, 11)
-            resumed = os.WEXITSTATUS(status) == 10
-            break
+        return pid
+
+    def states() -> set[Path]:
+        return set((tmp_path / ".s.npz.counting").glob("state_*.npz"))
+
+    for attempt in range(4):
+        before, pid = states(), start()
+        while not states() - before:  # each gets somewhere
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+            time.sleep(0.001)
+        time.sleep(0.02 * attempt)
+        os.kill(pid, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
         assert not out.exists()
-    assert resumed
+    assert os.waitstatus_to_exitcode(os.waitpid(start(), 0)[1]) == 10  # it has gone on
     assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
     assert AccessStatistics.load(out).sha256 == whole.sha256
 

@@ -29,11 +29,13 @@ from recsys_opt.training.initial import convert_run
 from recsys_opt.training.optimizers import OptimizerConfig
 from recsys_opt.training.trainer import train
 from tests.generated import COLUMNS, make_dataset
+from tests.training.slowed import slow_steps
 from tests.training.test_trainer import CONFIG, interrupt, lines
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHORT = replaced(CONFIG, {"epochs": 1, "max_rows": 2000})
+ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = [f"C{c + 1}" for c in range(len(COLUMNS))]
 SPLIT = (4, 20, 0, 900)  # whole in the fast tier, split, whole in the slow one, split
 
@@ -262,8 +264,10 @@ def test_the_command_survives_a_kill(dataset, statistics, tmp_path, capsys):
     assert main(["train", str(dataset.path), "--out", str(tmp_path / "whole"), *flags, "--json"]) == 0
     whole = json.loads(capsys.readouterr().out)
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "recsys_opt.cli.main", "train", str(dataset.path), "--out", str(run)]
-    process = subprocess.Popen([*command, *flags], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    slowed = [sys.executable, "-m", "tests.training.slowed", "0.05", "train", str(dataset.path)]
+    process = subprocess.Popen(
+        [*slowed, "--out", str(run), *flags], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
@@ -281,8 +285,9 @@ def test_the_command_survives_a_kill(dataset, statistics, tmp_path, capsys):
     assert all(torch.equal(a, b) for a, b in zip(tables_of(run), tables_of(tmp_path / "whole"), strict=True))
 
 
-def _go_on_with(plan: str, data: Path, run: Path) -> None:
+def _go_on_with(plan: str, data: Path, run: Path, slower_s: float) -> None:
     torch.set_num_threads(1)
+    slow_steps(slower_s)
     config = replaced(CONFIG, {"epochs": 1, "batch_size": 50, "checkpoint_every_s": 0.02})
     train(planned(plan, config), data, run, resume=True)
 
@@ -305,27 +310,26 @@ def test_kills_while_rows_move_change_nothing(tmp_path):
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([__name__, "torch.utils.tensorboard"])  # importing takes longest
 
-    def start(plan: str, run: Path) -> multiprocessing.process.BaseProcess:
-        process = processes.Process(target=_go_on_with, args=(plan, data.path, run))
+    def start(plan: str, run: Path, slower_s: float = 0.0) -> multiprocessing.process.BaseProcess:
+        process = processes.Process(target=_go_on_with, args=(plan, data.path, run, slower_s))
         process.start()
         return process
 
     whole = start(plans[0], tmp_path / "whole")
     whole.join()
     assert whole.exitcode == 0
-    rng, run, kills, seen = np.random.default_rng(1), tmp_path / "run", 0, set()
+    rng, run, seen = np.random.default_rng(1), tmp_path / "run", set()
     for attempt in range(6):
-        before, process = RunFolder(run).checkpoint_folder(), start(plans[attempt % 2], run)
+        before, process = RunFolder(run).checkpoint_folder(), start(plans[attempt % 2], run, 0.05)
         # Some of them get as far as their first checkpoint.
         while attempt % 3 == 0 and RunFolder(run).checkpoint_folder() == before and process.is_alive():
             time.sleep(0.002)
         time.sleep(rng.uniform(0.0, 0.15))
         process.kill()
         process.join()
-        kills += process.exitcode == -signal.SIGKILL
+        assert process.exitcode == -signal.SIGKILL
         found = load_model(run).embeddings
         seen.add(tuple(found.table(name).hot_rows for name in NAMES))
-    assert kills >= 4
     assert seen == set(splits)
     last = start(plans[1], run)
     last.join()
