@@ -5,12 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from recsys_opt.cli.main import let_threads_sleep
 
 let_threads_sleep()
 
 import torch  # noqa: E402  its OpenMP reads the environment once
+
+# Shared machines are slow at times. Each run tries new examples; --hypothesis-profile ci repeats the same.
+settings.register_profile("recsys_opt", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("recsys_opt")
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "criteo"

@@ -34,7 +34,7 @@ def best_by_trying(sizes, losses, capacity):
     return min(totals, default=None)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problems())
 def test_no_choice_is_better(problem):
     sizes, losses, capacity = problem
@@ -49,7 +49,7 @@ def test_no_choice_is_better(problem):
     assert found.gap == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(problems())
 def test_the_bound_holds_where_states_are_dropped(problem):
     sizes, losses, capacity = problem

@@ -99,13 +99,13 @@ def check(call: Call) -> None:
         torch.testing.assert_close(a, b)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(calls())
 def test_rows_and_gradients(call):
     check(call)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(calls())
 def test_the_form_for_other_devices_computes_the_same(call):
     with torch.no_grad():

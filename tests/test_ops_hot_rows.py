@@ -44,7 +44,7 @@ class Case:
 shapes = st.integers(0, 5).flatmap(lambda b: st.lists(st.integers(0, 4), min_size=2 * b, max_size=2 * b))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(lengths=shapes, seed=st.integers(0, 9), single=st.booleans(), narrow=st.booleans())
 def test_split(lengths, seed, single, narrow):
     case = Case(lengths, seed, single, torch.int32 if narrow else torch.int64)
@@ -52,7 +52,7 @@ def test_split(lengths, seed, single, narrow):
     torch.testing.assert_close(case.split(), want, rtol=0, atol=0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     lengths=shapes,
     seed=st.integers(0, 9),
@@ -90,7 +90,7 @@ def counters(case: Case, exact: bool) -> tuple[list[torch.Tensor], list[torch.Te
     return hot, counts, candidates
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     lengths=shapes,
     seed=st.integers(0, 9),

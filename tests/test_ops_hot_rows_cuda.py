@@ -41,7 +41,7 @@ def split_there(case: Case):
     return hot_rows.hot_rows_split(*lookups, keys, directories, case.rows, case.padding)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes, st.integers(0, 9), st.booleans(), st.booleans())
 def test_held_rows_are_found_pooled_and_counted_as_on_the_cpu(lengths, seed, single, exact):
     case = Case(lengths, seed, single)

@@ -89,7 +89,7 @@ cases = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(cases)
 def test_lookups_match_the_reference(case):
     output, positions = NATIVE.tiered_bag(*case.arguments())
@@ -102,7 +102,7 @@ def test_lookups_match_the_reference(case):
         assert positions.numel() == 0
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(cases, st.sampled_from(sorted(STATES)), st.booleans(), st.sampled_from([0.0, 0.1]))
 def test_the_update_matches_the_reference(case, algorithm, factors_grad, decay):
     tensors = (case.hot, case.cold, *case.states(algorithm))
@@ -116,7 +116,7 @@ def test_the_update_matches_the_reference(case, algorithm, factors_grad, decay):
     )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(cases)
 def test_gradients_match_autograd_through_the_reference(case):
     """Of rows that are looked up several times, from either tier, and of weights of lookups."""

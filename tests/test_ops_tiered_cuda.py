@@ -45,7 +45,7 @@ def look_up(case: Case):
     return NATIVE.tiered_bag(there(hot), there(cold, pinned=True), *lookups, mean)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases)
 def test_lookups_are_the_cpus(case):
     got, positions = look_up(case)
@@ -67,7 +67,7 @@ def updated(case: Case, algorithm: str, tensors, factors_grad: bool):
     return result.cpu(), *([t.cpu() for t in own] for own in tiers)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases, st.sampled_from(sorted(STATES)), st.booleans())
 def test_updates_are_the_references(case, algorithm, factors_grad):
     tensors = (case.hot, case.cold, *case.states(algorithm))

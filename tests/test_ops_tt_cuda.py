@@ -89,7 +89,7 @@ def relative_errors(case: Case) -> list[float]:
     return [((mine.double().cpu() - right).norm() / right.norm()).item() for mine, right in pairs]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(batches=(1, 3, 9, 40, 0)), st.sampled_from((0, FAR)))
 def test_values_and_gradients_match_the_float64_reference(case: Case, direct: int):
     ops.tt_direct_lookups(direct)

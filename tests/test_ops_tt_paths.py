@@ -9,7 +9,7 @@ from tests.test_ops_tt import make_cores, one_table
 from tests.tt_cases import OPTIONS, Case, cases, running
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(cases())
 def test_without_gradients_the_values_are_the_same(case: Case):
     """Tables of two cores are then looked up without a plan."""

@@ -124,7 +124,7 @@ def calls(draw, most_tables=3, most_bags=12) -> Call:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(calls(), st.integers(0, 2))
 def test_values(call, isa):
     try:
@@ -135,7 +135,7 @@ def test_values(call, isa):
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(calls(most_bags=70), st.integers(0, 2))
 def test_values_on_many_calls(call, isa):
     try:
@@ -271,7 +271,7 @@ def test_opcheck():
         opcheck(torch.ops.recsys_opt.tt_prefix_bag.default, call.arguments())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 4),
     st.sampled_from(COLUMNS),

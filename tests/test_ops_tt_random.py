@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recsys_opt import ops
 from tests.tt_cases import Case, cases, check, running
 
-many_examples = settings(deadline=None, suppress_health_check=list(HealthCheck))
+many_examples = settings(suppress_health_check=list(HealthCheck))
 
 
 def check_refusal(case: Case, position: int, wrong: int) -> None:

@@ -20,14 +20,14 @@ def small(case: Case, dtype: torch.dtype) -> Case:
     return case.mapped(lambda tensor: (tensor.double() * factor).to(dtype))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cases(), REDUCED)
 def test_results_are_the_fp32_ones_rounded(case, dtype):
     check(case, dtype)
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(), REDUCED)
 def test_results_are_the_fp32_ones_rounded_in_many_cases(case, dtype):
     check(case, dtype)
@@ -52,7 +52,7 @@ def check(case: Case, dtype: torch.dtype) -> None:
         assert ((mine.double() - right).abs() <= bound)[inside].all(), case.notes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cases(most_rank=20), REDUCED, st.sampled_from(ALGORITHMS))
 def test_updates_are_the_fp32_ones_rounded(case, dtype, algorithm):
     case = small(case, dtype)

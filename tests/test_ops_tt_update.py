@@ -77,14 +77,14 @@ NATIVE = torch.ops.recsys_opt.tt_embedding_bag_backward_update
 UPDATES = st.tuples(st.sampled_from(ALGORITHMS), st.sampled_from([0.0, 0.01]), st.integers(1, 9))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), UPDATES)
 def test_the_update_matches_the_reference(case, update):
     check_against_reference(case, *update)
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases(), UPDATES)
 def test_the_update_matches_the_reference_on_many_cases(case, update):
     check_against_reference(case, *update)

@@ -12,7 +12,7 @@ def place(table: int, position: int) -> str:
     return f"table {table}, position {position}"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_columns_of_a_matrix_are_counted_where_they_lie(data):
     """Strided, either type, any number of threads, and counters that run over after a few lookups."""

@@ -36,7 +36,7 @@ def test_points_are_every_rank_first_then_sixteen_an_octave(num_embeddings):
     assert (rows[65:] / rows[64:-1] <= 2 ** (1 / 16) * (1 + 1 / 64)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 2000), min_size=1, max_size=300), st.integers(0, 500))
 def test_every_curve_is_concave_from_0_to_1(counts, more):
     counts = np.array(counts)
@@ -52,7 +52,7 @@ def test_every_curve_is_concave_from_0_to_1(counts, more):
         assert (np.diff(curve.density()) <= 1e-10).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.integers(0, 5))
 def test_leave_one_out_is_what_its_name_says(counts, more):
     """Against the definition: take each lookup away, rank by the others, ties evenly; then the hull."""

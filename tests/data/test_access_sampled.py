@@ -25,7 +25,7 @@ def sampled(ids, num_embeddings=ROWS, slots=SLOTS) -> TableStatistics:
     return TableStatistics.from_sampled("t", len(ids), len(ids), counters, slots)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 40), max_size=200))
 def test_while_all_rows_have_room_the_counts_are_exact(ids):
     ids = np.array(ids, dtype=np.int64)

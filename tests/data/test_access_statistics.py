@@ -55,7 +55,7 @@ def test_saved_and_loaded(two, tmp_path):
     assert again_path.read_bytes() == (tmp_path / "stats.npz").read_bytes()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_merged_shards_are_one_pass(data):
     rows = data.draw(st.integers(1, 40))

@@ -48,7 +48,7 @@ def write(folder: Path, part: str, row: np.ndarray) -> None:
     )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.lists(st.integers(0, 9), min_size=1, max_size=4),
     batch_size=st.integers(1, 12),

@@ -21,7 +21,7 @@ def columns(draw):
     return ids, rows, draw(st.integers(1, 50)), draw(st.integers(1, 130))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(columns(), st.sampled_from(ORDERS))
 def test_every_order_is_a_bijection_with_seen_ids_first(column, by):
     ids, rows, chunk, batch = column
@@ -36,7 +36,7 @@ def test_every_order_is_a_bijection_with_seen_ids_first(column, by):
     assert list(new[unseen]) == list(range(len(seen), rows))  # in their old order
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(columns())
 def test_frequency_is_by_lookups_then_by_first_row(column):
     ids, rows, chunk, batch = column

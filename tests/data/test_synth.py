@@ -39,7 +39,7 @@ def assert_equal(a: Rows, b: Rows) -> None:
         np.testing.assert_array_equal(x, y, err_msg=name)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(start=st.integers(0, 100_000), length=st.integers(0, 1500), threads=st.integers(1, 4))
 def test_any_range_alone_equals_the_whole_run(
     source: SyntheticCriteo, rows: Rows, start: int, length: int, threads: int
@@ -48,7 +48,7 @@ def test_any_range_alone_equals_the_whole_run(
     assert_equal(source.rows(start, stop, threads=threads), Rows(*(a[start:stop] for a in rows)))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, (1 << 63) - 1), total=st.integers(1, 1 << 40), data=st.data())
 def test_any_seed_and_size_gives_rows_in_range(seed: int, total: int, data: st.DataObject) -> None:
     source = SyntheticCriteo(total, seed=seed, max_cardinality=data.draw(st.sampled_from([None, 2, 3, 1000])))

@@ -37,7 +37,7 @@ def test_fewer_rows_have_the_reuse_in_a_smaller_batch() -> None:
     assert rows[0] == pytest.approx(rows[1] / 16, rel=0.01)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, (1 << 63) - 1), tables=st.integers(1, 30), batch=st.integers(0, 1 << 40))
 def test_any_table_and_batch_alone(seed: int, tables: int, batch: int) -> None:
     traces = TableTraces(tables=tables, batch_size=64, seed=seed)

@@ -10,7 +10,7 @@ from recsys_opt.data.trace_drift import Drift
 from recsys_opt.errors import InputError
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 500),
     day=st.integers(0, 4),

@@ -48,7 +48,7 @@ def run(f, weights, indices, offsets, factors, mean) -> list[Tensor]:
     return [out.detach(), *(torch.zeros_like(x) if x.grad is None else x.grad.to_dense() for x in leaves)]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(batches())
 def test_values_and_gradients_match_the_reference(args):
     torch.testing.assert_close(run(ops.dense_bag, *args), run(reference.dense_bag, *args))

@@ -93,7 +93,7 @@ def used_rows(weights: list[Tensor], indices: Tensor, offsets: Tensor | None) ->
     return [used[weight.data_ptr()] for weight in weights]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(updates())
 def test_the_update_matches_the_reference(args):
     grad, weights, states, *rest = args

@@ -113,7 +113,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     program=steps,
     cache_rows=st.sampled_from([1, 2, 6, 20, ROWS, 100]),

@@ -65,7 +65,7 @@ def bags_of_ids(draw):
     return rows, draw(st.integers(0, rows)), ranked, ids
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(bags_of_ids(), st.sampled_from(["sum", "mean"]), st.sampled_from([torch.int32, torch.int64]))
 def test_a_lookup_is_nn_embedding_bags(shape, mode, dtype):
     rows, hot_rows, ranking, bags = shape

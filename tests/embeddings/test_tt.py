@@ -18,7 +18,7 @@ def make_bag(**options) -> TTEmbeddingBag:
     return bag
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     lengths=st.lists(st.integers(0, 5), min_size=1, max_size=8),
     mode=st.sampled_from(["sum", "mean"]),

@@ -68,7 +68,7 @@ def test_freedom_is_the_rank_of_the_map_from_cores_to_table():
         assert int(torch.linalg.matrix_rank(jacobian)) == option.freedom
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32), st.floats(0.02, 0.9))
 def test_no_choice_has_a_lower_expected_loss(seed, share):
     random = np.random.default_rng(seed)

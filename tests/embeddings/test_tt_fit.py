@@ -207,7 +207,7 @@ def test_types(dtype):
     assert kept.fit_error < (1e-12 if dtype == torch.float64 else 3e-2)  # of the cores as stored
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_any_shape_and_any_rank(data):
     d = data.draw(st.integers(2, 4))

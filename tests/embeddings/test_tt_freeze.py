@@ -26,7 +26,7 @@ def make_bag(rows=57, ranks=4, **options) -> TTEmbeddingBag:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(0, 5), min_size=1, max_size=8),
     mode=st.sampled_from(["sum", "mean"]),
@@ -110,7 +110,7 @@ def test_half_precision_cores_are_the_rounded_cores(level, dtype):
         assert torch.equal(a.to(dtype), b)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_prefix_makes_the_same_rows_within_the_bytes(data):
     d = data.draw(st.integers(3, 4))

@@ -24,7 +24,7 @@ def table(cores, rows) -> torch.Tensor:
     return tt_rows(torch.arange(rows), cores)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_norm_inner_product_and_distance_are_the_tables(data):
     d = data.draw(st.integers(2, 4))

@@ -14,7 +14,7 @@ def random_cores(p, q, ranks) -> list[torch.Tensor]:
     return [torch.randn(p[k], q[k], full[k], full[k + 1], dtype=torch.float64) for k in range(len(p))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_rows_of_any_range_are_the_definitions(data):
     d = data.draw(st.integers(2, 4))

@@ -11,7 +11,7 @@ from recsys_opt.embeddings.tt_budget import TTOption
 from recsys_opt.embeddings.tt_spectra import Spectra
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 5), min_size=2, max_size=4),
     st.data(),

@@ -23,7 +23,7 @@ def gradients(f, dense: Tensor, sparse: list[Tensor], order: list[int]) -> list[
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     batch=st.integers(0, 70),
     dim=st.integers(1, 40),

@@ -75,7 +75,7 @@ def replayed(batches: list[list[int]], rows: int, sets: int) -> np.ndarray:
     return np.stack(found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 300),
     sets=st.integers(1, 4),

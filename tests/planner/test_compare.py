@@ -31,7 +31,7 @@ def table_plans(draw, rows=23, columns=4):
     return TablePlan("t", rows, columns, devices, hot, column_shards, row_shards)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(table_plans(), table_plans())
 def test_moves_are_those_of_every_number(before, after):
     row_bytes = 4 * 4  # one byte for each number would do; 4 as in fp32
@@ -53,7 +53,7 @@ def test_replicas():
     assert not table_move(replica, replica, 16).changed
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(table_plans(), table_plans(), st.integers(0, 23), st.randoms(use_true_random=False))
 def test_moves_between_plans_that_rank_rows_otherwise(before, after, ranked, random):
     rankings = tuple(np.array(random.sample(range(23), ranked), dtype=int) for _ in range(2))
@@ -68,7 +68,7 @@ def test_moves_between_plans_that_rank_rows_otherwise(before, after, ranked, ran
     assert move.rows == (other | tier).any(axis=1).sum()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(table_plans(), table_plans(), st.booleans(), st.randoms(use_true_random=False))
 def test_what_pieces_have_in_common(before, after, reranked, random):
     orders = tuple(np.array(random.sample(range(23), 23)) for _ in range(2)) if reranked else None

@@ -163,7 +163,7 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data(), JSON_VALUES)
 def test_any_value_in_any_place_is_taken_or_refused_with_the_files_name(
     data: st.DataObject, value: object

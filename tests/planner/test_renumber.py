@@ -15,7 +15,7 @@ from recsys_opt.planner.solve import make_plan
 from tests.planner.cases import small_problem
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(0, 2))
 def test_assignment_is_the_best_of_all(seed, rows, more):
     weight = np.random.default_rng(seed).integers(-9, 9, (rows, rows + more)).astype(float)
@@ -49,7 +49,7 @@ def numberings(nodes: int, per_node: int) -> list[list[int]]:
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from([(1, 4), (2, 2), (3, 1), (2, 3)]))
 def test_numbering_is_the_best_of_all(seed, shape):
     nodes, per_node = shape

@@ -267,7 +267,7 @@ def test_bad_limits(days, old, limit):
         replan(old, first.statistics, second, move_limit=limit)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 10**6),
     sizes=st.lists(st.integers(1, 1500), min_size=1, max_size=7),

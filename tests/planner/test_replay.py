@@ -103,7 +103,7 @@ def cases(draw: st.DrawFn) -> tuple[Plan, LookupTrace, dict[str, list[int]]]:
     return Plan(tuple(plans), devices, batch_size), trace_of(features, batch_size), rankings
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(), st.integers(1, 3))
 def test_every_lookup_goes_where_the_plan_has_its_row(
     case: tuple[Plan, LookupTrace, dict[str, list[int]]], threads: int

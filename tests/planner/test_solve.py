@@ -90,7 +90,7 @@ def test_bound_and_plan_against_highs(seed):
     assert bound * (1 - 1e-3) <= plan.seconds <= best * 1.01
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     tables=st.integers(1, 12),

@@ -148,7 +148,7 @@ def requests(draw: st.DrawFn) -> tuple[bytes, tuple[int, bytes]]:
     return "\r\n".join([*lines, "", ""]).encode() + sent, told
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(requests(), min_size=1, max_size=12), st.lists(st.integers(0, 10**6), max_size=30), st.data())
 def test_requests_in_any_pieces_are_answered_in_their_order(asked, cuts, data):
     connection, transport, echo = connect(later=data.draw(st.booleans()))
@@ -182,7 +182,7 @@ def damage(data: bytes, changes: list[tuple[int, bytes]]) -> bytes:
     return data
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.one_of(st.binary(max_size=3000), DAMAGED), st.lists(st.integers(0, 10**6), max_size=20))
 def test_bytes_of_any_kind_are_answered_whole_or_not_at_all(sent: bytes, cuts: list[int]):
     connection, transport, echo = connect()

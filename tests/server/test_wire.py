@@ -29,7 +29,7 @@ def decoded(body: bytes) -> Query:
     return query
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     samples=st.integers(1, 100),
     wide=st.booleans(),
@@ -48,7 +48,7 @@ def test_a_query_comes_back_as_it_was(samples: int, wide: bool, within: float | 
     assert (query.within_s, query.model) == (within, name)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     probabilities=st.lists(st.floats(0, 1, width=32), max_size=50),
     paths=st.dictionaries(st.text(max_size=20), st.integers(0, 2**32 - 1), max_size=4),
@@ -68,7 +68,7 @@ def test_an_answer_comes_back_as_it_was(probabilities, paths, seconds, batch):
             wire.decode_answer(body[:cut])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300))
 def test_bytes_of_any_kind_are_refused_or_are_a_query(body: bytes):
     with pytest.raises(RefusalError) as refused:
@@ -76,7 +76,7 @@ def test_bytes_of_any_kind_are_refused_or_are_a_query(body: bytes):
     assert refused.value.kind.http_status in (400, 404, 413)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_query_with_changed_bytes_is_refused_or_fits_the_model(data: st.DataObject):
     body = bytearray(wire.encode_query(*good(3)))
@@ -93,7 +93,7 @@ def test_a_query_with_changed_bytes_is_refused_or_fits_the_model(data: st.DataOb
     assert (query.ids < np.array(MODEL.cardinalities)[:, None]).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_an_answer_with_changed_bytes_is_refused_or_is_one(data: st.DataObject):
     answer = Answer(np.arange(5, dtype=np.float32), {"table@cpu": 3, "tt@cpu": 2}, 1.0, 2.0, 3.0, 4.0, 5, 6)
@@ -119,7 +119,7 @@ JSON_VALUES = st.recursive(
 NUMBERS = st.lists(st.lists(st.one_of(st.integers(-1, 6), st.floats()), min_size=1, max_size=3), max_size=3)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.one_of(
         JSON_VALUES,
@@ -139,7 +139,7 @@ def test_json_of_any_kind_is_refused_or_fits_the_model(document: object):
     assert ((query.ids >= 0) & (query.ids < np.array(MODEL.cardinalities)[:, None])).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200))
 def test_text_of_any_kind_is_no_json_query(text: bytes):
     with pytest.raises(RefusalError) as refused:

@@ -47,7 +47,7 @@ def with_highs(weight, cost, owner, supply, capacity) -> float:
     return -float(solver.getObjectiveValue())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1))
 def test_shares_are_those_of_highs(seed):
     random = np.random.default_rng(seed)
@@ -67,7 +67,7 @@ def test_shares_are_those_of_highs(seed):
     assert (found.prices >= 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1))
 def test_the_simplex_is_exact(seed):
     random = np.random.default_rng(seed)
@@ -166,7 +166,7 @@ def best_schedule(profile, queries, sla) -> float:
     return search(frozenset(range(len(queries))), (0.0,) * len(devices))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1))
 def test_no_schedule_of_few_queries_exceeds_the_bound(seed):
     random = np.random.default_rng(seed)

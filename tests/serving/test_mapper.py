@@ -83,7 +83,7 @@ profiles = st.integers(1, 3).flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(profiles, st.integers(1, 120), st.integers(1, 120), st.sampled_from([10e-3, 50e-3]), st.floats(0.1, 4))
 def test_against_enumeration(drawn, first, second, sla, load):
     made = make_profile(

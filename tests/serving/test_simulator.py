@@ -65,7 +65,7 @@ def both_policies(name: str, profile, devices, sla: float, random: np.random.Gen
     return _serving.make_policy(name, devices, sla), own(profile)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(POLICIES), st.integers(0, 2**32 - 1))
 def test_small_cases_equal_the_plain_simulation(name, seed):
     random = np.random.default_rng(seed)
@@ -107,7 +107,7 @@ def any_policy(name: str, profile, devices, sla: float, random: np.random.Genera
     return both_policies(name, profile, devices, sla, random)[0]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.sampled_from((*POLICIES, "adaptive", "priced")), st.integers(0, 2**32 - 1))
 def test_what_must_hold_whatever_happens(name, seed):
     random = np.random.default_rng(seed)
@@ -174,7 +174,7 @@ def test_what_must_hold_whatever_happens(name, seed):
     assert (found.busy <= found.seconds * (1 + 1e-9)).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_the_earliest_deadline_is_first(seed):
     """The scheduler that the simulator drives, fed with deadlines that do not come in order."""
@@ -195,7 +195,7 @@ def test_the_earliest_deadline_is_first(seed):
     assert served == sorted(range(60), key=lambda query: (deadlines[query], query))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.sampled_from(("static", "earliest-finish", "adaptive")), st.integers(0, 2**32 - 1))
 def test_a_faster_machine_is_no_worse(name, seed):
     """All times halved, the same arrivals and random numbers: on the whole not later, and more in time."""

@@ -13,7 +13,7 @@ from recsys_opt.serving.trace import Trace, write_trace
 from recsys_opt.serving.workload import Bursty, make_workload, parse_arrivals
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     kind=st.sampled_from(
         ["lognormal:sigma=0.5", "lognormal:sigma=1.5", "pareto:alpha=1.3", "pareto:alpha=2.5"]

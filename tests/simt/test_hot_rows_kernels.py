@@ -33,7 +33,7 @@ def split(case: Case):
     return ops.library().hot_rows_split(indices, offsets, keys, directories, case.rows, case.padding)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes, st.integers(0, 9), st.booleans(), st.booleans(), ORDERS)
 def test_split(lengths, seed, single, narrow, order):
     case = Case(lengths, seed, single, torch.int32 if narrow else torch.int64)
@@ -53,7 +53,7 @@ def test_split_of_more_bags_than_a_block_sums():
         torch.testing.assert_close(tuple(split(case)), want, rtol=0, atol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes, st.integers(0, 9), st.booleans(), st.booleans(), st.tuples(*[st.booleans()] * 2), ORDERS)
 def test_bag_and_its_gradients(lengths, seed, single, weighted, mean, order):
     case = Case(lengths, seed, single)
@@ -85,7 +85,7 @@ def test_bag_and_its_gradients(lengths, seed, single, weighted, mean, order):
         )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes, st.integers(0, 9), st.booleans(), st.booleans(), st.integers(1, 3), ORDERS)
 def test_count(lengths, seed, single, exact, stride, order):
     case = Case(lengths, seed, single)
@@ -189,7 +189,7 @@ BAD_OFFSETS = [
 ]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(BAD_OFFSETS), ORDERS, st.integers(0, 9), st.booleans())
 def test_bad_offsets_are_noted_and_nothing_is_read_or_written_outside(bad, order, seed, exact):
     offsets, kind, message = bad

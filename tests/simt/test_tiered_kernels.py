@@ -31,7 +31,7 @@ def look_up(case: Case):
     return ops.library().tiered_bag(*map(guarded, tensors), mean)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cases, st.booleans(), ORDERS)
 def test_lookups(case, narrow, order):
     if narrow:
@@ -46,7 +46,7 @@ def test_lookups(case, narrow, order):
     assert torch.equal(positions[:used], wanted_positions[:used])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cases, ORDERS)
 def test_gradients_of_factors(case, order):
     factors = torch.ones(len(case.indices), dtype=torch.float64)
@@ -68,7 +68,7 @@ def update(case: Case, algorithm: str, tensors, order: str, seed: int, factors_g
     return result, *there
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cases, st.sampled_from(sorted(STATES)), st.booleans(), ORDERS)
 def test_updates(case, algorithm, factors_grad, order):
     tensors = (case.hot, case.cold, *case.states(algorithm))

@@ -49,7 +49,7 @@ def check(case: Case, unit: float | None = None) -> None:
 SMALL = cases(tables=3, batches=(1, 2, 5, 20, 0), most_rank=20)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SMALL, PATHS, RUNS, THREAD_ORDERS)
 def test_values_and_gradients(case: Case, path, run, order):
     with ops.running(order, run=run, **path):
@@ -57,7 +57,7 @@ def test_values_and_gradients(case: Case, path, run, order):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases(batches=(1, 3, 9, 40, 0)), PATHS, RUNS, THREAD_ORDERS)
 def test_values_and_gradients_on_many_cases(case: Case, path, run, order):
     with ops.running(order, run=run, **path):
@@ -174,7 +174,7 @@ def test_more_tables_than_travel_by_value():
             check(case)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     SMALL,
     st.tuples(st.sampled_from(ALGORITHMS), st.sampled_from([0.0, 0.01]), st.integers(1, 9)),

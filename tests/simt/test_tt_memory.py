@@ -48,7 +48,7 @@ def test_nodes_that_chunks_and_units_cut_have_their_room(run, four):
         check(case)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 99), RUNS)
 def test_lookups_in_any_one_of_the_tables_have_their_room(seed, run):
     """The host knows how many lookups a call has, not which table has them."""

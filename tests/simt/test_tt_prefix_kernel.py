@@ -23,7 +23,7 @@ def on_device(*arguments) -> Tensor:
     return result
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(calls(), st.sampled_from(("forward", "backward", "random")))
 def test_values(call, order):
     with ops.running(order):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -31,7 +31,6 @@ def auc_by_definition(logits, labels):
     return sum(pairs) / len(pairs) if pairs else None
 
 
-@settings(deadline=None)
 @given(rows)
 def test_auc_is_its_definition(data):
     logits, labels = data
@@ -50,7 +49,6 @@ def test_auc_of_many_rows_with_few_scores():
     assert auc(logits, labels) == pytest.approx(wins / (clicked.sum() * others.sum()), abs=1e-14)
 
 
-@settings(deadline=None)
 @given(rows)
 def test_the_others_are_their_definitions(data):
     logits, labels = data

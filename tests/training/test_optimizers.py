@@ -103,7 +103,7 @@ def row_updates(draw):
     return weights, states, ids, grads
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(row_updates())
 def test_row_updates_match_the_reference(case):
     weights, states, ids, grads = case
@@ -128,7 +128,7 @@ def test_rows_of_a_table_that_needs_three_passes_of_the_sort():
     torch.testing.assert_close(got, want)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(sizes=st.lists(st.integers(0, 40_000), min_size=1, max_size=4), seed=st.integers(0, 100))
 def test_adagrad_matches_the_reference(sizes, seed):
     g = torch.Generator().manual_seed(seed)

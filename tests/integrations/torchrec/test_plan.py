@@ -70,7 +70,7 @@ def plans(draw) -> Plan:
     return Plan(tuple(tables), devices, 6 * devices, hardware={"devices_per_node": per_node})
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(plan=plans(), seed=st.integers(0, 3), weighted=st.booleans())
 def test_any_plan_gives_what_the_unsharded_tables_give(plan: Plan, seed: int, weighted: bool):
     weighted = weighted and all(t.pooling == "sum" for t in plan.tables)
