@@ -40,7 +40,7 @@ def dispatch_cost(profile: Profile, sla: float, *, batches: int, together: int) 
     row: dict[str, Any] = {"what": "dispatch", "arriving": together, "queries": batches * together}
     for name, asleep in (("us_per_query", False), ("us_per_query_from_sleep", True)):
         us = 1e6 * _dispatches(profile, sla, batches, together, asleep)
-        row[name] = {**{f"p{q}": float(np.percentile(us, q)) for q in (50, 95, 99)}, "mean": float(us.mean())}
+        row[name] = _summary(us)
     return row
 
 
@@ -67,6 +67,11 @@ def _dispatches(
             scheduler.dropped(0.0)
         found.append((spent + time.perf_counter()) / together)
     return np.array(found)
+
+
+def _summary(values: NDArray[np.float64]) -> dict[str, float]:
+    percentiles = {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)}
+    return {**percentiles, "mean": float(values.mean())}
 
 
 def measure(
@@ -123,7 +128,7 @@ def round_trips(protocol: str, ask: Ask, samples: Samples, size: int, count: int
         ("server_ms", total - service),
         ("transport_ms", trip - total),
     ):
-        row[name] = {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)}
+        row[name] = _summary(values)
     return row
 
 
