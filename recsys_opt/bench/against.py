@@ -117,6 +117,7 @@ def row(
             "measured_ms": [1e3 * (m or 0.0) for m in measured],
             "replayed_off": [r.replayed_off for r in mine],
             "profiled_off": [r.profiled_off for r in mine],
+            "at_speed_off": [r.at_speed_off for r in mine],
             "runs_apart": _apart(measured),
             "profiles_apart": _apart([_row(c, name).profiled for c in others]),
         }
@@ -127,6 +128,7 @@ def row(
     for name in ("batch_size", "paths"):
         figures[name] = [_of_batches(trace)[name] for trace in traces]
     figures["queries"] = len(traces[0])
+    figures["slowness"] = [c.slowness for c in found]
     figures["disturbance"] = [vars(d) for _, d in runs]
     figures["notes"] = [list(c.notes) for c in found]
     return figures

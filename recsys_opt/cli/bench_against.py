@@ -70,18 +70,19 @@ def run(args: argparse.Namespace) -> Outcome:
 def lines_of(rows: list[dict[str, Any]]) -> list[str]:
     """For a person."""
     lines = [
-        f"{'policy':<20}{'share':>6}{'load':>7}{'':>6}{'measured':>12}{'recorded times':>17}"
-        f"{'from profile':>15}{'runs apart':>12}{'profiles':>10}{'others':>13}"
+        f"{'policy':<20}{'share':>6}{'load':>7}{'':>5}{'measured':>12}{'recorded times':>16}"
+        f"{'from profile':>15}{'at its speed':>15}{'runs apart':>12}{'profiles':>10}{'others':>13}"
     ]
     for row in rows:
         others = " ".join(f"{100 * d['others']:.1f}" for d in row["disturbance"])
         for name in ("p50", "p99"):
             found = row[name]
             measured = sum(found["measured_ms"]) / len(found["measured_ms"])
+            off = [_all(found[f"{way}_off"]) for way in ("replayed", "profiled", "at_speed")]
+            apart = [_share(found[f"{what}_apart"]) for what in ("runs", "profiles")]
             lines.append(
-                f"{row['policy'][:19]:<20}{row['share']:>6.0%}{row['load']:>7.0f}{name:>6}{measured:>9.2f} ms"
-                f"{_all(found['replayed_off']):>17}{_all(found['profiled_off']):>15}"
-                f"{_share(found['runs_apart']):>12}{_share(found['profiles_apart']):>10}{others:>11} %"
+                f"{row['policy'][:19]:<20}{row['share']:>6.0%}{row['load']:>7.0f}{name:>5}{measured:>9.2f} ms"
+                f"{off[0]:>16}{off[1]:>15}{off[2]:>15}{apart[0]:>12}{apart[1]:>10}{others:>11} %"
             )
     return lines
 

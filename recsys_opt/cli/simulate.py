@@ -107,8 +107,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against",
         type=Path,
         metavar="RUN",
-        help="a recorded run's arrivals, simulated beside what was measured: with its own service times, and "
-        "from the profile alone",
+        help="a recorded run's arrivals, simulated beside what was measured: with its own service times, "
+        "from the profile alone, and from the profile at the speed that each path had in the run",
     )
     what.add_argument(
         "--skip",

@@ -124,14 +124,18 @@ def against_lines(found: Comparison) -> list[str]:
     lines = [
         f"{found.queries:,} recorded queries, {found.load:,.0f} a second, policy {found.policy}, SLA "
         f"{milliseconds(found.sla)}",
-        f"{'':<12}{'measured':>12}{'recorded times':>18}{'':>9}{'from profile':>18}",
+        f"{'':<9}{'measured':>11}{'recorded times':>17}{'':>9}{'from profile':>15}{'':>9}"
+        f"{'at its speed':>15}",
     ]
     for row in found.rows:
         lines.append(
-            f"{row.name:<12}{_figure(row.name, row.measured):>12}{_figure(row.name, row.replayed):>18}"
-            f"{_off(row.replayed_off):>9}{_figure(row.name, row.profiled):>18}{_off(row.profiled_off):>9}"
+            f"{row.name:<9}{_figure(row.name, row.measured):>11}{_figure(row.name, row.replayed):>17}"
+            f"{_off(row.replayed_off):>9}{_figure(row.name, row.profiled):>15}{_off(row.profiled_off):>9}"
+            f"{_figure(row.name, row.at_speed):>15}{_off(row.at_speed_off):>9}"
         )
-    lines += [f"  {note}" for text in found.notes for note in textwrap.wrap(text, _WIDTH - 2)]
+    speeds = ", ".join(f"{factor:.2f} ({path})" for path, factor in found.slowness.items())
+    notes = [f"at its speed: the profile's times multiplied by {speeds}, as in the run"] if speeds else []
+    lines += [f"  {note}" for text in (*notes, *found.notes) for note in textwrap.wrap(text, _WIDTH - 2)]
     return lines
 
 

@@ -1,9 +1,11 @@
 """Simulations held against a recorded run: the same arrivals, percentile by percentile.
 
-Two simulations answer two questions. With the recorded service times what is left is the scheduler's model:
-queues, batches, decisions. A simulated batch that is a recorded one again takes just as long; another one
-takes the mean of the recorded batches of its size, times what the batch that began last on its device in the
-recording took more or less than that. From the profile alone it is what one would have predicted.
+Three simulations answer three questions. With the recorded service times what is left is the scheduler's
+model: queues, batches, decisions. A simulated batch that is a recorded one again takes just as long; another
+one takes the mean of the recorded batches of its size, times what the batch that began last on its device in
+the recording took more or less than that. From the profile alone it is what one would have predicted. And
+with the profile's times multiplied by one number a path, how many times as long its batches took in the run,
+it is what one would have predicted on a machine that is always as fast.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from recsys_opt import _serving
 from recsys_opt.errors import InputError
-from recsys_opt.serving.calibration import as_served, recorded_batches
+from recsys_opt.serving.calibration import as_served, recorded_batches, slowed, slowness
 from recsys_opt.serving.profile import Profile, fleet
 from recsys_opt.serving.simulation import Policy, Setup, in_time_share, run_native
 from recsys_opt.serving.sizes import Sizes
@@ -41,6 +43,8 @@ class Row:
     """With the recorded service times; None: the recording has none."""
     profiled: float | None
     """From the profile alone."""
+    at_speed: float | None
+    """From the profile at the speed of the recording; None: it has no service times."""
 
     @property
     def replayed_off(self) -> float | None:
@@ -52,6 +56,11 @@ class Row:
         """Relative error."""
         return _off(self.profiled, self.measured)
 
+    @property
+    def at_speed_off(self) -> float | None:
+        """Relative error."""
+        return _off(self.at_speed, self.measured)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -61,6 +70,8 @@ class Comparison:
     queries: int
     load: float
     sla: float
+    slowness: dict[str, float]
+    """By path, how many times as long as by the profile its batches took; empty: it is not known."""
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
@@ -68,7 +79,11 @@ class Comparison:
         """JSON values only."""
         document = asdict(self)
         for row, own in zip(document["rows"], self.rows, strict=True):
-            row |= {"replayed_off": own.replayed_off, "profiled_off": own.profiled_off}
+            row |= {
+                "replayed_off": own.replayed_off,
+                "profiled_off": own.profiled_off,
+                "at_speed_off": own.at_speed_off,
+            }
         return document
 
 
@@ -137,14 +152,19 @@ def against(
             "profile served PROFILE --runs FOLDER --out FILE measures them in the server"
         )
     beside = times.as_served if times is not None and overhead is None else None
-    runs = [run_native(setup.at(seed=seed + at), policy, times=times, overheads=beside) for at in range(RUNS)]
+
+    def from_profile(taken: Profile | None) -> list[_serving.SimulationResult]:
+        seeds = range(seed, seed + RUNS)
+        return [run_native(setup.at(seed=s), policy, times=taken, overheads=beside) for s in seeds]
+
+    slow = slowness(times or profile, trace)
+    simulated = replayed, from_profile(times), from_profile(slowed(times or profile, slow)) if slow else []
     latency = trace.latency[first:][trace.answered[first:]]
     rows = [
         Row(
             f"p{percent:g}",
             float(np.percentile(latency, percent)) if len(latency) else None,
-            _mean([_percentile(run, percent) for run in replayed]),
-            _mean([_percentile(run, percent) for run in runs]),
+            *(_mean([_percentile(run, percent) for run in runs]) for runs in simulated),
         )
         for percent in PERCENTILES
     ]
@@ -152,19 +172,17 @@ def against(
         Row(
             "mean",
             float(latency.mean()) if len(latency) else None,
-            _mean([float(run.mean_latency) for run in replayed]),
-            _mean([float(run.mean_latency) for run in runs]),
+            *(_mean([float(run.mean_latency) for run in runs]) for runs in simulated),
         )
     )
     rows.append(
         Row(
             "in SLA",
             float((latency <= sla).sum() / (len(trace) - first)),
-            _mean([in_time_share(run) for run in replayed]),
-            _mean([in_time_share(run) for run in runs]),
+            *(_mean([in_time_share(run) for run in runs]) for runs in simulated),
         )
     )
-    return Comparison(policy.name, len(trace) - first, arrivals.rate, sla, tuple(rows), tuple(notes))
+    return Comparison(policy.name, len(trace) - first, arrivals.rate, sla, slow, tuple(rows), tuple(notes))
 
 
 def own_times(profile: Profile, trace: Trace) -> Profile | None:

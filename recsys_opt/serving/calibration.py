@@ -9,7 +9,7 @@ a size took.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,6 +57,31 @@ def as_served(profile: Profile, traces: Sequence[Trace]) -> Profile:
     query, sample, other = _beside(traces)
     work = AsServed(*map(_rounded, (query, sample, wake, other)))
     return replace(found, paths=tuple(paths), as_served=work)
+
+
+def slowness(profile: Profile, trace: Trace) -> dict[str, float]:
+    """By path: how many times as long as by the profile a recorded run's batches took, all together.
+
+    Paths without a recorded batch are left out.
+    """
+    batches = recorded_batches(trace)
+    found = {}
+    for path in profile.paths:
+        sizes, seconds, _ = batches.of_path(path.name)
+        if len(sizes):
+            full = np.minimum([padded(int(s)) if profile.as_served else s for s in sizes], path.max_size)
+            found[path.name] = float(seconds.sum() / _expected(path, full).sum())
+    return found
+
+
+def slowed(profile: Profile, factors: Mapping[str, float]) -> Profile:
+    """The profile with the service times of some paths multiplied."""
+    return replace(profile, paths=tuple(_times(path, factors.get(path.name, 1.0)) for path in profile.paths))
+
+
+def _times(path: Path, factor: float) -> Path:
+    times = [replace(t, quantiles=tuple(factor * q for q in t.quantiles)) for t in path.times]
+    return replace(path, times=tuple(times))
 
 
 @dataclass(frozen=True, eq=False)

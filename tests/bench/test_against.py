@@ -42,6 +42,8 @@ def test_served_profile_runs_and_comparison(tmp_path: Path, capsys: pytest.Captu
     assert len(row["p50"]["measured_ms"]) == 2
     assert row["p50"]["runs_apart"] >= 0
     assert row["paths"][0] == {"table@cpu": 1.0}
+    assert len(row["p50"]["at_speed_off"]) == 2
+    assert [set(by_path) for by_path in row["slowness"]] == [{"table@cpu"}] * 2
     # What was measured in the server replaces the made-up times.
     profile = Profile.load(keep / "profile.json")
     assert profile.as_served.query_s > 0

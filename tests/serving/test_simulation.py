@@ -8,6 +8,7 @@ import pytest
 from recsys_opt.errors import InputError
 from recsys_opt.serving.against import against, own_times, recorded_times
 from recsys_opt.serving.bound import DeviceState
+from recsys_opt.serving.calibration import slowed
 from recsys_opt.serving.choices import (
     parse_policy,
     python_policy,
@@ -18,7 +19,7 @@ from recsys_opt.serving.choices import (
 )
 from recsys_opt.serving.events import Event, device_states, parse_event
 from recsys_opt.serving.held import held_load
-from recsys_opt.serving.simulation import Setup, gain, in_time_share, run_native, simulate
+from recsys_opt.serving.simulation import Run, Setup, gain, in_time_share, run_native, simulate, summarise
 from recsys_opt.serving.sizes import parse_sizes
 from recsys_opt.serving.sweep import parse_sweep, size_choices, sweep, timeline
 from recsys_opt.serving.trace import State, Trace
@@ -272,6 +273,25 @@ def test_a_recorded_run_of_an_adaptive_policy_is_met():
     assert np.median(np.concatenate([ratios for _, ratios in devices])) == pytest.approx(1.0, rel=0.05)
 
 
+def test_a_run_on_slower_devices_is_met_at_their_speed():
+    policy = parse_policy("earliest-finish")
+    slow = {"table@cpu": 1.5, "table@gpu": 1.25}
+    one = setup(queries=20_000, warmup=0).at(rate=2500.0)
+    result = run_native(one, policy, record=True, times=slowed(PROFILE, slow))
+    trace = trace_of(one, Run(summarise(one, policy.name, result), result))
+    compared = against(PROFILE, policy, trace)
+    assert set(compared.slowness) >= set(slow)
+    for path, factor in compared.slowness.items():
+        assert factor == pytest.approx(slow.get(path, 1.0), rel=0.02), path
+    rows = {row.name: row for row in compared.rows}
+    assert rows["p50"].profiled_off < -0.1
+    for name in ("p50", "p99", "mean"):
+        assert abs(rows[name].at_speed_off) < 0.05, name
+    document = compared.to_json()
+    assert document["slowness"] == compared.slowness
+    assert document["rows"][0]["at_speed_off"] == rows["p50"].at_speed_off
+
+
 def test_the_start_of_a_recorded_run_may_be_left_out():
     policy = parse_policy("static:table@gpu")
     one = setup(queries=20_000, warmup=0)
@@ -295,7 +315,8 @@ def test_recordings_without_times_or_sla():
     with pytest.raises(InputError, match="says no SLA; give one"):
         against(PROFILE, parse_policy("adaptive"), trace)
     compared = against(PROFILE, parse_policy("adaptive"), trace, sla=0.05)
-    assert compared.rows[0].replayed is None
+    assert compared.rows[0].replayed is compared.rows[0].at_speed is None
+    assert compared.slowness == {}
     assert "no service times" in compared.notes[0]
     assert compared.to_json()["rows"][0]["profiled_off"] is not None
     with pytest.raises(InputError, match="has 0 queries; it needs at least 2"):
