@@ -7,7 +7,7 @@
 #
 # FOLDER   where data, runs and profile go, shared with reproduce_profiles.sh (default build/profiles; 12 GB)
 # OUT      where the records go (default benchmarks/results)
-# SECONDS_A_PATH, SECONDS_A_RUN  of load (default 20 each)
+# SECONDS_A_PATH, SECONDS_A_RUN  of load (default 10, five times a path, and 20)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 own=${FOLDER:-build/profiles}/kaggle
@@ -23,7 +23,7 @@ for which in "${@:-server against}"; do
       server) recsys-opt bench server --profile "$own/server.json" "${common[@]}" --record "$out/server_cpu.json" ;;
       against)
         recsys-opt bench against "$own/server.json" "${common[@]}" --policy adaptive --policy static:table@cpu \
-          --shares 0.3 0.6 0.8 --sla 25ms --path-seconds "${SECONDS_A_PATH:-20}" --seconds "${SECONDS_A_RUN:-20}" \
+          --shares 0.3 0.6 0.8 --sla 25ms --path-seconds "${SECONDS_A_PATH:-10}" --seconds "${SECONDS_A_RUN:-20}" \
           --record "$out/against_cpu.json" ;;
       *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac

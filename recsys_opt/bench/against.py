@@ -1,12 +1,14 @@
 """Simulation held against measurement: real runs of the server, each beside what simulation says of it.
 
-Every load is sent twice, and each path is measured by itself before and after: how far the two runs, and what
-the two profiles predict, lie apart is the machine's noise, without which an error says nothing. Predictions
-are from both measurements of the paths; the server has the first as its profile.
+Every load is sent twice, and each path is measured by itself before all runs and after each policy's: how far
+the two runs, and what two halves of these measurements predict, lie apart is the machine's noise, without
+which an error says nothing. The server has the first measurement as its profile. Predictions are from all of
+them: they lie among the runs, so that the machine's slow phases are in both.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +44,7 @@ class AgainstSettings:
     seconds: float = 10.0
     """Of each run, after the first ones, which are not compared."""
     path_seconds: float = 10.0
-    """Of each path's own load, before the runs and again after them."""
+    """Of each path's own load, before the runs and after each policy's."""
     repeats: int = 2
     seed: int = 0
 
@@ -67,12 +69,13 @@ def measure(
     plans = _plans(profile, settings)
     served = Serving(own, serving.runs, serving.data, serving.spin_s)
     runs: dict[tuple[str, float], list[tuple[Trace, Disturbance]]] = {}
-    progress.start("runs", len(settings.policies) * settings.repeats * len(plans), "runs")
-    for policy in settings.policies:
-        with served.server("--policy", policy, "--sla", f"{settings.sla:g}s") as server:
-            samples = samples_for(server.target, serving.data)
-            send(server.target, Plan.of(_workload(settings, 50.0), 0.5, 99), samples)  # warms up
-            for repeat in range(settings.repeats):
+    parts = [before]
+    for repeat in range(settings.repeats):
+        for policy in settings.policies:
+            progress.start("runs", len(plans), "runs")
+            with served.server("--policy", policy, "--sla", f"{settings.sla:g}s") as server:
+                samples = samples_for(server.target, serving.data)
+                send(server.target, Plan.of(_workload(settings, 50.0), 0.5, 99), samples)  # warms up
                 for share, plan in plans.items():
                     with Disturbance.during(server) as disturbance:
                         trace = send(server.target, plan, samples, seed=settings.seed).trace
@@ -80,13 +83,14 @@ def measure(
                     name = policy.partition(":")[0]
                     write_trace(folder / f"{name}_{100 * share:.0f}_{repeat}.npz", trace)
                     progress.advance(1, policy=policy, share=f"{share:.0%}")
-            server.stop()
-    progress.finish()
-    after = _served(serving, settings, settings.seed + 1, progress)
+                server.stop()
+            progress.finish()
+            parts.append(_served(serving, settings, settings.seed + len(parts), progress))
     bare = Profile.load(serving.profile)
-    both = as_served(bare, [*before, *after])
-    halves = as_served(bare, before), as_served(bare, after)
-    return [row(profile, both, halves, *key, found, settings.first_s) for key, found in runs.items()], both
+    times, *halves = (
+        as_served(bare, list(itertools.chain(*own))) for own in (parts, parts[::2], parts[1::2])
+    )
+    return [row(profile, times, halves, *key, found, settings.first_s) for key, found in runs.items()], times
 
 
 def row(

@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sizes", default="lognormal:mean=128", metavar="TEXT", help="of queries (%(default)s)")
     add("--sla", type=seconds_of, default=AgainstSettings.sla, metavar="TIME", help="default 100ms")
     add("--seconds", type=seconds_of, default=10.0, metavar="TIME", help="of each run, after 100 SLAs (10s)")
-    add("--path-seconds", type=seconds_of, default=10.0, metavar="TIME", help="of each path's own load (10s)")
+    add(
+        "--path-seconds", type=seconds_of, default=10.0, metavar="TIME", help="of each path's own loads (10s)"
+    )
     add("--repeat", type=at_least(1), default=2, metavar="N", help="runs of each load (%(default)s)")
     add("--spin", type=seconds_of, default=Serving.spin_s, metavar="TIME", help="as `serve` takes it (500us)")
     add("--seed", type=at_least(0), default=0, metavar="N", help="default 0")
