@@ -119,17 +119,22 @@ def capacity(path: ServedPath, sizes: np.ndarray[Any, Any], workers: int = 1) ->
 
 
 def _plan(path: ServedPath, seconds: float, share: float, seed: int) -> Plan:
-    """Poisson arrivals; half of the sizes lognormal as queries' are, half spread evenly over all scales."""
+    """Poisson arrivals: half of the time sizes lognormal as queries' are, then sizes spread evenly over all
+    scales. Not mixed, as a small batch that follows a large one finds the caches cold, and takes longer."""
     random = np.random.default_rng([seed, 7])
     count = 1_000_000 // 8
     usual = random.lognormal(np.log(128) - 0.5, 1.0, count)
     spread = np.exp(random.uniform(0.0, np.log(path.max_size), count))
-    sizes = np.where(random.random(count) < 0.7, usual, spread)
-    sizes = np.clip(np.rint(sizes), 1, path.max_size).astype(np.int64)
-    rate = share * capacity(path, sizes)
-    arrivals = np.cumsum(random.exponential(1 / rate, count))
-    kept = arrivals < seconds
-    return Plan(arrivals[kept], sizes[kept], f"{rate:.4g} queries/s, lognormal and spread sizes")
+    arrivals, sizes, rates = [], [], []
+    for begin, drawn in ((0.0, usual), (seconds / 2, spread)):
+        whole = np.clip(np.rint(drawn), 1, path.max_size).astype(np.int64)
+        rates.append(share * capacity(path, whole))
+        at = begin + np.cumsum(random.exponential(1 / rates[-1], count))
+        kept = at < begin + seconds / 2
+        arrivals.append(at[kept])
+        sizes.append(whole[kept])
+    said = f"{rates[0]:.4g} queries/s of lognormal sizes, then {rates[1]:.4g} of spread ones"
+    return Plan(np.concatenate(arrivals), np.concatenate(sizes), said)
 
 
 def _refuse_losses(name: str, load: Load) -> None:

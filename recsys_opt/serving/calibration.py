@@ -67,10 +67,12 @@ def slowness(profile: Profile, trace: Trace) -> dict[str, float]:
     batches = recorded_batches(trace)
     found = {}
     for path in profile.paths:
-        sizes, seconds, _ = batches.of_path(path.name)
+        sizes, seconds, waited_for = batches.of_path(path.name)
         if len(sizes):
-            full = np.minimum([padded(int(s)) if profile.as_served else s for s in sizes], path.max_size)
-            found[path.name] = float(seconds.sum() / _expected(path, full).sum())
+            server = profile.as_served
+            full = np.minimum([padded(int(s)) if server else s for s in sizes], path.max_size)
+            woken = server.wake_s * waited_for.sum() if server else 0.0
+            found[path.name] = float((seconds.sum() - woken) / _expected(path, full).sum())
     return found
 
 
