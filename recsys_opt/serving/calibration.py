@@ -60,7 +60,8 @@ def as_served(profile: Profile, traces: Sequence[Trace]) -> Profile:
 
 
 def slowness(profile: Profile, trace: Trace) -> dict[str, float]:
-    """By path: how many times as long as by the profile a recorded run's batches took, all together.
+    """By path: how many times as long as by the profile a recorded run's batches took, all together, what
+    workers woke for included.
 
     Paths without a recorded batch are left out.
     """
@@ -72,7 +73,7 @@ def slowness(profile: Profile, trace: Trace) -> dict[str, float]:
             server = profile.as_served
             full = np.minimum([padded(int(s)) if server else s for s in sizes], path.max_size)
             woken = server.wake_s * waited_for.sum() if server else 0.0
-            found[path.name] = float((seconds.sum() - woken) / _expected(path, full).sum())
+            found[path.name] = float(seconds.sum() / (_expected(path, full).sum() + woken))
     return found
 
 

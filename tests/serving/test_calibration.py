@@ -8,7 +8,7 @@ import pytest
 from recsys_opt.errors import InputError
 from recsys_opt.serving.against import against
 from recsys_opt.serving.as_served import AsServed, padded, padded_sizes
-from recsys_opt.serving.calibration import as_served, recorded_batches
+from recsys_opt.serving.calibration import as_served, recorded_batches, slowness
 from recsys_opt.serving.choices import parse_policy
 from recsys_opt.serving.merging import merged
 from recsys_opt.serving.profile import Profile, ServiceTime, fleet
@@ -83,6 +83,17 @@ def test_another_load_is_predicted_from_it():
         assert abs(rows[name].replayed_off) < 0.01, name
         assert abs(rows[name].profiled_off) < 0.1, name
         assert bare[name].profiled_off < -0.2, name
+
+
+def test_slowness_counts_what_workers_woke_for():
+    for wake in (0.0, 120e-6, 1.0):  # the last more than any batch takes: still a time
+        real = slower(BARE, 150e-6, 1.05, AsServed(300e-6, 0.2e-6, wake))
+        found = slowness(real, run(REAL, 300.0))
+        assert set(found) == {"table@cpu"}
+        assert (
+            found["table@cpu"] == pytest.approx(1.0, rel=0.03) if wake == 120e-6 else found["table@cpu"] > 0
+        )
+    assert against(real, POLICY, run(REAL, 300.0, queries=500)).rows[0].at_speed > 0
 
 
 def test_batches_are_filled_up():
