@@ -219,6 +219,8 @@ def _lines(trace: Trace) -> Iterable[str]:
 
 
 def _read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    if path.is_file() and not zipfile.is_zipfile(path):  # numpy would advise to load it as a pickle
+        raise InputError(f"{path} is no readable trace (no .npz file, or not a whole one); {MAKER}")
     try:
         with np.load(path, allow_pickle=False) as archive:
             columns = {name: archive[name] for name in archive.files}

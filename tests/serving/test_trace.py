@@ -75,6 +75,10 @@ def test_files_that_are_no_traces_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", arrival=np.zeros(3))
     with pytest.raises(InputError, match="no readable trace"):
         read_trace(tmp_path / "a.npz")
+    (tmp_path / "profile.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no \.npz file, or not a whole one") as refused:
+        read_trace(tmp_path / "profile.json")
+    assert "pickle" not in str(refused.value)
     path = tmp_path / "t.jsonl"
     write_trace(path, example())
     lines = path.read_text().splitlines()
